@@ -1,0 +1,78 @@
+"""Frame changes of whole rigs; the only place where axis conventions are converted."""
+
+import numpy as np
+from jaxtyping import Float
+
+from facelift_jax.numerics import Array, einsum, namespace
+from facelift_jax.structs import Cameras
+
+
+def opengl_to_opencv_c2w(c2w: Float[Array, "*b 4 4"]) -> Float[Array, "*b 4 4"]:
+    """Camera axes (right, up, backward) to (right, down, forward); its own inverse."""
+    xp = namespace(c2w)
+    return c2w * xp.asarray([1, -1, -1, 1], dtype=c2w.dtype)
+
+
+def blender_to_opengl_c2w(c2w: Float[Array, "*b 4 4"]) -> Float[Array, "*b 4 4"]:
+    """OpenCV cameras in a z-up Blender world to OpenGL cameras in LGM's y-up world."""
+    xp = namespace(c2w)
+    world = xp.asarray(
+        [[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=c2w.dtype
+    )
+    return opengl_to_opencv_c2w(einsum("ij,...jk->...ik", world, c2w))
+
+
+def rig_center(cameras: Cameras) -> Float[Array, "*b 3"]:
+    """Point nearest, in the least-squares sense, to the optical axes of a rig [*b v].
+
+    Solves sum_v (I - a a^T) x = sum_v (I - a a^T) c over axes a and centres c; needs at
+    least two axes that are not parallel.
+    """
+    xp = namespace(cameras.viewmats)
+    axes, centers = cameras.viewmats[..., 2, :3], cameras.centers
+    eye = xp.eye(3, dtype=axes.dtype)
+    projectors = eye - axes[..., :, None] * axes[..., None, :]
+    right = einsum("...vij,...vj->...i", projectors, centers)
+    return xp.linalg.solve(projectors.sum(-3), right[..., None])[..., 0]
+
+
+def rig_radius(cameras: Cameras, center: Float[Array, "*b 3"]) -> Float[Array, "*b"]:
+    """Mean distance of the camera centres of a rig [*b v] from `center`, world units."""
+    xp = namespace(cameras.viewmats)
+    offsets = cameras.centers - center[..., None, :]
+    return xp.linalg.norm(offsets, axis=-1).mean(-1)
+
+
+def first_camera_frame(cameras: Cameras, radius: float) -> Float[Array, "*b 4 4"]:
+    """World-to-world rotation and shift that puts camera 0 of a rig at (0, 0, radius).
+
+    In the new world camera 0 has OpenGL axes equal to the world's axes: x right, y up,
+    looking along -z (LGM's training frame).
+    """
+    xp = namespace(cameras.viewmats)
+    opencv_to_opengl = xp.asarray(np.diag([1, -1, -1, 1]), dtype=cameras.viewmats.dtype)
+    shift = np.eye(4)
+    shift[2, 3] = radius
+    place = xp.asarray(shift, dtype=cameras.viewmats.dtype) @ opencv_to_opengl
+    return einsum("ij,...jk->...ik", place, cameras.viewmats[..., 0, :, :])
+
+
+def transform_world(
+    cameras: Cameras,
+    rotation: Float[Array, "*b 3 3"],
+    translation: Float[Array, "*b 3"],
+    scale: Float[Array, "*b"] | float,
+) -> Cameras:
+    """Cameras of a rig [*b v] after the world moves by x -> scale R x + translation.
+
+    One similarity for the whole rig; depths grow by `scale`, pictures stay as they are.
+    """
+    xp = namespace(cameras.viewmats)
+    scale = xp.asarray(scale, dtype=cameras.viewmats.dtype)[..., None]
+    old_rotation = cameras.viewmats[..., :3, :3]
+    new_rotation = einsum("...vij,...kj->...vik", old_rotation, rotation)
+    shift = scale[..., None] * cameras.viewmats[..., :3, 3]
+    shift = shift - einsum("...vij,...j->...vi", new_rotation, translation)
+    top = xp.concatenate([new_rotation, shift[..., None]], axis=-1)
+    viewmats = xp.concatenate([top, cameras.viewmats[..., 3:, :]], axis=-2)
+    return Cameras(viewmats, cameras.Ks, cameras.width, cameras.height)

@@ -1,0 +1,43 @@
+"""Quaternions, rotation vectors and covariances."""
+
+from jaxtyping import Float
+
+from facelift_jax.numerics import Array, einsum, namespace, normalize, safe_sqrt
+
+
+def quat_to_matrix(quats: Float[Array, "*b 4"]) -> Float[Array, "*b 3 3"]:
+    """Rotation matrices of quaternions (w, x, y, z) of any length.
+
+    A zero quaternion gives the identity, with finite gradients.
+    """
+    xp = namespace(quats)
+    w, x, y, z = xp.moveaxis(normalize(quats), -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def covariances(
+    quats: Float[Array, "*b 4"], scales: Float[Array, "*b 3"]
+) -> Float[Array, "*b 3 3"]:
+    """R diag(s)^2 R^T, world units squared."""
+    factors = quat_to_matrix(quats) * scales[..., None, :]
+    return einsum("...ij,...kj->...ik", factors, factors)
+
+
+def rotation_vector_to_matrix(
+    vectors: Float[Array, "*b 3"],
+) -> Float[Array, "*b 3 3"]:
+    """Rodrigues' formula: axis x angle in radians to a rotation matrix."""
+    xp = namespace(vectors)
+    angle = safe_sqrt(xp.sum(vectors * vectors, axis=-1))
+    x, y, z = xp.moveaxis(normalize(vectors), -1, 0)
+    zero = xp.zeros_like(x)
+    rows = [[zero, -z, y], [z, zero, -x], [-y, x, zero]]
+    cross = xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2)
+    sin, cos = xp.sin(angle)[..., None, None], xp.cos(angle)[..., None, None]
+    eye = xp.eye(3, dtype=vectors.dtype)
+    return eye + sin * cross + (1 - cos) * einsum("...ij,...jk->...ik", cross, cross)
