@@ -1,10 +1,11 @@
 """The five structs that cross module borders, and `check`, which verifies one.
 
 Conventions (each has a test in tests/test_conventions.py):
-camera axes x right, y down, z forward; world right-handed; poses stored world to camera;
-the centre of the top-left pixel is (0.5, 0.5); images float32 in [0, 1], channels last;
-depth is distance along the camera's z axis; quaternions (w, x, y, z), need not be unit;
-scales are standard deviations; colour is spherical-harmonic coefficients.
+camera axes x right, y down, z forward; world right-handed; poses stored world to
+camera; the centre of the top-left pixel is (0.5, 0.5); images float32 in [0, 1],
+channels last; depth is distance along the camera's z axis; quaternions (w, x, y, z),
+need not be unit; scales are standard deviations; colour is spherical-harmonic
+coefficients.
 """
 
 import dataclasses
@@ -71,7 +72,7 @@ class Views:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Scenes to learn from: `inputs` over [b v], `targets` over [b t], `scene_id` [b]."""
+    """Scenes: `inputs` Views over [b v], `targets` over [b t], `scene_id` [b]."""
 
     inputs: Views
     targets: Views
@@ -178,10 +179,10 @@ def _bind(
     fixed = [t for t in tokens if not t.startswith("*")]
     split = len(shape) - len(fixed)
     ok = split >= 0
-    sizes = [(t, s) for t, s in zip(fixed, shape[max(split, 0) :], strict=False)]
+    sizes = list(zip(fixed, shape[max(split, 0) :], strict=False))
     bound = {**axes}
     if tokens[0].startswith("*"):
-        sizes.append((tokens[0][1:], tuple(shape[: max(split, 0)])))
+        sizes.insert(0, (tokens[0][1:], tuple(shape[: max(split, 0)])))
     else:
         ok = split == 0
     for token, size in sizes:

@@ -10,11 +10,12 @@ def pixel_directions(cameras: Cameras) -> Float[Array, "*b h w 3"]:
     """Camera-frame directions through the pixel centres, scaled to z = 1."""
     xp = namespace(cameras.Ks)
     Ks = cameras.Ks[..., None, None, :, :]
-    cols = xp.arange(cameras.width, dtype=Ks.dtype)[None, :] + 0.5
+    shape = (*cameras.Ks.shape[:-2], cameras.height, cameras.width)
+    cols = xp.broadcast_to(xp.arange(cameras.width, dtype=Ks.dtype) + 0.5, shape)
     rows = xp.arange(cameras.height, dtype=Ks.dtype)[:, None] + 0.5
-    x, y = xp.broadcast_arrays(
-        (cols - Ks[..., 0, 2]) / Ks[..., 0, 0], (rows - Ks[..., 1, 2]) / Ks[..., 1, 1]
-    )
+    rows = xp.broadcast_to(rows, shape)
+    x = (cols - Ks[..., 0, 2]) / Ks[..., 0, 0]
+    y = (rows - Ks[..., 1, 2]) / Ks[..., 1, 1]
     return xp.stack([x, y, xp.ones_like(x)], axis=-1)
 
 

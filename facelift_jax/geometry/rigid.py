@@ -10,7 +10,8 @@ from facelift_jax.structs import Cameras
 def opengl_to_opencv_c2w(c2w: Float[Array, "*b 4 4"]) -> Float[Array, "*b 4 4"]:
     """Camera axes (right, up, backward) to (right, down, forward); its own inverse."""
     xp = namespace(c2w)
-    return c2w * xp.asarray([1, -1, -1, 1], dtype=c2w.dtype)
+    signs = xp.asarray([1, -1, -1, 1], dtype=c2w.dtype)
+    return c2w * xp.broadcast_to(signs, c2w.shape)
 
 
 def blender_to_opengl_c2w(c2w: Float[Array, "*b 4 4"]) -> Float[Array, "*b 4 4"]:
@@ -30,14 +31,14 @@ def rig_center(cameras: Cameras) -> Float[Array, "*b 3"]:
     """
     xp = namespace(cameras.viewmats)
     axes, centers = cameras.viewmats[..., 2, :3], cameras.centers
-    eye = xp.eye(3, dtype=axes.dtype)
-    projectors = eye - axes[..., :, None] * axes[..., None, :]
+    outer = axes[..., :, None] * axes[..., None, :]
+    projectors = xp.broadcast_to(xp.eye(3, dtype=axes.dtype), outer.shape) - outer
     right = einsum("...vij,...vj->...i", projectors, centers)
     return xp.linalg.solve(projectors.sum(-3), right[..., None])[..., 0]
 
 
 def rig_radius(cameras: Cameras, center: Float[Array, "*b 3"]) -> Float[Array, "*b"]:
-    """Mean distance of the camera centres of a rig [*b v] from `center`, world units."""
+    """Mean distance of a rig's camera centres [*b v] from `center`, world units."""
     xp = namespace(cameras.viewmats)
     offsets = cameras.centers - center[..., None, :]
     return xp.linalg.norm(offsets, axis=-1).mean(-1)
@@ -50,11 +51,10 @@ def first_camera_frame(cameras: Cameras, radius: float) -> Float[Array, "*b 4 4"
     looking along -z (LGM's training frame).
     """
     xp = namespace(cameras.viewmats)
-    opencv_to_opengl = xp.asarray(np.diag([1, -1, -1, 1]), dtype=cameras.viewmats.dtype)
-    shift = np.eye(4)
-    shift[2, 3] = radius
-    place = xp.asarray(shift, dtype=cameras.viewmats.dtype) @ opencv_to_opengl
-    return einsum("ij,...jk->...ik", place, cameras.viewmats[..., 0, :, :])
+    place = np.diag([1.0, -1.0, -1.0, 1.0])
+    place[2, 3] = radius
+    viewmats = cameras.viewmats[..., 0, :, :]
+    return einsum("ij,...jk->...ik", xp.asarray(place, viewmats.dtype), viewmats)
 
 
 def transform_world(
@@ -68,11 +68,13 @@ def transform_world(
     One similarity for the whole rig; depths grow by `scale`, pictures stay as they are.
     """
     xp = namespace(cameras.viewmats)
-    scale = xp.asarray(scale, dtype=cameras.viewmats.dtype)[..., None]
-    old_rotation = cameras.viewmats[..., :3, :3]
-    new_rotation = einsum("...vij,...kj->...vik", old_rotation, rotation)
-    shift = scale[..., None] * cameras.viewmats[..., :3, 3]
-    shift = shift - einsum("...vij,...j->...vi", new_rotation, translation)
+    old_shift = cameras.viewmats[..., :3, 3]
+    scale = xp.asarray(scale, dtype=old_shift.dtype)
+    scale = xp.broadcast_to(scale, old_shift.shape[:-2])[..., None, None]
+    new_rotation = einsum(
+        "...vij,...kj->...vik", cameras.viewmats[..., :3, :3], rotation
+    )
+    shift = scale * old_shift - einsum("...vij,...j->...vi", new_rotation, translation)
     top = xp.concatenate([new_rotation, shift[..., None]], axis=-1)
     viewmats = xp.concatenate([top, cameras.viewmats[..., 3:, :]], axis=-2)
     return Cameras(viewmats, cameras.Ks, cameras.width, cameras.height)

@@ -39,5 +39,5 @@ def rotation_vector_to_matrix(
     rows = [[zero, -z, y], [z, zero, -x], [-y, x, zero]]
     cross = xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2)
     sin, cos = xp.sin(angle)[..., None, None], xp.cos(angle)[..., None, None]
-    eye = xp.eye(3, dtype=vectors.dtype)
+    eye = xp.broadcast_to(xp.eye(3, dtype=vectors.dtype), cross.shape)
     return eye + sin * cross + (1 - cos) * einsum("...ij,...jk->...ik", cross, cross)
