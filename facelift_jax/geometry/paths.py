@@ -70,10 +70,10 @@ def orbit_cameras(
 def turntable_cameras(
     inputs: Cameras, num_frames: int, size: int, elevation_degrees: float = 20.0
 ) -> Cameras:
-    """One turn [num_frames] around the object a rig [v] looks at, at the rig's distance.
+    """One turn [num_frames] around what a rig [v] looks at, at the rig's distance.
 
-    The turn's axis is the mean of the input cameras' up directions and its centre the
-    world origin, where normalised rigs have their object.
+    The turn's axis is the mean of the input cameras' up directions; normalised rigs
+    have their object at the origin.
     """
     up = normalize(-np.asarray(inputs.viewmats[..., 1, :3], np.float64).mean(0))
     radius = float(np.linalg.norm(inputs.centers, axis=-1).mean())

@@ -41,7 +41,7 @@ def rig_radius(cameras: Cameras, center: Float[Array, "*b 3"]) -> Float[Array, "
     """Mean distance of a rig's camera centres [*b v] from `center`, world units."""
     xp = namespace(cameras.viewmats)
     offsets = cameras.centers - center[..., None, :]
-    return xp.linalg.norm(offsets, axis=-1).mean(-1)
+    return xp.asarray(xp.linalg.norm(offsets, axis=-1).mean(-1))
 
 
 def first_camera_frame(cameras: Cameras, radius: float) -> Float[Array, "*b 4 4"]:
