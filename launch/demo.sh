@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# From a bare checkout: set up, then train the demo on synthetic rodents and judge it from unseen cameras.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash launch/setup.sh cpu
+exec .venv/bin/python -m facelift_jax.main --config configs/lgm.py:demo "$@"

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Trains on every accelerator of this machine: bash launch/local.sh --config configs/lgm.py:big [flags]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+exec .venv/bin/python -m facelift_jax.main "$@"
