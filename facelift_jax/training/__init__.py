@@ -1,0 +1,1 @@
+"""Machinery of a training run that knows pytrees and files, and nothing about 3D."""

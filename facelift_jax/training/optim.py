@@ -1,0 +1,307 @@
+"""AdamW with LGM's one-cycle or a warm-up-cosine schedule, and frozen parameters.
+
+Schedules count optimizer steps from zero: the first step uses the value at 0.
+A skipped step does not count (see `where_finite`).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from facelift_jax.training import tree
+
+Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
+
+# torch's OneCycleLR: the rate starts at peak / 25 and ends at start / 10,000.
+START_DIVISOR = 25.0
+END_DIVISOR = 1e4
+
+# A run stops after this many skipped steps in a row, or more in the window.
+MAX_SKIPPED_IN_A_ROW = 10
+SKIP_WINDOW = 1000
+MAX_SKIPPED_IN_WINDOW = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Settings of the optimizer; the `optim` section of a config.
+
+    Exactly one of `warmup_steps` and `warmup_fraction` (of total_steps) is given.
+    `beta1_peak` is the beta1 in force at the peak rate (one_cycle only; None keeps
+    beta1 constant). `decay` says what weight_decay shrinks: "all" parameters or
+    "matrices" (two or more dimensions). `clip_norm` bounds the global norm of the
+    trained gradients (None: no bound). `rules` are ordered (regex, value) pairs over
+    whole parameter names: None freezes, a number scales the learning rate.
+    """
+
+    schedule: str
+    learning_rate: float
+    total_steps: int
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float | None
+    warmup_steps: int | None = None
+    warmup_fraction: float | None = None
+    beta1_peak: float | None = None
+    decay: str = "all"
+    rules: Sequence[tuple[str, float | None]] = ((".*", 1.0),)
+
+    def __post_init__(self):
+        if self.schedule not in ("one_cycle", "warmup_cosine"):
+            _refuse("schedule", self.schedule, "'one_cycle' or 'warmup_cosine'")
+        if self.decay not in ("all", "matrices"):
+            _refuse("decay", self.decay, "'all' or 'matrices'")
+        if self.total_steps < 1:
+            _refuse("total_steps", self.total_steps, "at least 1")
+        if (self.warmup_steps is None) == (self.warmup_fraction is None):
+            raise ValueError(
+                f"optim: warmup_steps={self.warmup_steps} and "
+                f"warmup_fraction={self.warmup_fraction}: give exactly one of them"
+            )
+        if not 0 <= self.num_warmup_steps < self.total_steps:
+            raise ValueError(
+                f"optim: a warm-up of {self.num_warmup_steps:g} steps does not fit in "
+                f"total_steps={self.total_steps}: shorten it"
+            )
+        if self.beta1_peak is not None and self.schedule != "one_cycle":
+            _refuse("beta1_peak", self.beta1_peak, "None unless schedule='one_cycle'")
+        for name in ("beta1", "beta2", "beta1_peak"):
+            beta = getattr(self, name)
+            if beta is not None and not 0 <= beta < 1:
+                _refuse(name, beta, "in [0, 1)")
+        for name in ("learning_rate", "eps", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                _refuse(name, value, "positive")
+        if not 0 <= self.weight_decay < math.inf:
+            _refuse("weight_decay", self.weight_decay, "zero or more")
+        for pattern, value in self.rules:
+            if value is not None and not 0 < value < math.inf:
+                _refuse(f"rules {pattern!r}", value, "positive, or None to freeze")
+
+    @property
+    def num_warmup_steps(self) -> float:
+        """Length of the warm-up in steps; a fraction may give part of a step."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        assert self.warmup_fraction is not None
+        return self.warmup_fraction * self.total_steps
+
+
+def learning_rate(config: OptimConfig) -> Schedule:
+    """The learning rate in force at optimizer step `count` (a function of it).
+
+    "one_cycle" is torch's OneCycleLR with cosine phases. "warmup_cosine" rises on a
+    line from zero and falls on a cosine to zero at total_steps.
+    """
+    peak = config.learning_rate
+    if config.schedule == "one_cycle":
+        start = peak / START_DIVISOR
+        return _one_cycle(config, start, peak, start / END_DIVISOR)
+    warmup = config.num_warmup_steps
+
+    def schedule(count):
+        count = jnp.asarray(count, jnp.float32)
+        rising = count / max(warmup, 1.0)
+        left = (config.total_steps - count) / (config.total_steps - warmup)
+        return jnp.where(count < warmup, peak * rising, _cosine(peak, 0.0, left))
+
+    return schedule
+
+
+def beta1(config: OptimConfig) -> Schedule:
+    """AdamW's beta1 in force at optimizer step `count` (a function of it)."""
+    if config.beta1_peak is None:
+        return lambda count: config.beta1
+    return _one_cycle(config, config.beta1, config.beta1_peak, config.beta1)
+
+
+def make_optimizer(
+    config: OptimConfig, params: Any
+) -> tuple[optax.GradientTransformation, str]:
+    """AdamW over the trained leaves of `params`, and the freeze report to log.
+
+    Frozen leaves keep every bit, carry no moments and do not count in the clipping
+    norm. Raises ValueError where the rules do not fit the names of `params`.
+    """
+    values = tree.first_match(tree.flatten_names(params), config.rules)
+    if all(value is None for value in values.values()):
+        raise ValueError("optim: rules freeze every parameter: nothing to train")
+    treedef = jax.tree.structure(params)
+    labels = ["frozen" if v is None else "trained" for v in values.values()]
+    multipliers = [1.0 if v is None else float(v) for v in values.values()]
+    optimizer = optax.chain(
+        optax.multi_transform(
+            {"trained": _adamw(config), "frozen": _freeze()},
+            treedef.unflatten(labels),
+        ),
+        _scale_leaves(treedef.unflatten(multipliers)),
+    )
+    return optimizer, freeze_report(params, config.rules)
+
+
+def select_trained(
+    params: Any, rules: Sequence[tuple[str, float | None]]
+) -> dict[str, Any]:
+    """The leaves that train, by name, of any tree with the structure of the parameters.
+
+    Norms and finiteness are measured on these alone, so that the compiler can drop
+    the backward pass of frozen leaves.
+    """
+    named = tree.flatten_names(params)
+    values = tree.first_match(named, rules)
+    return {name: leaf for name, leaf in named.items() if values[name] is not None}
+
+
+def freeze_report(params: Any, rules: Sequence[tuple[str, float | None]]) -> str:
+    """A table: rule, tensors, parameters, share of all parameters, rate multiplier."""
+    sizes = {
+        name: math.prod(leaf.shape) for name, leaf in tree.flatten_names(params).items()
+    }
+    deciding = tree.match_rules(list(sizes), [pattern for pattern, _ in rules])
+    total = sum(sizes.values())
+    rows = []
+    trained = []
+    for index, (pattern, value) in enumerate(rules):
+        group = [sizes[name] for name in sizes if deciding[name] == index]
+        trained += [] if value is None else group
+        rate = "frozen" if value is None else f"x {value:g}"
+        rows.append((pattern, len(group), sum(group), rate))
+    rows.append(("trained", len(trained), sum(trained), f"of {total:,}"))
+    width = max(len(row[0]) for row in rows)
+    header = f"{'rule':<{width}}  tensors    parameters    share  learning rate"
+    lines = [
+        f"{pattern:<{width}}  {tensors:>7}  {parameters:>12,}  "
+        f"{100 * parameters / total:>5.1f} %  {rate}"
+        for pattern, tensors, parameters, rate in rows
+    ]
+    return "\n".join([header, *lines])
+
+
+def all_finite(*trees: Any) -> jax.Array:
+    """Scalar bool: whether every entry of every floating-point leaf is finite."""
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trees)]
+    return jnp.stack(leaves).all()
+
+
+def where_finite(is_finite: jax.Array, new: Any, old: Any) -> Any:
+    """`new` where the step was finite, else `old`, leaf by leaf and bit for bit."""
+    return jax.tree.map(lambda n, o: jnp.where(is_finite, n, o), new, old)
+
+
+def stop_reason(step: int, skipped_steps: Sequence[int]) -> str | None:
+    """Why training must stop at `step`, or None to go on.
+
+    `skipped_steps` are the steps so far, in order, that were not finite. Ten in a
+    row, or more than 1 % of the last 1,000 steps, stop the run.
+    """
+    recent = [s for s in skipped_steps if step - SKIP_WINDOW < s <= step]
+    row = recent[-MAX_SKIPPED_IN_A_ROW:]
+    if row == list(range(step - MAX_SKIPPED_IN_A_ROW + 1, step + 1)):
+        return f"step {step}: the last {len(row)} steps were not finite"
+    if len(recent) > MAX_SKIPPED_IN_WINDOW:
+        return (
+            f"step {step}: {len(recent)} of the last {SKIP_WINDOW:,} steps "
+            "were not finite"
+        )
+    return None
+
+
+class AdamState(NamedTuple):
+    """Steps taken and the two moments."""
+
+    count: jax.typing.ArrayLike
+    mu: Any
+    nu: Any
+
+
+def scale_by_adam(
+    beta1: Schedule, beta2: float, eps: float
+) -> optax.GradientTransformation:
+    """Adam whose beta1 follows a schedule, as torch's AdamW under OneCycleLR.
+
+    The bias correction takes the beta1 in force: 1 - beta1(now)^steps
+    (Kingma and Ba, arXiv:1412.6980, section 3, with a beta1 that varies).
+    """
+
+    def init(params):
+        zeros = optax.tree.zeros_like(params)
+        return AdamState(jnp.zeros((), jnp.int32), mu=zeros, nu=zeros)
+
+    def update(updates, state, params=None):
+        del params
+        b1 = beta1(state.count)
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment(updates, state.nu, beta2, 2)
+        count = optax.safe_increment(state.count)
+        steps = jnp.float32(count)
+        scale_mu, scale_nu = 1 - b1**steps, 1 - beta2**steps
+        updates = jax.tree.map(
+            lambda m, v: (m / scale_mu) / (jnp.sqrt(v / scale_nu) + eps), mu, nu
+        )
+        return updates, AdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _adamw(config: OptimConfig) -> optax.GradientTransformation:
+    """Clip, Adam, decoupled decay, rate; the order of torch's AdamW."""
+
+    def decayed(params):
+        return jax.tree.map(lambda p: config.decay == "all" or p.ndim >= 2, params)
+
+    clip = (
+        []
+        if config.clip_norm is None
+        else [optax.clip_by_global_norm(config.clip_norm)]
+    )
+    return optax.chain(
+        *clip,
+        scale_by_adam(beta1(config), config.beta2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(learning_rate(config)),
+    )
+
+
+def _freeze() -> optax.GradientTransformation:
+    """Updates of minus zero: adding plus zero would turn a -0.0 parameter into 0.0."""
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates)
+    )
+
+
+def _scale_leaves(multipliers: Any) -> optax.GradientTransformation:
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(lambda u, m: u * m, updates, multipliers)
+    )
+
+
+def _one_cycle(config: OptimConfig, start: float, peak: float, end: float) -> Schedule:
+    """Cosine from start to peak over the warm-up, then to end at the last step."""
+    # torch counts ticks: a warm-up of W steps peaks at W - 1, T steps end at T - 1.
+    top = config.num_warmup_steps - 1
+    last = config.total_steps - 1
+
+    def schedule(count):
+        count = jnp.asarray(count, jnp.float32)
+        rising = _cosine(start, peak, (top - count) / max(top, 1.0))
+        falling = _cosine(peak, end, (last - count) / (last - top))
+        return jnp.where(count < top, rising, falling)
+
+    return schedule
+
+
+def _cosine(start: float, end: float, left: jax.Array) -> jax.Array:
+    """Half a cosine from start (1 left) to end (0 left), exact near its end too."""
+    return end + (start - end) * jnp.sin(math.pi / 2 * jnp.clip(left, 0, 1)) ** 2
+
+
+def _refuse(name: str, value: Any, expected: str) -> None:
+    raise ValueError(f"optim: {name}={value!r} must be {expected}")

@@ -1,0 +1,121 @@
+"""Names of a pytree's leaves, rules over those names, and differences of structure.
+
+A leaf's name is its path joined by slashes: `unet/conv_in/kernel`.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+
+MAX_NAMES = 10  # named in one error; the rest is counted
+
+
+def flatten_names(tree: Any) -> dict[str, Any]:
+    """The leaves by name, in the order of `jax.tree.leaves`.
+
+    Raises ValueError if two leaves share a name or a key holds a slash.
+    """
+    named = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        name = "/".join(keys)
+        if name in named or any("/" in key for key in keys):
+            raise ValueError(
+                f"leaf {name!r}: names must be unique and keys hold no '/': rename it"
+            )
+        named[name] = leaf
+    return named
+
+
+def nest_names(named: dict[str, Any]) -> dict[str, Any]:
+    """The nested dictionary whose leaves have these slash-separated names."""
+    nested: dict[str, Any] = {}
+    for name, leaf in named.items():
+        *parents, last = name.split("/")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return nested
+
+
+def first_match(
+    names: Iterable[str], rules: Sequence[tuple[str, Any]]
+) -> dict[str, Any]:
+    """The value of the first rule whose regular expression matches the whole name.
+
+    Raises ValueError, listing every problem, where a name has no rule, a rule
+    matches no name, or earlier rules take all the names it matches.
+    """
+    names = list(names)
+    deciding = match_rules(names, [pattern for pattern, _ in rules])
+    return {name: rules[deciding[name]][1] for name in names}
+
+
+def match_rules(names: Sequence[str], patterns: Sequence[str]) -> dict[str, int]:
+    """Index of the pattern that decides each name; errors as in `first_match`."""
+    compiled = [_compile(index, pattern) for index, pattern in enumerate(patterns)]
+    deciding = {}
+    for name in names:
+        matches = (i for i, regex in enumerate(compiled) if regex.fullmatch(name))
+        deciding[name] = next(matches, None)
+    problems = []
+    uncovered = [name for name, index in deciding.items() if index is None]
+    if uncovered:
+        problems.append(
+            f"no rule covers {list_names(uncovered)}: add a rule, the last may be '.*'"
+        )
+    for index, regex in enumerate(compiled):
+        if index in deciding.values():
+            continue
+        if any(regex.fullmatch(name) for name in names):
+            problem = "decides nothing, earlier rules take all it matches: move it up"
+        else:
+            problem = "matches no whole name: correct it"
+        problems.append(f"rule {index} {regex.pattern!r} {problem} or remove it")
+    if problems:
+        raise ValueError("; ".join(problems))
+    return deciding
+
+
+def structure_diff(expected: Any, found: Any) -> dict[str, str]:
+    """How the leaves of `found` differ from `expected`: {name: what is wrong}.
+
+    A leaf is missing, extra, or reshaped (another shape or dtype).
+    """
+    wanted = {name: describe(leaf) for name, leaf in flatten_names(expected).items()}
+    present = {name: describe(leaf) for name, leaf in flatten_names(found).items()}
+    difference = {}
+    for name, leaf in wanted.items():
+        if name not in present:
+            difference[name] = f"missing {name} {leaf}"
+        elif present[name] != leaf:
+            difference[name] = f"reshaped {name} {leaf}, found {present[name]}"
+    for name in present.keys() - wanted.keys():
+        difference[name] = f"extra {name} {present[name]}"
+    return dict(sorted(difference.items()))
+
+
+def describe(leaf: Any) -> str:
+    """Type and shape of a leaf in a few characters: `float32[3,64]`, `int`."""
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+    return type(leaf).__name__
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Names for an error's one line; beyond the first few they are counted."""
+    listed = ", ".join(names[:MAX_NAMES])
+    rest = len(names) - MAX_NAMES
+    return f"{listed} and {rest} more" if rest > 0 else listed
+
+
+def _compile(index: int, pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"rule {index} {pattern!r}: not a regular expression ({error})"
+        ) from error
