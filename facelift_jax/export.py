@@ -1,0 +1,234 @@
+"""Gaussians to 3DGS PLY files and back, and frames of a turntable."""
+
+import io
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import plyfile
+from jaxtyping import Float, UInt8
+
+from facelift_jax.structs import Cameras, Gaussians, RenderOutput, check
+
+OPACITY_CLAMP = 1e-6  # the logit is taken of opacities in [1e-6, 1 - 1e-6] (LGM)
+SCALE_FLOOR = 1e-8  # added before the logarithm (LGM)
+MAX_HEADER_BYTES = 1 << 16
+TURNTABLE_CHUNK = 8  # frames rendered per call
+
+_GEOMETRY = ("x", "y", "z")
+_COLOR = ("f_dc_0", "f_dc_1", "f_dc_2")
+_SHAPE = (
+    "opacity",
+    "scale_0",
+    "scale_1",
+    "scale_2",
+    "rot_0",
+    "rot_1",
+    "rot_2",
+    "rot_3",
+)
+_SIZES: dict[str, int] = dict.fromkeys(("char", "uchar", "int8", "uint8"), 1)
+_SIZES |= dict.fromkeys(("short", "ushort", "int16", "uint16"), 2)
+_SIZES |= dict.fromkeys(("int", "uint", "float", "int32", "uint32", "float32"), 4)
+_SIZES |= dict.fromkeys(("double", "float64"), 8)
+
+
+def write_ply(
+    path: str | Path, gaussians: Gaussians, min_opacity: float = 0.005
+) -> tuple[int, int]:
+    """Writes Gaussians [n] as a 3DGS PLY; returns how many were written and pruned.
+
+    Fields in LGM's order (x y z, f_dc, f_rest above degree 0, opacity, scale, rot),
+    little-endian float32, before activation: logit of opacity, logarithm of scale; rot
+    is (w, x, y, z) as given. Gaussians of opacity under `min_opacity` are left out,
+    which the file's comments state. The file appears whole or not at all.
+
+    Raises:
+      ValueError: values that are not finite, or a batch of Gaussians.
+    """
+    axes = check(gaussians, "gaussians")
+    if axes["b"]:
+        raise ValueError(f"{path}: expected one scene's Gaussians, found {axes['b']}")
+    columns = _columns(gaussians)
+    num_bad = int((~np.isfinite(columns).all(axis=1)).sum())
+    if num_bad:
+        raise ValueError(
+            f"{path}: {num_bad} of {len(columns)} Gaussians hold NaN or infinity or "
+            "scales below zero; nothing was written"
+        )
+    keep = np.asarray(gaussians.opacities) >= min_opacity
+    written, pruned = int(keep.sum()), int((~keep).sum())
+    comments = [
+        f"{pruned} of {len(keep)} Gaussians with opacity < {min_opacity} left out",
+        f"opacity: logit of the value in [{OPACITY_CLAMP}, 1 - {OPACITY_CLAMP}]",
+    ]
+    num_rest = columns.shape[1] - len(_GEOMETRY + _COLOR + _SHAPE)
+    names = (*_GEOMETRY, *_COLOR, *_rest_names(num_rest), *_SHAPE)
+    table = np.rec.fromarrays(
+        list(columns[keep].T), dtype=[(name, "<f4") for name in names]
+    )
+    element = plyfile.PlyElement.describe(np.asarray(table), "vertex")
+    content = io.BytesIO()
+    plyfile.PlyData([element], byte_order="<", comments=comments).write(content)
+    _write_atomically(Path(path), content.getvalue())
+    return written, pruned
+
+
+def read_ply(path: str | Path) -> Gaussians:
+    """Reads Gaussians [n] of a 3DGS PLY file, activated, as NumPy float32 arrays.
+
+    Further fields, such as the normals that some programs write, are ignored.
+
+    Raises:
+      ValueError: a file that is no PLY, promises more than it holds, lacks fields, or
+        holds values that are not finite; the message is one line.
+    """
+    path = Path(path)
+    vertex = _read_vertices(path)
+    fields = vertex.dtype.names or ()
+    missing = [f for f in (*_GEOMETRY, *_COLOR, *_SHAPE) if f not in fields]
+    if missing:
+        raise ValueError(
+            f"{path}: not a 3DGS PLY file: its vertices lack {', '.join(missing)}"
+        )
+    num_rest = sum(re.fullmatch(r"f_rest_\d+", field) is not None for field in fields)
+    rest_names = _rest_names(num_rest)
+    if num_rest not in (0, 9, 24, 45) or not set(rest_names) <= set(fields):
+        raise ValueError(
+            f"{path}: expected 0, 9, 24 or 45 fields f_rest_0, f_rest_1, ... for "
+            f"harmonics of degree 0 to 3, found {num_rest}"
+        )
+
+    def columns(names: tuple[str, ...]) -> Float[np.ndarray, "n m"]:
+        values = [vertex[name].astype(np.float32) for name in names]
+        return np.stack(values, axis=-1)
+
+    sh = columns(_COLOR)[:, None]
+    if rest_names:
+        rest = columns(rest_names).reshape(len(vertex), 3, num_rest // 3)
+        sh = np.concatenate([sh, rest.transpose(0, 2, 1)], axis=1)
+    with np.errstate(over="ignore"):  # an infinite scale is refused below
+        gaussians = Gaussians(
+            means=columns(_GEOMETRY),
+            quats=columns(_SHAPE[4:]),
+            scales=np.exp(columns(_SHAPE[1:4])),
+            opacities=1 / (1 + np.exp(-columns(_SHAPE[:1])[:, 0])),
+            sh=sh,
+        )
+    for name, values in vars(gaussians).items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"{path}: {name} hold NaN or infinity")
+    return gaussians
+
+
+def turntable_frames(
+    render_fn: Callable[[Gaussians, Cameras, Float[np.ndarray, "3"]], RenderOutput],
+    gaussians: Gaussians,
+    cameras: Cameras,
+    background: Float[np.ndarray, "3"],
+) -> UInt8[np.ndarray, "f h w 3"]:
+    """Frames of Gaussians [n] from cameras [f], `TURNTABLE_CHUNK` frames a call.
+
+    `render_fn(gaussians, cameras, background)` renders a chunk; every call has the same
+    shapes, so a jitted one compiles once.
+
+    Raises:
+      ValueError: the renderer dropped something.
+    """
+    num_frames = len(cameras.viewmats)
+    chunk = min(TURNTABLE_CHUNK, num_frames)
+    frames = []
+    for start in range(0, num_frames, chunk):
+        index = np.minimum(np.arange(start, start + chunk), num_frames - 1)
+        part = Cameras(
+            np.asarray(cameras.viewmats)[index],
+            np.asarray(cameras.Ks)[index],
+            cameras.width,
+            cameras.height,
+        )
+        output = render_fn(gaussians, part, background)
+        dropped = int(np.asarray(output.dropped).sum())
+        if dropped:
+            raise ValueError(
+                f"turntable: the renderer dropped {dropped} entries in frames {start} "
+                f"to {index[-1]}; leave RenderConfig.max_entries at None"
+            )
+        colors = np.asarray(output.colors)[: num_frames - start]
+        frames.append(np.rint(np.clip(colors, 0, 1) * 255).astype(np.uint8))
+    return np.concatenate(frames)
+
+
+def _rest_names(count: int) -> tuple[str, ...]:
+    """Names of the coefficients above degree 0: all of red, then green, then blue."""
+    return tuple(f"f_rest_{i}" for i in range(count))
+
+
+def _columns(gaussians: Gaussians) -> Float[np.ndarray, "n m"]:
+    """The file's columns, before activation."""
+    means, quats, scales, opacities, sh = (
+        np.asarray(getattr(gaussians, name), np.float32)
+        for name in ("means", "quats", "scales", "opacities", "sh")
+    )
+    rest = sh[:, 1:].transpose(0, 2, 1).reshape(len(sh), 3 * (sh.shape[1] - 1))
+    clamped = np.clip(opacities, OPACITY_CLAMP, 1 - OPACITY_CLAMP)
+    logits = np.log(clamped / (1 - clamped))[:, None]
+    with np.errstate(invalid="ignore"):  # scales below zero are refused as NaN
+        log_scales = np.log(scales + SCALE_FLOOR)
+    return np.concatenate([means, sh[:, 0], rest, logits, log_scales, quats], axis=1)
+
+
+def _read_vertices(path: Path) -> np.ndarray:
+    """The structured array of a PLY file's element "vertex"."""
+    with path.open("rb") as file:
+        _check_header(path, file)
+        file.seek(0)
+        try:
+            ply = plyfile.PlyData.read(file)
+        except (plyfile.PlyParseError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path}: not a readable PLY file: {reason}") from error
+    if "vertex" not in ply:
+        raise ValueError(f'{path}: not a 3DGS PLY file: it has no element "vertex"')
+    return ply["vertex"].data
+
+
+def _check_header(path: Path, file: BinaryIO) -> None:
+    """Refuses a header that promises more than the file holds, before reading on."""
+    head = file.read(MAX_HEADER_BYTES)
+    end = re.search(rb"^end_header", head, re.MULTILINE)
+    if not head.startswith(b"ply") or end is None:
+        raise ValueError(
+            f"{path}: not a PLY file: no PLY header in its first {MAX_HEADER_BYTES} "
+            "bytes"
+        )
+    header = head[: end.start()]
+    is_ascii = re.search(rb"^format ascii", header, re.MULTILINE) is not None
+    held = path.stat().st_size - end.end()
+    promised, count = 0, 0
+    for line in header.decode("ascii", "replace").splitlines():
+        words = line.split()
+        if words[:1] == ["element"]:
+            if len(words) != 3 or not words[2].isdigit():
+                raise ValueError(f"{path}: PLY header: cannot read {line[:60]!r}")
+            count = int(words[2])
+        if words[:1] == ["property"]:
+            if len(words) != 3 or words[1] not in _SIZES:
+                raise ValueError(f"{path}: PLY header: no 3DGS field: {line[:60]!r}")
+            promised += count * (2 if is_ascii else _SIZES[words[1]])
+    if promised > held:
+        raise ValueError(
+            f"{path}: PLY header promises at least {promised} bytes but {held} follow "
+            "it; the file is truncated or damaged"
+        )
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

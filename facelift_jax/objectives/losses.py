@@ -1,0 +1,184 @@
+"""Loss terms by name, and their weighted sum.
+
+A term is a pure function of a rendering over [b t], its targets and the model's named
+intermediates; it answers one number per scene [b]. Values and gradients are finite for
+every input, empty masks included.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from facelift_jax.numerics import Array, safe_divide, safe_sqrt
+from facelift_jax.objectives.image_metrics import require_same_shapes, ssim
+from facelift_jax.structs import RenderOutput, Views
+
+Aux = Mapping[str, Array]
+
+MIN_COVERAGE = 0.01  # of a scene's pictures: what `rgb_mse_fg` divides by at least
+MIN_DEPTH_SPREAD = 1e-3  # of the depth itself: below, a view's depths are flat
+
+_PICTURE = (-3, -2, -1)
+_SCENE = (-4, -3, -2, -1)
+
+
+def rgb_mse(render: RenderOutput, targets: Views, aux: Aux) -> Float[Array, "b"]:
+    """Squared colour error, mean over all pixels of all views (LGM)."""
+    return jnp.mean((render.colors - targets.images) ** 2, axis=_SCENE)
+
+
+def rgb_mse_fg(render: RenderOutput, targets: Views, aux: Aux) -> Float[Array, "b"]:
+    """`rgb_mse` divided by the share of the scene's pixels that the object covers.
+
+    The error of all pixels, so that floaters cost what they cost, in units of the
+    object's area: a small object weighs as much as one that fills the frame. Coverages
+    under `MIN_COVERAGE` count as that.
+    """
+    coverage = jnp.mean(targets.masks, axis=_SCENE)
+    return rgb_mse(render, targets, aux) / jnp.maximum(coverage, MIN_COVERAGE)
+
+
+def alpha_mse(render: RenderOutput, targets: Views, aux: Aux) -> Float[Array, "b"]:
+    """Squared silhouette error, mean over all pixels of all views (LGM)."""
+    return jnp.mean((render.alphas - targets.masks) ** 2, axis=_SCENE)
+
+
+def ssim_loss(render: RenderOutput, targets: Views, aux: Aux) -> Float[Array, "b"]:
+    """1 - SSIM (`image_metrics.ssim`), mean over views; colours are not clipped."""
+    return 1 - ssim(render.colors, targets.images).mean(axis=-1)
+
+
+def depth_l1(render: RenderOutput, targets: Views, aux: Aux) -> Float[Array, "b"]:
+    """Absolute error of camera-z depth in world units, mean over valid pixels.
+
+    Valid: the target's depth is known (> 0) and its mask > .5; pixels of all views of a
+    scene count alike. Zero for a scene without valid pixels.
+    """
+    depths, is_valid = _target_depths(targets, "depth_l1")
+    error = jnp.where(is_valid, jnp.abs(render.depths - depths), 0)
+    return safe_divide(error.sum(axis=_SCENE), _count(is_valid, _SCENE, error.dtype))
+
+
+def depth_scale_invariant(
+    render: RenderOutput, targets: Views, aux: Aux
+) -> Float[Array, "b"]:
+    """1 - Pearson correlation of depths, mean over views, in [0, 2].
+
+    Equals half the mean squared difference of the standardised depths, so it does not
+    change when either depth is scaled by a positive factor or shifted, view by view (as
+    pseudo depth is known; Zhu et al. 2024, FSGS, equation 6). Over pixels with known
+    target depth, mask > .5 and something rendered (alpha > 0). Views whose target is
+    flat there (standard deviation under `MIN_DEPTH_SPREAD` of its root mean square) are
+    left out; a rendered depth flatter than that is divided by the bound instead.
+    """
+    depths, is_valid = _target_depths(targets, "depth_scale_invariant")
+    is_valid = is_valid & (render.alphas > 0)
+    x, spread_x, bound_x = _centered(render.depths, is_valid)
+    y, spread_y, bound_y = _centered(depths, is_valid)
+    correlation = safe_divide(
+        (x * y).sum(axis=_PICTURE), jnp.maximum(spread_x, bound_x) * spread_y
+    )
+    is_varied = spread_y > bound_y
+    loss = jnp.where(is_varied, 1 - correlation, 0).sum(axis=-1)
+    return safe_divide(loss, _count(is_varied, (-1,), loss.dtype))
+
+
+TERMS: dict[str, Callable[[RenderOutput, Views, Aux], Float[Array, "b"]]] = {
+    "rgb_mse": rgb_mse,
+    "rgb_mse_fg": rgb_mse_fg,
+    "alpha_mse": alpha_mse,
+    "ssim": ssim_loss,
+    "depth_l1": depth_l1,
+    "depth_scale_invariant": depth_scale_invariant,
+}
+"""Name of each term in a config -> its function."""
+
+
+def weighted_loss(
+    render: RenderOutput,
+    targets: Views,
+    aux: Aux,
+    weights: Mapping[str, float],
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Weighted sum of loss terms and each term unweighted, both as means over scenes.
+
+    Terms of weight zero are not computed and not returned.
+
+    Raises:
+      ValueError: an unknown term, or a rendering of other views than the targets.
+    """
+    _require_known(weights)
+    require_same_shapes(render, targets)
+    terms = {
+        name: TERMS[name](render, targets, aux).mean()
+        for name, weight in weights.items()
+        if weight != 0
+    }
+    total = jnp.zeros((), render.colors.dtype)
+    for name, term in terms.items():
+        total = total + weights[name] * term
+    return total, terms
+
+
+def validate_weights(weights: Mapping[str, float]) -> None:
+    """Refuses, before anything is built, weights that `weighted_loss` cannot use.
+
+    Raises:
+      ValueError: an unknown term; a weight that is no finite number >= 0; all zero.
+    """
+    _require_known(weights)
+    for name, weight in weights.items():
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not is_number or not math.isfinite(weight) or weight < 0:
+            raise ValueError(
+                f"loss.{name}: expected a finite weight >= 0, found {weight!r}"
+            )
+    if not any(weights.values()):
+        raise ValueError(
+            f"loss: no term has a weight above zero; choose from {', '.join(TERMS)}"
+        )
+
+
+def _require_known(weights: Mapping[str, float]) -> None:
+    unknown = [name for name in weights if name not in TERMS]
+    if unknown:
+        raise ValueError(
+            f"loss: unknown term {', '.join(unknown)}; known are {', '.join(TERMS)}"
+        )
+
+
+def _target_depths(
+    targets: Views, term: str
+) -> tuple[Float[Array, "b t h w 1"], Bool[Array, "b t h w 1"]]:
+    """The targets' depths and where they are known on the object."""
+    if targets.depths is None:
+        raise ValueError(
+            f"loss.{term}: the targets have no depths; use data with depth maps or set "
+            "its weight to 0"
+        )
+    return targets.depths, (targets.depths > 0) & (targets.masks > 0.5)
+
+
+def _centered(
+    depths: Float[Array, "b t h w 1"], mask: Bool[Array, "b t h w 1"]
+) -> tuple[Float[Array, "b t h w 1"], Float[Array, "b t"], Float[Array, "b t"]]:
+    """Depths minus their mean over `mask`, the norm of that, and the flatness bound."""
+    depths = jnp.where(mask, depths, 0)
+    count = mask.sum(axis=_PICTURE, keepdims=True).astype(depths.dtype)
+    mean = safe_divide(depths.sum(axis=_PICTURE, keepdims=True), count)
+    centered = jnp.where(mask, depths - mean, 0)
+    bound = MIN_DEPTH_SPREAD * _norm(jax.lax.stop_gradient(depths))
+    return centered, _norm(centered), bound
+
+
+def _norm(values: Float[Array, "b t h w 1"]) -> Float[Array, "b t"]:
+    return safe_sqrt((values * values).sum(axis=_PICTURE))
+
+
+def _count(
+    mask: Bool[Array, "..."], axes: tuple[int, ...], dtype: jnp.dtype
+) -> Float[Array, "..."]:
+    return mask.sum(axis=axes).astype(dtype)
