@@ -1,0 +1,67 @@
+"""Raw network channels to activated Gaussians, as tables.
+
+A table lists, in channel order, the field of `Gaussians` that a run of channels fills
+and the function that brings it into the field's range and unit.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from facelift_jax.numerics import Array, normalize
+from facelift_jax.structs import Gaussians
+
+SH_DEGREE_0 = 0.28209479177387814  # 1 / (2 sqrt(pi)); rgb = SH_DEGREE_0 * sh + 0.5
+LGM_BOX = 1.0  # objects lie in [-1, 1]^3 (LGM, arXiv 2402.05054, released code)
+LGM_SCALE = 0.1  # world units at softplus(x) = 1 (LGM, released code)
+
+
+class Head(NamedTuple):
+    """A run of `size` channels that fills one field of `Gaussians`."""
+
+    field: str
+    size: int
+    activate: Callable[[Any], Array]
+
+
+def clip_to_box(x: Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:
+    """World positions clamped to the object's box; no gradient outside it."""
+    return jnp.clip(x, -LGM_BOX, LGM_BOX)
+
+
+def softplus_scale(x: Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:
+    """Standard deviations in world units."""
+    return LGM_SCALE * jax.nn.softplus(x)
+
+
+def tanh_colour(x: Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:
+    """Degree-0 coefficients of rgb = 0.5 tanh(x) + 0.5, which is sigmoid(2 x)."""
+    return 0.5 / SH_DEGREE_0 * jnp.tanh(x)
+
+
+LGM_HEADS = (
+    Head("means", 3, clip_to_box),
+    Head("opacities", 1, jax.nn.sigmoid),
+    Head("scales", 3, softplus_scale),
+    Head("quats", 4, normalize),  # (w, x, y, z); zero stays zero: no rotation
+    Head("sh", 3, tanh_colour),
+)
+
+
+def num_channels(heads: tuple[Head, ...]) -> int:
+    """Channels that a table takes."""
+    return sum(head.size for head in heads)
+
+
+def activate(raw: Float[Array, "*b n c"], heads: tuple[Head, ...]) -> Gaussians:
+    """Raw float32 channels to Gaussians over [*b n], colour as degree-0 harmonics."""
+    fields, start = {}, 0
+    for head in heads:
+        fields[head.field] = head.activate(raw[..., start : start + head.size])
+        start += head.size
+    fields["opacities"] = fields["opacities"][..., 0]
+    fields["sh"] = fields["sh"][..., None, :]
+    return Gaussians(**fields)

@@ -1,0 +1,347 @@
+"""LGM: an asymmetric U-Net with attention across views (Tang et al., ECCV 2024).
+
+Every pixel of every view's output map is one Gaussian with an absolute position. Names
+of modules follow the published checkpoints: `unet/down_blocks_0/nets_0/conv1/kernel`
+is `unet.down_blocks.0.nets.0.conv1.weight`.
+"""
+
+import math
+from types import MappingProxyType
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from facelift_jax.geometry.rays import plucker_rays
+from facelift_jax.models import layers
+from facelift_jax.models.heads import LGM_HEADS, activate, num_channels
+from facelift_jax.structs import Gaussians, Views, check
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet, as torchvision documents it
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+_LRM = {
+    "down_channels": (64, 128, 256, 512, 1024, 1024),
+    "down_attention": (False, False, False, True, True, True),
+    "mid_attention": True,
+    "up_channels": (1024, 1024, 512, 256),
+    "up_attention": (True, True, True, False),
+}
+
+# Sizes of the released code's options (3DTopia/LGM, core/options.py). `big` is the one
+# with released weights. Side of the output map: input / 2^(down blocks - up blocks).
+VARIANTS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
+    {
+        "lrm": _LRM,
+        "small": _LRM,
+        "big": {
+            **_LRM,
+            "up_channels": (1024, 1024, 512, 256, 128),
+            "up_attention": (True, True, True, False, False),
+        },
+        "tiny": {
+            "down_channels": (32, 64, 128, 256, 512),
+            "down_attention": (False, False, False, False, True),
+            "mid_attention": True,
+            "up_channels": (512, 256, 128),
+            "up_attention": (True, False, False),
+        },
+        # Ours, for two CPU cores; the output map has half the input's side.
+        "mini": {
+            "down_channels": (16, 32, 32, 96),
+            "down_attention": (False, False, False, True),
+            "mid_attention": True,
+            "up_channels": (96, 32, 32),
+            "up_attention": (True, False, False),
+            "num_heads": 4,
+            "num_groups": 8,
+            "layers_per_block": 1,
+        },
+    }
+)
+
+# Ordered (regex, value) over parameter names; None freezes, a number scales the rate.
+# The first half of the up blocks is two of five (big), of four (small, lrm), of three.
+FREEZE_PRESETS: MappingProxyType[str, tuple[tuple[str, float | None], ...]] = (
+    MappingProxyType(
+        {
+            "none": ((r"^.*$", 1.0),),
+            "encoder_mid": (
+                (r"^unet/(conv_in|down_blocks_\d+|mid_block)/.*$", None),
+                (r"^.*$", 1.0),
+            ),
+            "late_decoder": (
+                (r"^unet/(conv_in|down_blocks_\d+|mid_block)/.*$", None),
+                (r"^unet/up_blocks_[01]/.*$", None),
+                (r"^.*$", 1.0),
+            ),
+            "last_layer": (
+                (r"^(unet/conv_out|conv)/.*$", 1.0),
+                (r"^.*$", None),
+            ),
+        }
+    )
+)
+
+
+class DownBlock(nn.Module):
+    """Residual blocks at one resolution, each followed by attention; then stride 2."""
+
+    features: int
+    has_attention: bool
+    has_downsample: bool
+    num_layers: int
+    num_heads: int
+    num_groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "m h w c"], num_views: int
+    ) -> list[Float[Array, "m _ _ c2"]]:
+        """Every map that an up block may take, the last one also going on."""
+        maps = []
+        for j in range(self.num_layers):
+            x = layers.ResBlock(
+                self.features, self.num_groups, self.dtype, name=f"nets_{j}"
+            )(x)
+            if self.has_attention:
+                x = layers.MultiViewAttention(
+                    self.num_heads, self.num_groups, self.dtype, name=f"attns_{j}"
+                )(x, num_views)
+            maps.append(x)
+        if self.has_downsample:
+            conv = layers.Conv(
+                self.features, stride=2, dtype=self.dtype, name="downsample"
+            )
+            maps.append(conv(x))
+        return maps
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    features: int
+    has_attention: bool
+    num_heads: int
+    num_groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "m h w c"], num_views: int
+    ) -> Float[Array, "m h w c"]:
+        """Keeps the shape."""
+        x = layers.ResBlock(self.features, self.num_groups, self.dtype, name="nets_0")(
+            x
+        )
+        if self.has_attention:
+            x = layers.MultiViewAttention(
+                self.num_heads, self.num_groups, self.dtype, name="attns_0"
+            )(x, num_views)
+        return layers.ResBlock(
+            self.features, self.num_groups, self.dtype, name="nets_1"
+        )(x)
+
+
+class UpBlock(nn.Module):
+    """One residual block a skip, each with attention; then twice the resolution."""
+
+    features: int
+    has_attention: bool
+    has_upsample: bool
+    num_heads: int
+    num_groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "m h w c"],
+        skips: list[Float[Array, "m h w _"]],
+        num_views: int,
+    ) -> Float[Array, "m h2 w2 c2"]:
+        """Maps [m h w c] to [m 2h 2w features]; the last block keeps h and w."""
+        for j, skip in enumerate(skips):
+            x = layers.ResBlock(
+                self.features, self.num_groups, self.dtype, name=f"nets_{j}"
+            )(jnp.concatenate([x, skip], axis=-1))
+            if self.has_attention:
+                x = layers.MultiViewAttention(
+                    self.num_heads, self.num_groups, self.dtype, name=f"attns_{j}"
+                )(x, num_views)
+        if self.has_upsample:
+            conv = layers.Conv(self.features, dtype=self.dtype, name="upsample")
+            x = conv(layers.upsample_nearest(x))
+        return x
+
+
+class UNet(nn.Module):
+    """Down, mid and up blocks around one stack of skips; the oldest stay unused."""
+
+    down_channels: tuple[int, ...]
+    down_attention: tuple[bool, ...]
+    mid_attention: bool
+    up_channels: tuple[int, ...]
+    up_attention: tuple[bool, ...]
+    layers_per_block: int
+    num_heads: int
+    num_groups: int
+    out_channels: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "m h w c"], num_views: int
+    ) -> Float[Array, "m s s c2"]:
+        """Maps [m h w c] to float32 [m s s out_channels]."""
+        shared = {
+            "num_heads": self.num_heads,
+            "num_groups": self.num_groups,
+            "dtype": self.dtype,
+        }
+        x = layers.Conv(self.down_channels[0], dtype=self.dtype, name="conv_in")(x)
+        stack = [x]
+        for i, features in enumerate(self.down_channels):
+            block = DownBlock(
+                features,
+                has_attention=self.down_attention[i],
+                has_downsample=i + 1 < len(self.down_channels),
+                num_layers=self.layers_per_block,
+                name=f"down_blocks_{i}",
+                **shared,
+            )
+            stack += block(stack[-1], num_views)
+        x = MidBlock(
+            self.down_channels[-1], self.mid_attention, name="mid_block", **shared
+        )(stack[-1], num_views)
+        for i, features in enumerate(self.up_channels):
+            block = UpBlock(
+                features,
+                has_attention=self.up_attention[i],
+                has_upsample=i + 1 < len(self.up_channels),
+                name=f"up_blocks_{i}",
+                **shared,
+            )
+            skips = [stack.pop() for _ in range(self.layers_per_block + 1)]
+            x = block(x, skips, num_views)
+        # From here on float32: half precision would place Gaussians on a coarse grid.
+        x = nn.silu(layers.GroupNorm(self.num_groups, name="norm_out")(x))
+        return layers.Conv(self.out_channels, name="conv_out")(x)
+
+
+class Model(nn.Module):
+    """LGM. Lists of sizes hold one entry a block; see VARIANTS."""
+
+    down_channels: tuple[int, ...]
+    down_attention: tuple[bool, ...]
+    mid_attention: bool
+    up_channels: tuple[int, ...]
+    up_attention: tuple[bool, ...]
+    layers_per_block: int = 2
+    num_heads: int = 16
+    num_groups: int = 32
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Checks the sizes against each other; raises one ValueError."""
+        _check_sizes(self)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, inputs: Views) -> tuple[Gaussians, dict[str, Array]]:
+        """Pictures with cameras to b scenes of v * s * s world-frame Gaussians each.
+
+        `inputs` is over [b v], any v >= 1, pictures square; Gaussian (view * s + row)
+        * s + col belongs to that pixel of the output map. `aux["raw"]` [b v s s 14]
+        holds the network's output before activation. Float32, whatever `dtype` is.
+
+        Raises:
+          ValueError: pictures of a shape, size or type the network cannot take.
+        """
+        b, v, side = self._check_inputs(inputs)
+        mean = jnp.asarray(IMAGE_MEAN, jnp.float32)[None, None, None, None]
+        std = jnp.asarray(IMAGE_STD, jnp.float32)[None, None, None, None]
+        x = jnp.concatenate(
+            [(inputs.images - mean) / std, plucker_rays(inputs.cameras)], axis=-1
+        )
+        raw = UNet(
+            self.down_channels,
+            self.down_attention,
+            self.mid_attention,
+            self.up_channels,
+            self.up_attention,
+            self.layers_per_block,
+            self.num_heads,
+            self.num_groups,
+            out_channels=num_channels(LGM_HEADS),
+            dtype=self.dtype,
+            name="unet",
+        )(x.reshape(b * v, side, side, -1), v)
+        raw = layers.Conv(num_channels(LGM_HEADS), 1, name="conv")(raw)
+        raw = raw.reshape(b, v, *raw.shape[1:])
+        gaussians = activate(raw.reshape(b, -1, raw.shape[-1]), LGM_HEADS)
+        return gaussians, {"raw": raw}
+
+    def _check_inputs(self, inputs: Views) -> tuple[int, int, int]:
+        """Sizes b, v and side of pictures that the network can take."""
+        check(inputs, "inputs")
+        leading, (height, width) = inputs.images.shape[:-3], inputs.images.shape[-3:-1]
+        if len(leading) != 2 or 0 in leading:
+            raise ValueError(
+                f"inputs: expected two leading axes (scene, view), found {leading}"
+            )
+        if inputs.images.dtype != jnp.float32:
+            raise ValueError(
+                "inputs.images: expected float32 in [0, 1], found "
+                f"{inputs.images.dtype}; divide 8-bit pictures by 255"
+            )
+        if height != width:
+            raise ValueError(
+                f"inputs.images: expected square pictures, found {width} x {height} "
+                "px; crop or pad them together with their Ks"
+            )
+        stride = 2 ** (len(self.down_channels) - 1)
+        if width % stride:
+            low, high = width // stride * stride, math.ceil(width / stride) * stride
+            raise ValueError(
+                f"inputs.images: side {width} px is not a multiple of {stride} "
+                f"({len(self.down_channels) - 1} halvings); resize to "
+                + (f"{low} or {high}" if low else f"{high}")
+            )
+        return leading[0], leading[1], width
+
+
+def _check_sizes(model: Model) -> None:
+    """Raises ValueError where the sizes of the blocks do not fit together."""
+    down, up = tuple(model.down_channels), tuple(model.up_channels)
+    for name, channels, attention in (
+        ("down", down, model.down_attention),
+        ("up", up, model.up_attention),
+    ):
+        if len(channels) != len(attention) or not channels:
+            raise ValueError(
+                f"lgm: {name}_channels has {len(channels)} entries, {name}_attention "
+                f"{len(attention)}; give one of each a block"
+            )
+        wrong = [c for c in channels if c < 1 or c % model.num_groups]
+        if wrong:
+            raise ValueError(
+                f"lgm: {name}_channels {channels}: {wrong[0]} is not a multiple of the "
+                f"{model.num_groups} normalisation groups"
+            )
+        wrong = [c for c, on in zip(channels, attention, strict=True) if on]
+        wrong += [down[-1]] if model.mid_attention else []
+        wrong = [c for c in wrong if c % model.num_heads]
+        if wrong:
+            raise ValueError(
+                f"lgm: {name}_channels {channels}: attention at {wrong[0]} channels is "
+                f"not a multiple of the {model.num_heads} heads"
+            )
+    if up != down[::-1][: len(up)]:
+        raise ValueError(
+            f"lgm: up_channels {up} must repeat the end of down_channels {down} in "
+            f"reverse, here {down[::-1][: len(up)]}: skips join blocks of one width"
+        )
