@@ -125,15 +125,14 @@ def read_ply(path: str | Path) -> Gaussians:
 
 
 def turntable_frames(
-    render_fn: Callable[[Gaussians, Cameras, Float[np.ndarray, "3"]], RenderOutput],
+    render_fn: Callable[[Gaussians, Cameras], RenderOutput],
     gaussians: Gaussians,
     cameras: Cameras,
-    background: Float[np.ndarray, "3"],
 ) -> UInt8[np.ndarray, "f h w 3"]:
     """Frames of Gaussians [n] from cameras [f], `TURNTABLE_CHUNK` frames a call.
 
-    `render_fn(gaussians, cameras, background)` renders a chunk; every call has the same
-    shapes, so a jitted one compiles once.
+    `render_fn(gaussians, cameras)` renders a chunk; every call has the same shapes, so
+    a jitted one compiles once.
 
     Raises:
       ValueError: the renderer dropped something.
@@ -149,7 +148,7 @@ def turntable_frames(
             cameras.width,
             cameras.height,
         )
-        output = render_fn(gaussians, part, background)
+        output = render_fn(gaussians, part)
         dropped = int(np.asarray(output.dropped).sum())
         if dropped:
             raise ValueError(

@@ -1,0 +1,378 @@
+"""Everything a person looks at: sheets, error and depth maps, curves, PNG and mp4."""
+
+import math
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import imageio_ffmpeg
+import matplotlib
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from facelift_jax.numerics import Array, normalize
+from facelift_jax.objectives import METRICS
+from facelift_jax.structs import Cameras, RenderOutput, Views
+
+ERROR_SCALE = 0.3  # mean absolute colour error at the bright end of an error map
+MIN_TILE = 128  # px; smaller pictures are magnified by whole pixels
+MAX_SHEET_WIDTH = 2200  # px; cells wrap beyond
+
+_PAGE, _INK, _FAINT, _NOWHERE = (243, 243, 241), (35, 35, 38), (110, 110, 114), 205
+_MARGIN, _GUTTER, _SEAM = 20, 14, 2  # px: around the page, between cells, inside one
+_TITLE, _HEADING, _CAPTION = 24, 20, 15  # px: text heights
+_ERROR_COLORS, _DEPTH_COLORS = "magma", "viridis_r"
+
+Groups = Sequence[tuple[str, Sequence[tuple[str, UInt8[np.ndarray, "h w 3"]]]]]
+"""(heading, [(caption, picture), ...]) of a sheet; all pictures of one size."""
+
+
+def supervision_sheet(
+    targets: Float[Array, "t h w 3"],
+    predictions: Float[Array, "t h w 3"],
+    num_inputs: int,
+    labels: Sequence[str],
+    psnr_fg: Float[Array, "t"],
+    title: str,
+) -> UInt8[np.ndarray, "y x 3"]:
+    """Ground truth | prediction of every view, inputs and held-out views apart.
+
+    Both sides must be on one background: give the targets' pictures as composited and
+    the rendering on that same background.
+    """
+    groups = _by_side(
+        [
+            (_caption(label, decibel), _row([_to_uint8(target), _to_uint8(prediction)]))
+            for label, decibel, target, prediction in zip(
+                labels, np.asarray(psnr_fg), targets, predictions, strict=True
+            )
+        ],
+        num_inputs,
+    )
+    return _sheet(f"{title}   ground truth | prediction", groups)
+
+
+def inputs_strip(
+    images: Float[Array, "v h w 3"], labels: Sequence[str], title: str
+) -> UInt8[np.ndarray, "y x 3"]:
+    """The pictures that the network is given."""
+    cells = [
+        (label, _row([_to_uint8(i)])) for label, i in zip(labels, images, strict=True)
+    ]
+    return _sheet(title, [("", cells)])
+
+
+def map_sheet(
+    targets: Views,
+    render: RenderOutput,
+    num_inputs: int,
+    labels: Sequence[str],
+    title: str,
+) -> UInt8[np.ndarray, "y x 3"]:
+    """Pictures, error, opacity and depth of views [t], a row a view.
+
+    True and predicted depth share one scale over the sheet; its numbers, in world
+    units, and the error's stand under the columns.
+    """
+    low, high = depth_range(targets, render)
+    names = ["ground truth", "prediction", "error", "opacity", "predicted depth"]
+    columns = [
+        _to_uint8(targets.images),
+        _to_uint8(render.colors),
+        error_map(targets.images, render.colors),
+        np.repeat(_to_uint8(render.alphas), 3, axis=-1),
+        depth_map(render.depths, np.asarray(render.alphas) > 0.5, low, high),
+    ]
+    if targets.depths is not None:
+        is_known = (np.asarray(targets.depths) > 0) & (np.asarray(targets.masks) > 0.5)
+        names.append("true depth")
+        columns.append(depth_map(targets.depths, is_known, low, high))
+    cells = [
+        (label, _row(list(tiles)))
+        for label, *tiles in zip(labels, *columns, strict=True)
+    ]
+    bars = [
+        (_ERROR_COLORS, "error, mean over colours", 0.0, ERROR_SCALE),
+        (_DEPTH_COLORS, "camera-z depth, world units", low, high),
+    ]
+    return _sheet(title, _by_side(cells, num_inputs), names, bars)
+
+
+def error_map(
+    targets: Float[Array, "*b h w 3"], predictions: Float[Array, "*b h w 3"]
+) -> UInt8[np.ndarray, "*b h w 3"]:
+    """Absolute error, mean over channels, from black (0) to bright (`ERROR_SCALE`)."""
+    error = np.abs(np.clip(predictions, 0, 1) - np.asarray(targets)).mean(-1)
+    return _colored(error / ERROR_SCALE, _ERROR_COLORS)
+
+
+def depth_map(
+    depths: Float[Array, "*b h w 1"], is_known: Array, low: float, high: float
+) -> UInt8[np.ndarray, "*b h w 3"]:
+    """Depth as colour, bright `low` (near) to dark `high`; grey where not known."""
+    scaled = (np.asarray(depths)[..., 0] - low) / (high - low)
+    return np.where(is_known, _colored(scaled, _DEPTH_COLORS), np.uint8(_NOWHERE))
+
+
+def depth_range(targets: Views, render: RenderOutput) -> tuple[float, float]:
+    """World-unit ends of a colour scale: 1 % and 99 % of true depth on the object.
+
+    Without true depths, of the predicted ones where alpha > .5.
+    """
+    if targets.depths is None:
+        depths, is_known = render.depths, np.asarray(render.alphas) > 0.5
+    else:
+        depths, is_known = targets.depths, np.asarray(targets.masks) > 0.5
+    values = np.asarray(depths)[is_known & (np.asarray(depths) > 0)]
+    if not values.size:
+        return 0.0, 1.0
+    low, high = np.quantile(values, [0.01, 0.99])
+    return float(low), float(max(high, low + 1e-3 * abs(low)))
+
+
+def view_labels(cameras: Cameras, num_inputs: int) -> list[str]:
+    """Index, azimuth and elevation of each of the cameras [t], in degrees.
+
+    Seen from the world origin; azimuth counts from view 0, about the mean of the input
+    cameras' up directions.
+    """
+    viewmats = np.asarray(cameras.viewmats, np.float64)
+    up = normalize(-viewmats[:num_inputs, 1, :3].mean(0))
+    directions = normalize(np.asarray(cameras.centers, np.float64))
+    heights = directions @ up
+    front = normalize(directions[0] - heights[0] * up)
+    side = np.cross(up, front)
+    azimuths = np.rad2deg(np.arctan2(directions @ side, directions @ front))
+    elevations = np.rad2deg(np.arcsin(np.clip(heights, -1, 1)))
+    return [
+        f"{i}  az {azimuth:+.0f}°  el {elevation:+.0f}°"
+        for i, (azimuth, elevation) in enumerate(zip(azimuths, elevations, strict=True))
+    ]
+
+
+def write_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Draws the loss terms and every metric of `metrics.jsonl`'s rows over steps.
+
+    Input views and held-out views share a panel in different strokes; coverage, which
+    does not move, is given in numbers at the bottom.
+    """
+    figure = Figure(figsize=(15, 7.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 4).ravel()
+    losses = sorted({key for row in rows for key in row if key.startswith("train/")})
+    for key in losses:
+        _draw(axes[0], rows, key, label=key.removeprefix("train/"))
+    axes[0].set_title("training")
+    if any(line.get_ydata().size for line in axes[0].get_lines()):
+        axes[0].set_yscale("log")
+    for panel, metric in zip(axes[1:], METRICS, strict=False):
+        _draw(panel, rows, f"inputs/{metric}", "input views", "--", "tab:orange")
+        _draw(panel, rows, f"held_out/{metric}", "held-out views", "-", "tab:blue")
+        panel.set_title(metric)
+    for panel in axes:
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(frameon=False, fontsize=8)
+    coverages = [
+        f"{name} views {row[key]:.3f}"
+        for name, key in (
+            ("input", "inputs/coverage"),
+            ("held-out", "held_out/coverage"),
+        )
+        for row in [next((r for r in reversed(rows) if key in r), None)]
+        if row is not None
+    ]
+    if coverages:
+        figure.supxlabel("coverage of the pictures: " + ", ".join(coverages), size=9)
+    with _replaced(Path(path)) as partial:
+        figure.savefig(partial, format="png")
+
+
+def write_png(path: str | Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Writes a PNG that appears whole or not at all."""
+    with _replaced(Path(path)) as partial:
+        Image.fromarray(image).save(partial, format="PNG")
+
+
+def write_video(
+    path: str | Path, frames: UInt8[np.ndarray, "f h w 3"], fps: int
+) -> None:
+    """Writes an H.264 mp4 (yuv420p) that appears whole or not at all.
+
+    Raises:
+      ValueError: no frames, or odd sides, which yuv420p cannot hold.
+      RuntimeError: ffmpeg is missing or fails.
+    """
+    path = Path(path)
+    count, height, width, _ = frames.shape
+    if not count or height % 2 or width % 2:
+        raise ValueError(
+            f"{path}: H.264 needs frames with even sides, found {count} of "
+            f"{width} x {height} px"
+        )
+    try:
+        ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise RuntimeError(f"{path}: no ffmpeg; reinstall imageio-ffmpeg") from error
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
+    source += ["-r", str(fps), "-i", "-"]
+    codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18"]
+    codec += ["-movflags", "+faststart", "-f", "mp4"]
+    with _replaced(path.absolute()) as partial:
+        command = [ffmpeg, "-y", "-loglevel", "error", *source, *codec, str(partial)]
+        try:
+            subprocess.run(
+                command, input=frames.tobytes(), capture_output=True, check=True
+            )
+        except subprocess.CalledProcessError as error:
+            reason = error.stderr.decode(errors="replace").strip().splitlines()
+            raise RuntimeError(
+                f"{path}: ffmpeg failed: {reason[-1] if reason else error.returncode}"
+            ) from error
+        except OSError as error:
+            raise RuntimeError(f"{path}: cannot run ffmpeg: {error}") from error
+
+
+def _sheet(
+    title: str,
+    groups: Groups,
+    column_names: Sequence[str] = (),
+    bars: Sequence[tuple[str, str, float, float]] = (),
+) -> UInt8[np.ndarray, "y x 3"]:
+    """Lays captioned pictures out on a page: title, groups in rows, colour bars."""
+    groups = [group for group in groups if group[1]]
+    cell_height, cell_width, _ = groups[0][1][0][1].shape
+    limit = max(1, (MAX_SHEET_WIDTH - 2 * _MARGIN) // (cell_width + _GUTTER))
+    first = len(groups[0][1])
+    columns = math.ceil(first / math.ceil(first / limit))
+    step = cell_height + _CAPTION + _GUTTER
+    heading_height = _HEADING + _GUTTER + (_CAPTION + 4 if column_names else 0)
+    page_width = 2 * _MARGIN + columns * (cell_width + _GUTTER) - _GUTTER
+    page_height = 2 * _MARGIN + _TITLE + _GUTTER + (3 * _CAPTION + 24 if bars else 0)
+    for heading, cells in groups:
+        page_height += heading_height * bool(heading)
+        page_height += math.ceil(len(cells) / columns) * step
+    page = Image.new("RGB", (page_width, page_height), _PAGE)
+    draw = ImageDraw.Draw(page)
+    y = _MARGIN
+    _write(draw, (_MARGIN, y), title, _TITLE, _INK)
+    y += _TITLE + _GUTTER
+    for heading, cells in groups:
+        if heading:
+            _write(draw, (_MARGIN, y), heading, _HEADING, _INK)
+            for i, name in enumerate(column_names):
+                x = _MARGIN + i * (cell_width + _SEAM) // len(column_names)
+                _write(draw, (x, y + _HEADING + 6), name, _CAPTION, _INK)
+            y += heading_height
+        for i, (caption, picture) in enumerate(cells):
+            x = _MARGIN + (i % columns) * (cell_width + _GUTTER)
+            top = y + (i // columns) * step
+            _write(draw, (x, top), caption, _CAPTION, _FAINT)
+            page.paste(Image.fromarray(picture), (x, top + _CAPTION + 4))
+        y += math.ceil(len(cells) / columns) * step
+    for i, bar in enumerate(bars):
+        _draw_bar(page, (_MARGIN + i * 360, y + 4), *bar)
+    return np.asarray(page)
+
+
+def _draw_bar(
+    page: Image.Image,
+    corner: tuple[int, int],
+    colors: str,
+    name: str,
+    low: float,
+    high: float,
+) -> None:
+    """A colour bar of 300 px with its name above and its numbers below."""
+    x, y = corner
+    draw = ImageDraw.Draw(page)
+    _write(draw, (x, y), name, _CAPTION, _INK)
+    ramp = _colored(np.linspace(0, 1, 300)[None].repeat(12, axis=0), colors)
+    page.paste(Image.fromarray(ramp), (x, y + _CAPTION + 6))
+    for share in (0.0, 0.5, 1.0):
+        sign = "≥ " if share == 1 else "≤ " if share == 0 and low else ""
+        text = f"{sign}{low + share * (high - low):.3g}"
+        anchor = {0.0: "la", 0.5: "ma", 1.0: "ra"}[share]
+        place = (x + int(300 * share), y + _CAPTION + 22)
+        _write(draw, place, text, _CAPTION - 2, _FAINT, anchor)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    height: int,
+    color: tuple[int, int, int],
+    anchor: str = "la",
+) -> None:
+    font = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    size = round(0.8 * height)
+    draw.text(place, text, color, ImageFont.truetype(font, size), anchor=anchor)
+
+
+def _row(pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "y x 3"]:
+    """Pictures side by side, small ones magnified by whole pixels."""
+    factor = math.ceil(MIN_TILE / pictures[0].shape[0])
+    tiles = [p.repeat(factor, axis=0).repeat(factor, axis=1) for p in pictures]
+    seam = np.full((tiles[0].shape[0], _SEAM, 3), _PAGE, np.uint8)
+    parts = [part for tile in tiles for part in (seam, tile)][1:]
+    return np.concatenate(parts, axis=1)
+
+
+def _by_side(
+    cells: list[tuple[str, UInt8[np.ndarray, "h w 3"]]], num_inputs: int
+) -> Groups:
+    inputs, held_out = cells[:num_inputs], cells[num_inputs:]
+    return [
+        (f"{len(inputs)} input views", inputs),
+        (f"{len(held_out)} held-out views, never given as input", held_out),
+    ]
+
+
+def _caption(label: str, psnr_fg: float) -> str:
+    figure = "no foreground" if math.isnan(psnr_fg) else f"{psnr_fg:.1f} dB fg"
+    return f"{label}   {figure}"
+
+
+def _draw(
+    panel: Axes,
+    rows: Sequence[Mapping[str, float]],
+    key: str,
+    label: str,
+    style: str = "-",
+    color: str | None = None,
+) -> None:
+    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    if points:
+        steps, values = np.array(points, np.float64).T
+        marker = "." if len(points) < 30 else None
+        panel.plot(
+            steps, values, style, color=color, label=label, lw=1.4, marker=marker
+        )
+
+
+def _colored(values: Float[np.ndarray, "*b"], colors: str) -> UInt8[np.ndarray, "*b 3"]:
+    return matplotlib.colormaps[colors](np.clip(values, 0, 1), bytes=True)[..., :3]
+
+
+def _to_uint8(values: Float[Array, "..."]) -> UInt8[np.ndarray, "..."]:
+    return np.rint(np.clip(np.asarray(values), 0, 1) * 255).astype(np.uint8)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """A path to write to that takes the place of `path` on success."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
