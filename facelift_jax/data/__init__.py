@@ -1,0 +1,5 @@
+"""Files to NumPy batches; no device code.
+
+One scene's way, in reading order: `sources` (a scene and its files), `transforms` (a
+scene to an example), `pipeline` (examples to batches).
+"""

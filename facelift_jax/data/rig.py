@@ -1,0 +1,83 @@
+"""The world of an example: one similarity that normalises the whole rig."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from facelift_jax.data.files import DataError
+from facelift_jax.data.sources import Scene
+from facelift_jax.geometry.rigid import (
+    first_camera_frame,
+    rig_center,
+    rig_radius,
+    transform_world,
+)
+from facelift_jax.structs import Cameras
+
+MIN_AXES_SPREAD = 1e-3  # radians; below it the centre's distance is noise
+
+
+class Similarity(NamedTuple):
+    """x -> scale * rotation @ x + translation, from stored to normalised world."""
+
+    rotation: Float[np.ndarray, "3 3"]
+    translation: Float[np.ndarray, "3"]
+    scale: float
+
+
+def normalize_rig(
+    inputs: Scene, targets: Scene, radius: float, frame: str
+) -> tuple[Scene, Scene]:
+    """Both scenes in the normalised world of the input cameras, depths scaled along."""
+    with_where = f"scene {inputs.name} ({inputs.path})"
+    similarity = rig_similarity(inputs.cameras, radius, frame, with_where)
+    return _move_world(inputs, similarity), _move_world(targets, similarity)
+
+
+def rig_similarity(
+    cameras: Cameras, radius: float, frame: str, where: str = "cameras"
+) -> Similarity:
+    """The ONE similarity that normalises a rig [v]; never a camera on its own.
+
+    The point nearest the optical axes goes to the origin, the mean distance of the
+    cameras from it becomes `radius`, and the axes are those of camera 0 (x right, y up,
+    z towards it: LGM's training frame, in which a camera 0 that looks at the centre
+    from the mean distance stands at (0, 0, radius)) or, in the frame "world", stay.
+
+    Raises:
+      DataError: the optical axes do not determine a centre in front of the cameras.
+    """
+    exact = dataclasses.replace(cameras, viewmats=np.float64(cameras.viewmats))
+    axes = exact.viewmats[:, 2, :3]
+    spread = np.linalg.svd(axes, compute_uv=False)[1:2]
+    if len(axes) < 2 or spread[0] < MIN_AXES_SPREAD:
+        raise DataError(
+            f"{where}: the optical axes of the {len(axes)} input cameras are parallel, "
+            "so they have no nearest point; a rig needs two that are not"
+        )
+    center = np.asarray(rig_center(exact))
+    distances = np.einsum("vi,vi->v", axes, center - exact.centers)
+    if (distances <= 0).any():
+        raise DataError(
+            f"{where}: input camera {int(np.argmin(distances))} looks away from the "
+            "rig's centre; are the poses camera-to-world, or of another convention?"
+        )
+    scale = radius / float(rig_radius(exact, center))
+    rotation = np.eye(3)
+    if frame == "first_camera":
+        rotation = np.asarray(first_camera_frame(exact, radius))[:3, :3]
+    return Similarity(rotation, -scale * (rotation @ center), scale)
+
+
+def _move_world(scene: Scene, similarity: Similarity) -> Scene:
+    exact = dataclasses.replace(
+        scene.cameras, viewmats=np.float64(scene.cameras.viewmats)
+    )
+    moved = transform_world(exact, *similarity)
+    cameras = dataclasses.replace(moved, viewmats=np.float32(moved.viewmats))
+    depths = scene.depths
+    if depths is not None:
+        depths = depths * np.float32(similarity.scale)
+    return dataclasses.replace(scene, cameras=cameras, depths=depths)

@@ -1,0 +1,95 @@
+"""Which views of a scene the network sees, and which it is compared with."""
+
+import numpy as np
+from jaxtyping import Int
+
+from facelift_jax.data.files import DataError
+from facelift_jax.data.options import DataOptions
+from facelift_jax.data.sources import Scene, StoredScene
+
+
+def draw_views(
+    scene: Scene | StoredScene, rng: np.random.Generator, options: DataOptions
+) -> tuple[Int[np.ndarray, "v"], Int[np.ndarray, "t"]]:
+    """Random input and target views, as positions in the scene.
+
+    Where more views than `num_inputs` may be inputs, some are drawn, in random order;
+    else they keep the stored order. Then `min_held_out` targets are drawn from the
+    other views, and the rest from all views left, inputs among them; none twice.
+    """
+    pool = _input_pool(scene, options)
+    inputs = pool
+    if len(pool) > options.num_inputs:
+        inputs = rng.choice(pool, options.num_inputs, replace=False)
+    num_views = len(scene.is_input)
+    others = rng.permutation(np.setdiff1d(np.arange(num_views), inputs))
+    if len(others) < options.min_held_out or num_views < options.num_targets:
+        raise DataError(
+            f"scene {scene.name} ({scene.path}): {num_views} views, "
+            f"{len(others)} of them not inputs, but num_targets={options.num_targets} "
+            f"and min_held_out={options.min_held_out} were asked for"
+        )
+    held_out = others[: options.min_held_out]
+    left = np.concatenate([inputs, others[options.min_held_out :]])
+    rest = rng.choice(left, options.num_targets - len(held_out), replace=False)
+    return inputs, np.concatenate([held_out, rest])
+
+
+def evaluation_views(
+    scene: Scene | StoredScene, options: DataOptions
+) -> tuple[Int[np.ndarray, "v"], Int[np.ndarray, "t"]]:
+    """Input views, and target views: the inputs first, then held-out views.
+
+    Where there is a choice, views evenly spaced in stored order are taken.
+    """
+    pool = _input_pool(scene, options)
+    inputs = _evenly(pool, options.num_inputs)
+    others = np.setdiff1d(np.arange(len(scene.is_input)), inputs)
+    if len(others) == 0:
+        raise DataError(
+            f"scene {scene.name} ({scene.path}): all {len(inputs)} views are inputs, "
+            "so no view is left to judge from; ask for fewer inputs"
+        )
+    held_out = _evenly(others, min(options.eval_targets, len(others)))
+    return inputs, np.concatenate([inputs, held_out])
+
+
+def _input_pool(
+    scene: Scene | StoredScene, options: DataOptions
+) -> Int[np.ndarray, "p"]:
+    """The views that may be inputs, as positions in the scene."""
+    num_views = len(scene.is_input)
+    if options.input_views is not None:
+        pool, what = np.unique(options.input_views), "views are named in input_views"
+        if pool[0] < 0 or pool[-1] >= num_views:
+            raise DataError(
+                f"scene {scene.name} ({scene.path}): input_views names view "
+                f"{pool[0] if pool[0] < 0 else pool[-1]}, but the scene has {num_views}"
+            )
+    elif scene.is_input.any():
+        pool, what = np.flatnonzero(scene.is_input), "views are flagged as inputs"
+    else:
+        pool, what = np.arange(num_views), "views"
+    if len(pool) < options.num_inputs:
+        raise DataError(
+            f"scene {scene.name} ({scene.path}): {len(pool)} {what}, but "
+            f"num_inputs={options.num_inputs} were asked for"
+        )
+    is_flagged = options.input_views is not None or bool(scene.is_input.any())
+    return pool if is_flagged else _evenly(pool, options.num_inputs)
+
+
+def _evenly(views: Int[np.ndarray, "n"], count: int) -> Int[np.ndarray, "count"]:
+    return views[np.arange(count) * len(views) // count]
+
+
+def select_views(
+    scene: Scene | StoredScene,
+    inputs: Int[np.ndarray, "v"],
+    targets: Int[np.ndarray, "t"],
+) -> tuple[Scene, Scene]:
+    """The scene's input and target views; a picture both need is decoded once."""
+    views = np.union1d(inputs, targets)
+    read = scene.take(views)
+    take_inputs, take_targets = (np.searchsorted(views, v) for v in (inputs, targets))
+    return read.take(take_inputs), read.take(take_targets)

@@ -1,0 +1,264 @@
+"""Scenes on disk as a random-access source: `open_source(path)[i]` is one scene.
+
+Nothing is decoded before it is needed: a scene knows its cameras at once and its
+pictures when they are taken.
+"""
+
+import collections
+import dataclasses
+import functools
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from jaxtyping import Bool, Float, Int, UInt8
+
+from facelift_jax.data.files import DataError, decode_picture, located
+from facelift_jax.data.layouts import CAMERA_FILES, Frame, camera_file, read_layout
+from facelift_jax.structs import Cameras
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """Calibrated pictures of one object.
+
+    Attributes:
+      name: unique in its source.
+      path: the scene's folder.
+      rgba: straight (not premultiplied) alpha; alpha is the object's coverage.
+      depths: camera-z depth in world units, 0 for background; or None.
+      cameras: [v] NumPy float32, OpenCV axes.
+      is_input: the views flagged as inputs on disk; all False where nothing is flagged.
+      index: position in the source, the `scene_id` of batches.
+    """
+
+    name: str
+    path: Path
+    rgba: UInt8[np.ndarray, "v h w 4"]
+    depths: Float[np.ndarray, "v h w 1"] | None
+    cameras: Cameras
+    is_input: Bool[np.ndarray, "v"]
+    index: int = 0
+
+    def take(self, views: Int[np.ndarray, "u"]) -> "Scene":
+        """The scene with only these views, in this order."""
+        depths = None if self.depths is None else self.depths[views]
+        return dataclasses.replace(
+            self,
+            rgba=self.rgba[views],
+            depths=depths,
+            cameras=take_cameras(self.cameras, views),
+            is_input=self.is_input[views],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredScene:
+    """A `Scene` whose pictures are still on disk: same attributes, decoded when asked.
+
+    `take` decodes the views it is given and no others.
+    """
+
+    name: str
+    path: Path
+    frames: tuple[Frame, ...]
+    depth_unit: float | None
+    index: int = 0
+
+    @functools.cached_property
+    def cameras(self) -> Cameras:
+        """Cameras over [v], NumPy float32, OpenCV axes."""
+        viewmats = np.stack([frame.viewmat for frame in self.frames])
+        Ks = np.stack([frame.K for frame in self.frames])
+        return Cameras(
+            viewmats.astype(np.float32),
+            Ks.astype(np.float32),
+            self.frames[0].width,
+            self.frames[0].height,
+        )
+
+    @functools.cached_property
+    def is_input(self) -> Bool[np.ndarray, "v"]:
+        """The views flagged as inputs; all False where the scene flags nothing."""
+        return np.array([frame.split == "input" for frame in self.frames])
+
+    @property
+    def rgba(self) -> UInt8[np.ndarray, "v h w 4"]:
+        """All pictures, decoded anew at each access."""
+        return self._read(range(len(self.frames)), self._read_rgba)
+
+    @property
+    def depths(self) -> Float[np.ndarray, "v h w 1"] | None:
+        """All depth maps, decoded anew at each access; None without depth."""
+        if self.depth_unit is None:
+            return None
+        return self._read(range(len(self.frames)), self._read_depth)
+
+    def take(self, views: Int[np.ndarray, "u"]) -> Scene:
+        """The scene with only these views, in this order, decoded.
+
+        Raises:
+          DataError: a picture is missing, damaged or of the wrong kind, or its mask is
+            empty; one line with scene, view and path.
+        """
+        has_depth = self.depth_unit is not None
+        return Scene(
+            name=self.name,
+            path=self.path,
+            rgba=self._read(views, self._read_rgba),
+            depths=self._read(views, self._read_depth) if has_depth else None,
+            cameras=take_cameras(self.cameras, views),
+            is_input=self.is_input[views],
+            index=self.index,
+        )
+
+    def _read(self, views, read_frame) -> np.ndarray:
+        pictures = []
+        for view in views:
+            frame = self.frames[view]
+            with located(f"scene {self.name}, view {view}"):
+                pictures.append(read_frame(frame))
+        return np.stack(pictures)
+
+    def _read_rgba(self, frame: Frame) -> UInt8[np.ndarray, "h w 4"]:
+        size = (frame.width, frame.height)
+        with located(f"({frame.picture})"):
+            mode = "RGBA" if frame.mask is None else "RGB"
+            picture = decode_picture(frame.picture, size, (mode,))
+        if frame.mask is not None:
+            with located(f"({frame.mask})"):
+                mask = decode_picture(frame.mask, size, ("L", "1"))
+            picture = np.concatenate([picture, mask[..., None]], axis=-1)
+        highest = picture[..., 3].max()
+        if highest <= 127:
+            raise DataError(
+                f"({frame.mask or frame.picture}): empty mask: no pixel's coverage is "
+                f"above one half (the highest value is {highest} of 255)"
+            )
+        return picture
+
+    def _read_depth(self, frame: Frame) -> Float[np.ndarray, "h w 1"]:
+        assert frame.depth is not None
+        assert self.depth_unit is not None
+        with located(f"({frame.depth})"):
+            size = (frame.width, frame.height)
+            steps = decode_picture(frame.depth, size, ("I;16",))
+        return (steps * np.float32(self.depth_unit))[..., None]
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+    """Scene folders by position; a scene is checked and read when it is asked for."""
+
+    folders: tuple[Path, ...]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+    def __getitem__(self, index: int) -> StoredScene:
+        """Scene `index`, its camera file and picture headers checked.
+
+        Raises:
+          DataError: anything about it is not as it must be; one line.
+        """
+        folder, name = self.folders[index], self.names[index]
+        layout = read_layout(folder, name)
+        index = range(len(self))[index]
+        return StoredScene(name, folder, layout.frames, layout.depth_unit, index)
+
+    def __repr__(self) -> str:
+        """The same in every process and place that holds the same scenes."""
+        digest = zlib.crc32("\n".join(self.names).encode())
+        return f"FolderSource({len(self)} scenes, {digest:08x})"
+
+
+def open_source(path: str | os.PathLike[str]) -> FolderSource:
+    """Opens a folder of scene folders, one scene folder, or a text list of them.
+
+    A list names one scene folder a line, absolute or relative to the list; empty lines
+    and lines that start with # say nothing. Scenes of a folder are ordered by name,
+    those of a list as listed. Folders whose name starts with a dot are not scenes.
+
+    Raises:
+      DataError: there is no scene, one is named twice, or one lacks its camera file.
+    """
+    path = Path(path)
+    if path.is_file():
+        folders = _read_list(path)
+    elif path.is_dir():
+        folders = _scene_folders(path)
+    else:
+        raise DataError(f"{path}: there is no such folder or list of scene folders")
+    if not folders:
+        raise DataError(
+            f"{path}: no scene found; a scene is a folder with {CAMERA_FILES[0]} or "
+            f"{CAMERA_FILES[1]}"
+        )
+    for folder in folders:
+        camera_file(folder)
+    real = [os.path.realpath(folder) for folder in folders]
+    twice = [folder for folder, count in collections.Counter(real).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: scene folder {twice[0]} is named twice")
+    root = os.path.commonpath([os.path.dirname(folder) for folder in real])
+    names = tuple(os.path.relpath(folder, root) for folder in real)
+    return FolderSource(tuple(folders), names)
+
+
+def split_source(
+    source: FolderSource, num_held_out: int
+) -> tuple[FolderSource, FolderSource]:
+    """Training scenes, and the last `num_held_out` scenes, never to be trained on.
+
+    Raises:
+      ValueError: either side would be empty.
+    """
+    if not 0 < num_held_out < len(source):
+        raise ValueError(
+            f"{source}: cannot hold out {num_held_out} of {len(source)} scenes; each "
+            "side needs at least one"
+        )
+    cut = len(source) - num_held_out
+    train = FolderSource(source.folders[:cut], source.names[:cut])
+    held_out = FolderSource(source.folders[cut:], source.names[cut:])
+    logging.info(
+        "%d scenes to train on, %d held out (%s to %s)",
+        len(train),
+        len(held_out),
+        held_out.names[0],
+        held_out.names[-1],
+    )
+    return train, held_out
+
+
+def take_cameras(cameras: Cameras, views: Int[np.ndarray, "u"]) -> Cameras:
+    """The cameras of these views, in this order."""
+    return Cameras(
+        cameras.viewmats[views], cameras.Ks[views], cameras.width, cameras.height
+    )
+
+
+def _scene_folders(path: Path) -> list[Path]:
+    if any((path / name).is_file() for name in CAMERA_FILES):
+        return [path]
+    folders = (p for p in path.iterdir() if p.is_dir() and p.name[0] != ".")
+    return sorted(folders)
+
+
+def _read_list(path: Path) -> list[Path]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable list of scene folders") from error
+    folders = []
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
+            continue
+        folder = path.parent / line
+        if not os.path.isdir(folder):
+            raise DataError(f"{path}, line {number}: {line!r} is not a folder")
+        folders.append(folder)
+    return folders
