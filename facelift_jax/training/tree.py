@@ -15,16 +15,14 @@ MAX_NAMES = 10  # named in one error; the rest is counted
 def flatten_names(tree: Any) -> dict[str, Any]:
     """The leaves by name, in the order of `jax.tree.leaves`.
 
-    Raises ValueError if two leaves share a name or a key holds a slash.
+    A dictionary from names to leaves gives itself. Raises ValueError if two leaves
+    share a name.
     """
     named = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
-        name = "/".join(keys)
-        if name in named or any("/" in key for key in keys):
-            raise ValueError(
-                f"leaf {name!r}: names must be unique and keys hold no '/': rename it"
-            )
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name in named:
+            raise ValueError(f"two leaves are named {name!r}: rename one")
         named[name] = leaf
     return named
 
