@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import matplotlib
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from facelift_jax.numerics import Array, normalize
-from facelift_jax.objectives import METRICS
+from facelift_jax.objectives import METRICS, TERMS
 from facelift_jax.structs import Cameras, RenderOutput, Views
 
 ERROR_SCALE = 0.3  # mean absolute colour error at the bright end of an error map
@@ -81,27 +82,26 @@ def map_sheet(
     units, and the error's stand under the columns.
     """
     low, high = depth_range(targets, render)
-    names = ["ground truth", "prediction", "error", "opacity", "predicted depth"]
-    columns = [
-        _to_uint8(targets.images),
-        _to_uint8(render.colors),
-        error_map(targets.images, render.colors),
-        np.repeat(_to_uint8(render.alphas), 3, axis=-1),
-        depth_map(render.depths, np.asarray(render.alphas) > 0.5, low, high),
-    ]
+    columns = {
+        "ground truth": _to_uint8(targets.images),
+        "prediction": _to_uint8(render.colors),
+        "error": error_map(targets.images, render.colors),
+        "opacity": np.repeat(_to_uint8(render.alphas), 3, axis=-1),
+    }
     if targets.depths is not None:
         is_known = (np.asarray(targets.depths) > 0) & (np.asarray(targets.masks) > 0.5)
-        names.append("true depth")
-        columns.append(depth_map(targets.depths, is_known, low, high))
+        columns["true depth"] = depth_map(targets.depths, is_known, low, high)
+    is_solid = np.asarray(render.alphas) > 0.5
+    columns["predicted depth"] = depth_map(render.depths, is_solid, low, high)
     cells = [
         (label, _row(list(tiles)))
-        for label, *tiles in zip(labels, *columns, strict=True)
+        for label, *tiles in zip(labels, *columns.values(), strict=True)
     ]
     bars = [
         (_ERROR_COLORS, "error, mean over colours", 0.0, ERROR_SCALE),
         (_DEPTH_COLORS, "camera-z depth, world units", low, high),
     ]
-    return _sheet(title, _by_side(cells, num_inputs), names, bars)
+    return _sheet(title, _by_side(cells, num_inputs), list(columns), bars)
 
 
 def error_map(
@@ -136,62 +136,63 @@ def depth_range(targets: Views, render: RenderOutput) -> tuple[float, float]:
     return float(low), float(max(high, low + 1e-3 * abs(low)))
 
 
-def view_labels(cameras: Cameras, num_inputs: int) -> list[str]:
+def view_labels(cameras: Cameras) -> list[str]:
     """Index, azimuth and elevation of each of the cameras [t], in degrees.
 
-    Seen from the world origin; azimuth counts from view 0, about the mean of the input
-    cameras' up directions.
+    Seen from the world origin; azimuth counts from view 0 about the upright axis, the
+    direction most nearly at right angles to every camera's x axis.
     """
     viewmats = np.asarray(cameras.viewmats, np.float64)
-    up = normalize(-viewmats[:num_inputs, 1, :3].mean(0))
+    rights, ups = viewmats[:, 0, :3], -viewmats[:, 1, :3]
+    # The second term decides where the x axes alone cannot: a single view.
+    upright = np.linalg.eigh(rights.T @ rights - 1e-6 * ups.T @ ups)[1][:, 0]
+    upright *= np.sign(upright @ ups.mean(0))
     directions = normalize(np.asarray(cameras.centers, np.float64))
-    heights = directions @ up
-    front = normalize(directions[0] - heights[0] * up)
-    side = np.cross(up, front)
+    heights = directions @ upright
+    front = normalize(directions[0] - heights[0] * upright)
+    side = np.cross(upright, front)
     azimuths = np.rad2deg(np.arctan2(directions @ side, directions @ front))
     elevations = np.rad2deg(np.arcsin(np.clip(heights, -1, 1)))
     return [
-        f"{i}  az {azimuth:+.0f}°  el {elevation:+.0f}°"
+        f"{i}  az {round(azimuth):+d}°  el {round(elevation):+d}°"
         for i, (azimuth, elevation) in enumerate(zip(azimuths, elevations, strict=True))
     ]
 
 
-def write_curves(path: str | Path, rows: Sequence[Mapping[str, float]]) -> None:
+def write_curves(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Draws the loss terms and every metric of `metrics.jsonl`'s rows over steps.
 
     Input views and held-out views share a panel in different strokes; coverage, which
-    does not move, is given in numbers at the bottom.
+    does not move, and the latest gap are given in numbers at the bottom.
     """
     figure = Figure(figsize=(15, 7.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 4).ravel()
-    losses = sorted({key for row in rows for key in row if key.startswith("train/")})
-    for key in losses:
-        _draw(axes[0], rows, key, label=key.removeprefix("train/"))
-    axes[0].set_title("training")
-    if any(line.get_ydata().size for line in axes[0].get_lines()):
+    for term in ("total", *TERMS):
+        _draw(axes[0], rows, f"train/{term}", term)
+    axes[0].set_title("training, loss terms before weighting")
+    if axes[0].get_lines():
         axes[0].set_yscale("log")
     for panel, metric in zip(axes[1:], METRICS, strict=False):
         _draw(panel, rows, f"inputs/{metric}", "input views", "--", "tab:orange")
         _draw(panel, rows, f"held_out/{metric}", "held-out views", "-", "tab:blue")
-        panel.set_title(metric)
+        panel.set_title(f"{metric}, dB" if metric.startswith("psnr") else metric)
     for panel in axes:
         panel.set_xlabel("step")
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-        if panel.get_legend_handles_labels()[0]:
+        if panel.get_lines():
             panel.legend(frameon=False, fontsize=8)
-    coverages = [
-        f"{name} views {row[key]:.3f}"
-        for name, key in (
-            ("input", "inputs/coverage"),
-            ("held-out", "held_out/coverage"),
-        )
-        for row in [next((r for r in reversed(rows) if key in r), None)]
-        if row is not None
-    ]
-    if coverages:
-        figure.supxlabel("coverage of the pictures: " + ", ".join(coverages), size=9)
+    notes = {
+        "gap": "latest gap in psnr_fg, inputs minus held-out: {:.2f} dB",
+        "inputs/coverage": "coverage of input views {:.3f}",
+        "held_out/coverage": "of held-out views {:.3f}",
+    }
+    latest = {
+        key: row[key] for row in rows for key in notes if row.get(key) is not None
+    }
+    text = [note.format(latest[key]) for key, note in notes.items() if key in latest]
+    figure.supxlabel(",  ".join(text), size=9)
     with _replaced(Path(path)) as partial:
         figure.savefig(partial, format="png")
 
@@ -254,23 +255,25 @@ def _sheet(
     first = len(groups[0][1])
     columns = math.ceil(first / math.ceil(first / limit))
     step = cell_height + _CAPTION + _GUTTER
-    heading_height = _HEADING + _GUTTER + (_CAPTION + 4 if column_names else 0)
+    heading_height = _HEADING + 2 * _GUTTER + (_CAPTION if column_names else 0)
     page_width = 2 * _MARGIN + columns * (cell_width + _GUTTER) - _GUTTER
-    page_height = 2 * _MARGIN + _TITLE + _GUTTER + (3 * _CAPTION + 24 if bars else 0)
+    page_height = 2 * _MARGIN + _TITLE + (3 * _CAPTION + 24 if bars else 0)
     for heading, cells in groups:
-        page_height += heading_height * bool(heading)
+        page_height += heading_height if heading else 0
         page_height += math.ceil(len(cells) / columns) * step
     page = Image.new("RGB", (page_width, page_height), _PAGE)
     draw = ImageDraw.Draw(page)
     y = _MARGIN
     _write(draw, (_MARGIN, y), title, _TITLE, _INK)
-    y += _TITLE + _GUTTER
+    y += _TITLE
     for heading, cells in groups:
         if heading:
-            _write(draw, (_MARGIN, y), heading, _HEADING, _INK)
-            for i, name in enumerate(column_names):
-                x = _MARGIN + i * (cell_width + _SEAM) // len(column_names)
-                _write(draw, (x, y + _HEADING + 6), name, _CAPTION, _INK)
+            _write(draw, (_MARGIN, y + _GUTTER), heading, _HEADING, _INK)
+            for i, name in enumerate([*column_names] * min(columns, len(cells))):
+                cell, tile = divmod(i, len(column_names))
+                x = _MARGIN + cell * (cell_width + _GUTTER)
+                x += tile * (cell_width + _SEAM) // len(column_names)
+                _write(draw, (x, y + _HEADING + _GUTTER + 6), name, _CAPTION, _INK)
             y += heading_height
         for i, (caption, picture) in enumerate(cells):
             x = _MARGIN + (i % columns) * (cell_width + _GUTTER)
@@ -344,7 +347,7 @@ def _caption(label: str, psnr_fg: float) -> str:
 
 def _draw(
     panel: Axes,
-    rows: Sequence[Mapping[str, float]],
+    rows: Sequence[Mapping[str, Any]],
     key: str,
     label: str,
     style: str = "-",

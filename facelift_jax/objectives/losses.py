@@ -7,6 +7,7 @@ every input, empty masks included.
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,11 +102,12 @@ def weighted_loss(
     render: RenderOutput,
     targets: Views,
     aux: Aux,
-    weights: Mapping[str, float],
+    weights: Mapping[str, float | int | Array],
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Weighted sum of loss terms and each term unweighted, both as means over scenes.
 
-    Terms of weight zero are not computed and not returned.
+    A weight is a number, or a scalar array where it follows a schedule. Terms whose
+    weight is the number zero are not computed and not returned.
 
     Raises:
       ValueError: an unknown term, or a rendering of other views than the targets.
@@ -115,7 +117,7 @@ def weighted_loss(
     terms = {
         name: TERMS[name](render, targets, aux).mean()
         for name, weight in weights.items()
-        if weight != 0
+        if not _is_zero(weight)
     }
     total = jnp.zeros((), render.colors.dtype)
     for name, term in terms.items():
@@ -123,7 +125,7 @@ def weighted_loss(
     return total, terms
 
 
-def validate_weights(weights: Mapping[str, float]) -> None:
+def validate_weights(weights: Mapping[str, Any]) -> None:
     """Refuses, before anything is built, weights that `weighted_loss` cannot use.
 
     Raises:
@@ -142,7 +144,11 @@ def validate_weights(weights: Mapping[str, float]) -> None:
         )
 
 
-def _require_known(weights: Mapping[str, float]) -> None:
+def _is_zero(weight: float | int | Array) -> bool:
+    return isinstance(weight, float | int) and weight == 0
+
+
+def _require_known(weights: Mapping[str, Any]) -> None:
     unknown = [name for name in weights if name not in TERMS]
     if unknown:
         raise ValueError(
