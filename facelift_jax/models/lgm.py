@@ -250,6 +250,11 @@ class Model(nn.Module):
         _check_sizes(self)
         super().__post_init__()
 
+    @property
+    def stride(self) -> int:
+        """Input sides in pixels must be multiples of this."""
+        return 2 ** (len(self.down_channels) - 1)
+
     @nn.compact
     def __call__(self, inputs: Views) -> tuple[Gaussians, dict[str, Array]]:
         """Pictures with cameras to b scenes of v * s * s world-frame Gaussians each.
@@ -303,13 +308,11 @@ class Model(nn.Module):
                 f"inputs.images: expected square pictures, found {width} x {height} "
                 "px; crop or pad them together with their Ks"
             )
-        stride = 2 ** (len(self.down_channels) - 1)
-        if width % stride:
-            low, high = width // stride * stride, math.ceil(width / stride) * stride
+        if width % self.stride:
             raise ValueError(
-                f"inputs.images: side {width} px is not a multiple of {stride} "
-                f"({len(self.down_channels) - 1} halvings); resize to "
-                + (f"{low} or {high}" if low else f"{high}")
+                f"inputs.images: side {width} px is not a multiple of {self.stride}, "
+                f"as {len(self.down_channels) - 1} halvings need; resize to "
+                f"{math.ceil(width / self.stride) * self.stride}"
             )
         return leading[0], leading[1], width
 

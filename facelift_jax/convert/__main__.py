@@ -1,0 +1,109 @@
+"""Command: published PyTorch weights to an orbax checkpoint.
+
+    python -m facelift_jax.convert --model lgm --variant big --src FILE --dst DIR
+
+DIR gets the checkpoint (parameters alone, as step 0) and `conversion.json`: the
+source's name and SHA-256, model, variant, overrides and licence.
+"""
+
+import argparse
+import hashlib
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from facelift_jax.convert import convert_state
+from facelift_jax.convert.files import open_tensors
+from facelift_jax.models import DEFAULT_VARIANTS
+from facelift_jax.training.checkpoint import save_params
+
+NOTE = "conversion.json"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports bad usage in one line, as every user error here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{message}; see --help\n")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m facelift_jax.convert",
+        description="Convert published PyTorch weights to an orbax checkpoint.",
+    )
+    parser.add_argument("--model", required=True, choices=sorted(DEFAULT_VARIANTS))
+    parser.add_argument("--variant", help="default: the one with published weights")
+    parser.add_argument(
+        "--overrides",
+        default="{}",
+        help='sizes that differ from the variant, JSON: {"up_channels": [512, 256]}',
+    )
+    parser.add_argument(
+        "--src",
+        required=True,
+        type=Path,
+        help=".safetensors, or .pt / .pth (needs torch)",
+    )
+    parser.add_argument(
+        "--dst", required=True, type=Path, help="new or empty folder for the checkpoint"
+    )
+    return parser.parse_args(argv)
+
+
+def _parse_overrides(text: str) -> dict[str, Any]:
+    try:
+        overrides = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--overrides: not JSON: {error}") from error
+    if not isinstance(overrides, dict):
+        raise ValueError(f"--overrides: expected a JSON object, found {text}")
+    return overrides
+
+
+def convert(
+    model: str, variant: str | None, overrides: dict[str, Any], src: Path, dst: Path
+) -> dict[str, Any]:
+    """Converts the file `src` into the checkpoint folder `dst`; returns the note.
+
+    Raises:
+      ValueError, OSError, ModuleNotFoundError: one line saying what to change.
+    """
+    if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):
+        raise ValueError(f"{dst}: exists and is not an empty folder; choose another")
+    with open_tensors(src) as (names, read):
+        params = convert_state(model, names, read, variant, **overrides)
+    with src.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    note = {
+        "model": model,
+        "variant": variant or DEFAULT_VARIANTS[model],
+        "overrides": overrides,
+        "source": src.name,
+        "sha256": digest,
+        "licence": importlib.import_module(f"facelift_jax.convert.{model}").LICENCE,
+    }
+    save_params(dst, params, note)
+    (dst / NOTE).write_text(json.dumps(note, indent=2) + "\n")
+    return note
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; 0, or 2 after one line on stderr."""
+    args = _parse(argv)
+    try:
+        overrides = _parse_overrides(args.overrides)
+        note = convert(args.model, args.variant, overrides, args.src, args.dst)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 2
+    print(f"{args.dst}: {note['model']} {note['variant']} from {note['source']}")
+    print(note["licence"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Tensors of a .safetensors or PyTorch file, one at a time.
+
+The files are untrusted: sizes that the header promises and the file lacks are refused,
+and nothing of a pickle but tensors in plain containers is ever built.
+"""
+
+import contextlib
+import importlib
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+Tensors = tuple[list[str], Callable[[str], np.ndarray]]
+
+
+@contextlib.contextmanager
+def open_tensors(path: Path) -> Iterator[Tensors]:
+    """The names of a file's tensors, and a function that reads one of them.
+
+    Raises:
+      ValueError: another kind of file, a damaged or a refused one.
+      FileNotFoundError: no such file.
+      ModuleNotFoundError: a PyTorch file without PyTorch.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        with _open_safetensors(path) as tensors:
+            yield tensors
+    elif path.suffix in (".pt", ".pth"):
+        yield _load_torch(path)
+    else:
+        raise ValueError(f"{path}: expected a .safetensors, .pt or .pth file")
+
+
+@contextlib.contextmanager
+def _open_safetensors(path: Path) -> Iterator[Tensors]:
+    try:
+        file = safetensors.safe_open(path, framework="numpy")
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path}: not a whole safetensors file ({error}); fetch it again"
+        ) from error
+    with file:
+        yield list(file.keys()), file.get_tensor
+
+
+def _load_torch(path: Path) -> Tensors:
+    try:
+        torch: Any = importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{path}: reading it needs PyTorch, which is not installed: "
+            "pip install torch, or convert a .safetensors file"
+        ) from error
+    try:
+        # Older files are no zip archives and cannot be mapped into memory.
+        state = torch.load(
+            path,
+            map_location="cpu",
+            weights_only=True,
+            mmap=zipfile.is_zipfile(path),
+        )
+    except Exception as error:  # what a hostile pickle raises is up to its author
+        raise ValueError(
+            f"{path}: refused, not a readable file of tensors alone (weights_only): "
+            f"{type(error).__name__}"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(value, torch.Tensor) and value.layout == torch.strided
+        for value in state.values()
+    ):
+        raise ValueError(f"{path}: expected a dictionary from names to dense tensors")
+
+    def read(name: str) -> np.ndarray:
+        tensor = state[name].detach()
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+    return list(state), read
