@@ -1,0 +1,177 @@
+"""render(): checks, batching, background, choice of backend."""
+
+import functools
+import logging
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from facelift_jax.numerics import Array, safe_divide
+from facelift_jax.render import composite_reference, composite_xla
+from facelift_jax.render.config import RenderConfig
+from facelift_jax.render.projection import project
+from facelift_jax.render.records import Pixels, Splats
+from facelift_jax.structs import Cameras, Gaussians, RenderOutput, check
+
+BACKENDS = ("reference", "xla", "pallas")
+
+_COMPOSITE = {
+    "reference": composite_reference.composite,
+    "xla": composite_xla.composite,
+}
+
+_log = logging.getLogger(__name__)
+
+
+def render(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    background: Float[Array, "..."] | None = None,
+    *,
+    config: RenderConfig = RenderConfig(),
+    backend: str | None = None,
+) -> RenderOutput:
+    """Renders every scene of Gaussians from each of its cameras.
+
+    Differentiable with respect to means, quats, scales, opacities, sh, viewmats and
+    background. Works under jit, grad, vmap, pmap and shard_map; same bits every run.
+
+    Args:
+      gaussians: over [*b], world frame; float32, or float64 with backend "reference".
+      cameras: over [*b v], world to camera, pixels.
+      background: colour [3] or [*b v 3]; None is black.
+      config: cut-offs, blur, caps and tile size.
+      backend: "reference", "xla", "pallas", or None for the fastest that can run here.
+        A named backend runs or raises; it never falls back.
+
+    Returns:
+      RenderOutput over [*b v].
+
+    Raises:
+      ValueError: shapes, dtypes or the backend's name do not fit.
+      NotImplementedError: the named backend cannot run.
+    """
+    backend = _choose(backend)
+    lead = _check_axes(gaussians, cameras)
+    dtype = _check_dtypes(gaussians, cameras, backend)
+    background = _check_background(background, lead, dtype)
+    splats = _project_all(gaussians, cameras, lead, config)
+    pixels = _COMPOSITE[backend](splats, cameras.width, cameras.height, config)
+    return _finish(pixels, background, lead)
+
+
+@functools.cache
+def _default_backend() -> str:
+    """Chosen once a process, so that the log says it once."""
+    _log.info('rendering with backend "xla"')
+    return "xla"
+
+
+def _choose(backend: str | None) -> str:
+    if backend is None:
+        return _default_backend()
+    if backend not in BACKENDS:
+        known = ", ".join(f'"{name}"' for name in BACKENDS)
+        raise ValueError(f'render: unknown backend "{backend}"; choose one of {known}')
+    if backend not in _COMPOSITE:
+        raise NotImplementedError(
+            f'render: backend "{backend}" has no kernel in this version; '
+            'use backend="xla" or None'
+        )
+    return backend
+
+
+def _check_axes(gaussians: Gaussians, cameras: Cameras) -> tuple[int, ...]:
+    """Leading axes [*b v] of the pictures."""
+    scenes = check(gaussians, "gaussians")["b"]
+    views = check(cameras, "cameras")["b"]
+    if len(views) != len(scenes) + 1 or views[:-1] != scenes:
+        raise ValueError(
+            f"cameras: expected leading axes {(*scenes, 'v')} (the gaussians' axes, "
+            f"then views), found {views}"
+        )
+    for name in ("width", "height"):
+        size = getattr(cameras, name)
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"cameras.{name}: expected an int >= 1, found {size!r}")
+    return views
+
+
+def _check_dtypes(gaussians: Gaussians, cameras: Cameras, backend: str) -> jnp.dtype:
+    dtype = gaussians.means.dtype
+    allowed = ("float32", "float64") if backend == "reference" else ("float32",)
+    if dtype not in allowed:
+        raise ValueError(
+            f'gaussians.means: backend "{backend}" computes in {" or ".join(allowed)}, '
+            f"found {dtype}; convert the Gaussians"
+        )
+    fields = {
+        "gaussians.quats": gaussians.quats,
+        "gaussians.scales": gaussians.scales,
+        "gaussians.opacities": gaussians.opacities,
+        "gaussians.sh": gaussians.sh,
+        "cameras.viewmats": cameras.viewmats,
+        "cameras.Ks": cameras.Ks,
+    }
+    for name, array in fields.items():
+        if array.dtype != dtype:
+            raise ValueError(
+                f"{name}: expected {dtype} like gaussians.means, found {array.dtype}"
+            )
+    return dtype
+
+
+def _check_background(background, lead: tuple[int, ...], dtype: jnp.dtype):
+    """Background colour over [*b v 3]."""
+    if background is None:
+        return jnp.zeros((*lead, 3), dtype)
+    background = jnp.asarray(background)
+    if background.shape not in ((3,), (*lead, 3)):
+        raise ValueError(
+            f"background: expected shape (3,) or {(*lead, 3)}, found {background.shape}"
+        )
+    if background.dtype != dtype:
+        raise ValueError(
+            f"background: expected {dtype} like the Gaussians, found {background.dtype}"
+        )
+    return jnp.broadcast_to(background, (*lead, 3))
+
+
+def _project_all(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    lead: tuple[int, ...],
+    config: RenderConfig,
+) -> Splats:
+    """Splats [i n ...] of all i = scenes x views pictures.
+
+    Rematerialised: the backward pass keeps the Gaussians, not the arithmetic between.
+    """
+    scenes, views = math.prod(lead[:-1]), lead[-1]
+    gaussians = jax.tree.map(
+        lambda x: jnp.reshape(x, (scenes, *x.shape[len(lead) - 1 :])), gaussians
+    )
+    cameras = jax.tree.map(
+        lambda x: jnp.reshape(x, (scenes, views, *x.shape[len(lead) :])), cameras
+    )
+
+    @jax.checkpoint
+    def project_scene(gaussians, cameras):
+        return jax.vmap(lambda camera: project(gaussians, camera, config))(cameras)
+
+    splats = jax.vmap(project_scene)(gaussians, cameras)
+    return jax.tree.map(lambda x: x.reshape(scenes * views, *x.shape[2:]), splats)
+
+
+def _finish(pixels: Pixels, background, lead: tuple[int, ...]) -> RenderOutput:
+    pixels = jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), pixels)
+    transmittances = pixels.transmittances[..., None]
+    alphas = 1 - transmittances
+    return RenderOutput(
+        colors=pixels.colors + transmittances * background[..., None, None, :],
+        alphas=alphas,
+        depths=safe_divide(pixels.depths[..., None], alphas),
+        dropped=pixels.dropped,
+    )

@@ -1,0 +1,119 @@
+"""World to image plane: elliptical weighted average splatting of 3D Gaussians.
+
+Zwicker et al., "EWA Volume Splatting" (2001), as used by Kerbl et al. (2023). Plain JAX,
+differentiated by JAX. Small matrices are written out component by component, which XLA
+fuses into one loop over Gaussians and which keeps full float32 precision everywhere.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from facelift_jax.geometry.rotations import quat_to_matrix
+from facelift_jax.numerics import safe_sqrt
+from facelift_jax.render.config import RenderConfig
+from facelift_jax.render.constants import (
+    ALPHA_MIN,
+    FRUSTUM_MARGIN,
+    MEANS2D_LIMIT,
+    ROUNDING_SLACK,
+)
+from facelift_jax.render.records import Splats
+from facelift_jax.render.sh import sh_colors
+from facelift_jax.structs import Cameras, Gaussians
+
+
+def project(gaussians: Gaussians, camera: Cameras, config: RenderConfig) -> Splats:
+    """Projects n Gaussians of one scene (no leading axes) into one camera.
+
+    Culled: camera z outside [near, far], image-plane covariance not positive or not
+    finite, opacity below ALPHA_MIN. Culled Gaussians receive zero gradients.
+    """
+    V, t, K = camera.viewmats[:3, :3], camera.viewmats[:3, 3], camera.Ks
+    means, opacities = gaussians.means, gaussians.opacities
+    x, y, z = (sum(V[i, j] * means[:, j] for j in range(3)) + t[i] for i in range(3))
+    in_range = (z >= config.near) & (z <= config.far)
+    x, y = (jnp.where(in_range, value, 0) for value in (x, y))
+    z = jnp.where(in_range, z, 1)
+
+    factors = _image_plane_factors(gaussians, camera, (x, y, z))
+    (a, b, c), det, det_sharp = _blurred_covariance(factors, config.eps2d)
+    if config.antialiased:
+        opacities = opacities * safe_sqrt(det_sharp / jnp.where(det > 0, det, 1))
+
+    u = K[0, 0] * (x / z) + K[0, 2]
+    v = K[1, 1] * (y / z) + K[1, 2]
+    is_visible = in_range & (det > 0) & jnp.isfinite(a + c) & (opacities >= ALPHA_MIN)
+    is_visible &= (jnp.abs(u) < MEANS2D_LIMIT) & (jnp.abs(v) < MEANS2D_LIMIT)
+    levels, radii = _reach(opacities, (a, c, det), is_visible)
+    a, c, det = (jnp.where(is_visible, value, 1) for value in (a, c, det))
+    b, u, v = (jnp.where(is_visible, value, 0) for value in (b, u, v))
+    return Splats(
+        means2d=jnp.stack([u, v], axis=-1),
+        conics=jnp.stack([c / det, -b / det, a / det], axis=-1),
+        opacities=jnp.where(is_visible, opacities, 0),
+        colors=sh_colors(gaussians.sh, means, camera.centers),
+        depths=jnp.where(is_visible, z, 0),
+        radii=radii,
+        levels=levels,
+        is_visible=is_visible,
+    )
+
+
+def _image_plane_factors(gaussians, camera, point):
+    """Rows m_0, m_1 (three [n] components each) of J V R diag(s): covariance = M M^T."""
+    x, y, z = point
+    V, K, scales = camera.viewmats[:3, :3], camera.Ks, gaussians.scales
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    ratio_x = _follow(x / z, cx, fx, camera.width)
+    ratio_y = _follow(y / z, cy, fy, camera.height)
+    R = quat_to_matrix(gaussians.quats)
+    rotated = [
+        [sum(V[i, k] * R[:, k, j] for k in range(3)) for j in range(3)]
+        for i in range(3)
+    ]
+    row_x = [fx / z * (rotated[0][j] - ratio_x * rotated[2][j]) for j in range(3)]
+    row_y = [fy / z * (rotated[1][j] - ratio_y * rotated[2][j]) for j in range(3)]
+    return (
+        [row_x[j] * scales[:, j] for j in range(3)],
+        [row_y[j] * scales[:, j] for j in range(3)],
+    )
+
+
+def _follow(ratio, principal, focal, size):
+    """x / z clamped to just outside the picture, where the Jacobian is still sane."""
+    margin = FRUSTUM_MARGIN * 0.5 * size / focal
+    lowest = -(principal / focal + margin)
+    return jnp.clip(ratio, lowest, (size - principal) / focal + margin)
+
+
+def _blurred_covariance(factors, eps2d):
+    """(a, b, c) of M M^T + eps I, its determinant, and the determinant before eps.
+
+    det(M M^T) is the sum of the squared 2x2 minors of M (Cauchy-Binet): never negative
+    and free of the cancellation in a c - b^2.
+    """
+    p, q = factors
+    xx, xy, yy = (
+        sum(m * n for m, n in zip(*rows, strict=True))
+        for rows in ((p, p), (p, q), (q, q))
+    )
+    minors = [p[i] * q[j] - p[j] * q[i] for i, j in ((0, 1), (0, 2), (1, 2))]
+    det_sharp = sum(m * m for m in minors)
+    det = det_sharp + eps2d * (xx + yy) + eps2d * eps2d
+    return (xx + eps2d, xy, yy + eps2d), det, det_sharp
+
+
+def _reach(opacities, covariance, is_visible):
+    """Exponent level and box outside which alpha < ALPHA_MIN; constants for gradients.
+
+    The exponent of a thin ellipse is a small difference of large terms, whose float32
+    rounding grows with a c / det; the slack covers it, so lists miss no pixel.
+    """
+    a, c, det = (jax.lax.stop_gradient(value) for value in covariance)
+    opacities = jax.lax.stop_gradient(opacities)
+    safe = jnp.where(is_visible, opacities, 1)
+    thinness = jnp.where(is_visible, a * (c / det), 1)
+    levels = jnp.log(safe / ALPHA_MIN) * (1 + ROUNDING_SLACK * thinness) + 1e-5
+    levels = jnp.where(is_visible, levels, 0)
+    radii = jnp.stack([jnp.sqrt(2 * levels * a), jnp.sqrt(2 * levels * c)], axis=-1)
+    return levels, jnp.where(is_visible[:, None], radii, 0)

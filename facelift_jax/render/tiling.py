@@ -1,0 +1,215 @@
+"""Which Gaussians reach which tile, in depth order and in bounded memory.
+
+Every function works on the splats of one picture ([n ...], no leading axis); callers
+`vmap` over pictures. A list entry is one (tile, Gaussian) pair of a Gaussian's bounding
+rectangle. Entries are emitted Gaussian by Gaussian in depth order, so those of one
+Gaussian are neighbours, and then sorted by tile with a stable sort, which keeps the depth
+order inside each tile. Nothing here is differentiated.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Bool, Int
+
+from facelift_jax.numerics import Array
+from facelift_jax.render.records import Splats
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Square tiles over a picture; those at the right and bottom may reach beyond it."""
+
+    width: int
+    height: int
+    tile_size: int
+
+    @property
+    def columns(self) -> int:
+        """Tiles side by side."""
+        return -(-self.width // self.tile_size)
+
+    @property
+    def rows(self) -> int:
+        """Tiles one above the other."""
+        return -(-self.height // self.tile_size)
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles in all; tile (row, column) has index row * columns + column."""
+        return self.rows * self.columns
+
+
+class Slice(NamedTuple):
+    """The list entries of some consecutive Gaussians in depth order.
+
+    Attributes:
+      gaussians: [window] indices of the Gaussians considered, near to far.
+      counts: [window] entries of each, 0 where not taken; its entries are neighbours.
+      owners: [capacity] window position of the Gaussian of each entry, as emitted.
+      order: [capacity] entries sorted by tile, near to far inside a tile.
+      tiles: [capacity] tile of each entry in that order; num_tiles where there is none.
+      starts: [num_tiles + 1] where each tile's run begins in `order`.
+      num_taken: [] Gaussians taken; the next slice starts behind them.
+      num_left: [] entries of the window's Gaussians that were not taken.
+    """
+
+    gaussians: Int[Array, "*i window"]
+    counts: Int[Array, "*i window"]
+    owners: Int[Array, "*i capacity"]
+    order: Int[Array, "*i capacity"]
+    tiles: Int[Array, "*i capacity"]
+    starts: Int[Array, "*i bounds"]
+    num_taken: Int[Array, "*i"]
+    num_left: Int[Array, "*i"]
+
+
+def depth_order(splats: Splats) -> Int[Array, "n"]:
+    """Indices near to far; ties to the lower index, culled ones last.
+
+    Positive floats sort like their bits, and GPUs sort unsigned 32-bit keys fastest.
+    """
+    bits = lax.bitcast_convert_type(splats.depths, jnp.uint32)
+    keys = jnp.where(splats.is_visible, bits, jnp.uint32(0xFFFFFFFF))
+    indices = jnp.arange(keys.shape[0], dtype=jnp.int32)
+    return lax.sort((keys, indices), num_keys=1, is_stable=True)[1]
+
+
+def tile_rectangles(splats: Splats, grid: Grid) -> Int[Array, "n 4"]:
+    """Tiles (x0, y0, x1, y1), ends exclusive, whose pixel centres the box may contain."""
+    sides = []
+    for axis, size in enumerate((grid.width, grid.height)):
+        center, radius = splats.means2d[:, axis], splats.radii[:, axis]
+        first = jnp.clip(jnp.ceil(center - radius - 0.5), 0, size)
+        last = jnp.clip(jnp.floor(center + radius - 0.5) + 1, 0, size)
+        is_empty = (last <= first) | ~splats.is_visible
+        last = jnp.where(is_empty, 0, last).astype(jnp.int32)
+        first = jnp.where(is_empty, 0, first).astype(jnp.int32)
+        sides.append((first // grid.tile_size, -(-last // grid.tile_size)))
+    (x0, x1), (y0, y1) = sides
+    is_empty = (x1 <= x0) | (y1 <= y0)
+    corners = jnp.stack([x0, y0, x1, y1], axis=-1)
+    return jnp.where(is_empty[:, None], 0, corners)
+
+
+def reaches_tile(
+    splats: Splats, columns: Int[Array, "m"], rows: Int[Array, "m"], grid: Grid
+) -> Bool[Array, "m"]:
+    """Whether each splat's ellipse comes near any pixel centre of its tile.
+
+    The smallest exponent over the rectangle of pixel centres lies at the mean if that is
+    inside, else on the nearer vertical or the nearer horizontal side (it is convex), and
+    each side's minimum has a closed form. Never a false no.
+    """
+    size = grid.tile_size
+    dtype = splats.means2d.dtype
+    A, B, C = jnp.moveaxis(splats.conics, -1, 0)
+    u, v = jnp.moveaxis(splats.means2d, -1, 0)
+    left, top = columns.astype(dtype) * size + 0.5, rows.astype(dtype) * size + 0.5
+    x0, x1, y0, y1 = left - u, left + (size - 1) - u, top - v, top + (size - 1) - v
+    zero = jnp.zeros_like(u)
+    side_x, side_y = jnp.clip(zero, x0, x1), jnp.clip(zero, y0, y1)
+
+    def exponent(dx, dy):
+        return 0.5 * (A * dx * dx + C * dy * dy) + B * dx * dy
+
+    on_vertical = exponent(side_x, jnp.clip(-B * side_x / C, y0, y1))
+    on_horizontal = exponent(jnp.clip(-B * side_y / A, x0, x1), side_y)
+    return ~(jnp.minimum(on_vertical, on_horizontal) > splats.levels)
+
+
+def next_slice(
+    splats: Splats,
+    rectangles: Int[Array, "n 4"],
+    order: Int[Array, "n"],
+    first: Int[Array, ""],
+    is_open: Bool[Array, "tiles"],
+    grid: Grid,
+    window: int,
+    capacity: int,
+) -> Slice:
+    """Entries of as many Gaussians from depth rank `first` on as fit, near to far.
+
+    Args:
+      splats: of one picture.
+      rectangles: from `tile_rectangles`.
+      order: from `depth_order`.
+      first: depth rank of the first Gaussian not yet drawn.
+      is_open: tiles that still have a pixel to draw; others receive nothing.
+      grid: the tiles.
+      window: how many Gaussians to consider.
+      capacity: how many entries to emit at most; at least grid.num_tiles makes sure that
+        one Gaussian fits.
+    """
+    n = order.shape[0]
+    ranks = first + jnp.arange(window, dtype=jnp.int32)
+    gaussians = order[jnp.minimum(ranks, n - 1)]
+    corners = rectangles[gaussians]
+    counts = _open_areas(corners, is_open.reshape(grid.rows, grid.columns))
+    counts = jnp.where(ranks < n, counts, 0)
+    ends = jnp.cumsum(counts)
+    is_taken = ends <= capacity
+    num_left = jnp.sum(jnp.where(is_taken, 0, counts))
+    counts = jnp.where(is_taken, counts, 0)
+    total = jnp.sum(counts)
+
+    slots = jnp.arange(capacity, dtype=jnp.int32)
+    owners = _owners(counts, ends, capacity)
+    x0, y0, x1, _ = jnp.moveaxis(corners[owners], -1, 0)
+    offset = slots - (ends - counts)[owners]
+    columns = jnp.maximum(x1 - x0, 1)
+    row = offset // columns
+    column = x0 + offset - row * columns
+    row = y0 + row
+    tiles = row * grid.columns + column
+    here = Splats(*(field[gaussians[owners]] for field in splats))
+    is_entry = (slots < total) & reaches_tile(here, column, row, grid)
+    is_entry &= is_open[jnp.clip(tiles, 0, grid.num_tiles - 1)]
+    tiles = jnp.where(is_entry, tiles, grid.num_tiles).astype(jnp.int32)
+    sorted_tiles, sorted_slots = _sort_by_tile(tiles, grid.num_tiles)
+    bounds = jnp.arange(grid.num_tiles + 1, dtype=jnp.int32)
+    return Slice(
+        gaussians=gaussians,
+        counts=counts,
+        owners=owners,
+        order=sorted_slots,
+        tiles=sorted_tiles,
+        starts=jnp.searchsorted(sorted_tiles, bounds).astype(jnp.int32),
+        num_taken=jnp.sum(is_taken, dtype=jnp.int32),
+        num_left=num_left.astype(jnp.int32),
+    )
+
+
+def _open_areas(corners, is_open):
+    """Tiles of each rectangle, 0 where none of them is open (summed-area table)."""
+    table = jnp.cumsum(jnp.cumsum(is_open.astype(jnp.int32), axis=0), axis=1)
+    table = jnp.pad(table, ((1, 0), (1, 0)))
+    x0, y0, x1, y1 = jnp.moveaxis(corners, -1, 0)
+    num_open = table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]
+    return jnp.where(num_open > 0, (x1 - x0) * (y1 - y0), 0)
+
+
+def _owners(counts, ends, capacity):
+    """Window position of the Gaussian that emits each slot: mark the starts, then add up."""
+    starts = jnp.where(counts > 0, ends - counts, capacity)
+    marks = jnp.zeros(capacity, jnp.int32)
+    steps = jnp.arange(counts.shape[0], dtype=jnp.int32)
+    marks = marks.at[starts].max(steps, mode="drop")
+    return lax.cummax(marks)
+
+
+def _sort_by_tile(tiles, num_tiles):
+    """(tiles, slots) sorted by tile, then slot.
+
+    Tile and slot share one key where 32 bits hold both: a CPU sorts single keys five times
+    as fast as pairs.
+    """
+    capacity = tiles.shape[0]
+    slots = jnp.arange(capacity, dtype=jnp.int32)
+    if (num_tiles + 1) * capacity > 2**32:
+        return lax.sort((tiles, slots), num_keys=1, is_stable=True)
+    stride = jnp.uint32(capacity)
+    keys = lax.sort(tiles.astype(jnp.uint32) * stride + slots.astype(jnp.uint32))
+    return (keys // stride).astype(jnp.int32), (keys % stride).astype(jnp.int32)
