@@ -15,9 +15,7 @@ from facelift_jax.data.sources import Scene
 from facelift_jax.structs import Cameras, Views
 
 
-def square_views(
-    scene: Scene, size: int, background: tuple[float, float, float]
-) -> Views:
+def to_views(scene: Scene, size: int, background: tuple[float, float, float]) -> Views:
     """The scene's views [v] as squares of `size` pixels on a background, RGB in [0, 1].
 
     Pictures that are not square are cut to their central square.
@@ -130,8 +128,9 @@ def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
         covered = np.minimum(taps + 1, edges[1:, None])
         covered = covered - np.maximum(taps, edges[:-1, None])
         weights = np.maximum(covered, 0) / step
+    used = weights.any(axis=0)
     indices = np.minimum(taps, old - 1).astype(int)
-    return indices, weights.astype(np.float32)
+    return indices[:, used], weights[:, used].astype(np.float32)
 
 
 def sample_bilinear(

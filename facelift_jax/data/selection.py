@@ -8,14 +8,17 @@ from facelift_jax.data.options import DataOptions
 from facelift_jax.data.sources import Scene, StoredScene
 
 
-def draw_views(
+def select_views(
     scene: Scene | StoredScene, rng: np.random.Generator, options: DataOptions
-) -> tuple[Int[np.ndarray, "v"], Int[np.ndarray, "t"]]:
-    """Random input and target views, as positions in the scene.
+) -> tuple[Scene, Scene]:
+    """Random input and target views of a scene, decoded.
 
     Where more views than `num_inputs` may be inputs, some are drawn, in random order;
     else they keep the stored order. Then `min_held_out` targets are drawn from the
     other views, and the rest from all views left, inputs among them; none twice.
+
+    Raises:
+      DataError: fewer views than asked for, or a picture cannot be used.
     """
     pool = _input_pool(scene, options)
     inputs = pool
@@ -32,18 +35,21 @@ def draw_views(
     held_out = others[: options.min_held_out]
     left = np.concatenate([inputs, others[options.min_held_out :]])
     rest = rng.choice(left, options.num_targets - len(held_out), replace=False)
-    return inputs, np.concatenate([held_out, rest])
+    return _take(scene, inputs, np.concatenate([held_out, rest]))
 
 
-def evaluation_views(
+def select_evaluation_views(
     scene: Scene | StoredScene, options: DataOptions
-) -> tuple[Int[np.ndarray, "v"], Int[np.ndarray, "t"]]:
-    """Input views, and target views: the inputs first, then held-out views.
+) -> tuple[Scene, Scene]:
+    """Input views, and target views (the inputs first, then held-out ones), decoded.
 
-    Where there is a choice, views evenly spaced in stored order are taken.
+    Where there is a choice, views evenly spaced in stored order are taken; at most
+    `eval_targets` are held out.
+
+    Raises:
+      DataError: as `select_views`, or no view is left to judge from.
     """
-    pool = _input_pool(scene, options)
-    inputs = _evenly(pool, options.num_inputs)
+    inputs = _evenly(_input_pool(scene, options), options.num_inputs)
     others = np.setdiff1d(np.arange(len(scene.is_input)), inputs)
     if len(others) == 0:
         raise DataError(
@@ -51,39 +57,40 @@ def evaluation_views(
             "so no view is left to judge from; ask for fewer inputs"
         )
     held_out = _evenly(others, min(options.eval_targets, len(others)))
-    return inputs, np.concatenate([inputs, held_out])
+    return _take(scene, inputs, np.concatenate([inputs, held_out]))
 
 
 def _input_pool(
     scene: Scene | StoredScene, options: DataOptions
 ) -> Int[np.ndarray, "p"]:
     """The views that may be inputs, as positions in the scene."""
-    num_views = len(scene.is_input)
+    where = f"scene {scene.name} ({scene.path})"
+    everything = np.arange(len(scene.is_input))
     if options.input_views is not None:
-        pool, what = np.unique(options.input_views), "views are named in input_views"
-        if pool[0] < 0 or pool[-1] >= num_views:
+        pool, what = np.unique(options.input_views), "views named in input_views"
+        unknown = np.setdiff1d(pool, everything)
+        if len(unknown) > 0:
             raise DataError(
-                f"scene {scene.name} ({scene.path}): input_views names view "
-                f"{pool[0] if pool[0] < 0 else pool[-1]}, but the scene has {num_views}"
+                f"{where}: input_views names view {unknown[0]}, but the scene has "
+                f"{len(everything)} views"
             )
     elif scene.is_input.any():
-        pool, what = np.flatnonzero(scene.is_input), "views are flagged as inputs"
+        pool, what = np.flatnonzero(scene.is_input), "views flagged as inputs"
     else:
-        pool, what = np.arange(num_views), "views"
+        pool, what = everything, "views"
     if len(pool) < options.num_inputs:
         raise DataError(
-            f"scene {scene.name} ({scene.path}): {len(pool)} {what}, but "
-            f"num_inputs={options.num_inputs} were asked for"
+            f"{where}: {len(pool)} {what}, but num_inputs={options.num_inputs} were "
+            "asked for"
         )
-    is_flagged = options.input_views is not None or bool(scene.is_input.any())
-    return pool if is_flagged else _evenly(pool, options.num_inputs)
+    return _evenly(pool, options.num_inputs) if what == "views" else pool
 
 
 def _evenly(views: Int[np.ndarray, "n"], count: int) -> Int[np.ndarray, "count"]:
     return views[np.arange(count) * len(views) // count]
 
 
-def select_views(
+def _take(
     scene: Scene | StoredScene,
     inputs: Int[np.ndarray, "v"],
     targets: Int[np.ndarray, "t"],
@@ -91,5 +98,7 @@ def select_views(
     """The scene's input and target views; a picture both need is decoded once."""
     views = np.union1d(inputs, targets)
     read = scene.take(views)
-    take_inputs, take_targets = (np.searchsorted(views, v) for v in (inputs, targets))
-    return read.take(take_inputs), read.take(take_targets)
+    return (
+        read.take(np.searchsorted(views, inputs)),
+        read.take(np.searchsorted(views, targets)),
+    )

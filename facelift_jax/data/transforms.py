@@ -9,11 +9,11 @@ import numpy as np
 
 from facelift_jax.data.augment import augment
 from facelift_jax.data.options import DataOptions
-from facelift_jax.data.resample import square_views
+from facelift_jax.data.resample import to_views
 from facelift_jax.data.rig import normalize_rig
-from facelift_jax.data.selection import draw_views, evaluation_views, select_views
+from facelift_jax.data.selection import select_evaluation_views, select_views
 from facelift_jax.data.sources import Scene, StoredScene
-from facelift_jax.structs import Batch
+from facelift_jax.structs import Batch, Views
 
 
 def training_example(
@@ -21,32 +21,38 @@ def training_example(
 ) -> Batch:
     """A random example: inputs over [v], targets over [t], scene_id [] int32.
 
-    Inputs come without depth. Raises `DataError` naming the scene when it has too few
-    views, cannot be normalised or cannot be read.
+    Inputs come without depth: none is ever given to a network.
+
+    Raises:
+      DataError: the scene has too few views, cannot be normalised or cannot be read;
+        one line that names it.
     """
-    inputs, targets = select_views(scene, *draw_views(scene, rng, options))
+    inputs, targets = select_views(scene, rng, options)
     inputs, targets = normalize_rig(inputs, targets, options.radius, options.frame)
-    example = _make_example(inputs, targets, options)
-    augmented = augment(
-        example.inputs, rng, options.grid_distortion, options.camera_jitter
-    )
-    return dataclasses.replace(example, inputs=augmented)
+    seen = to_views(inputs, options.input_size, options.background)
+    seen = augment(seen, rng, options.grid_distortion, options.camera_jitter)
+    compared = to_views(targets, options.target_size, options.background)
+    return _example(seen, compared, scene)
 
 
 def evaluation_example(scene: Scene | StoredScene, options: DataOptions) -> Batch:
     """The example a scene is judged by: nothing is random, nothing augmented.
 
     The first v targets are the inputs; at most `eval_targets` held-out views follow.
+
+    Raises:
+      DataError: as `training_example`.
     """
-    inputs, targets = select_views(scene, *evaluation_views(scene, options))
+    inputs, targets = select_evaluation_views(scene, options)
     inputs, targets = normalize_rig(inputs, targets, options.radius, options.frame)
-    return _make_example(inputs, targets, options)
+    seen = to_views(inputs, options.input_size, options.background)
+    compared = to_views(targets, options.target_size, options.background)
+    return _example(seen, compared, scene)
 
 
-def _make_example(inputs: Scene, targets: Scene, options: DataOptions) -> Batch:
-    views = square_views(inputs, options.input_size, options.background)
+def _example(seen: Views, compared: Views, scene: Scene | StoredScene) -> Batch:
     return Batch(
-        inputs=dataclasses.replace(views, depths=None),
-        targets=square_views(targets, options.target_size, options.background),
-        scene_id=np.array(inputs.index, np.int32),
+        inputs=dataclasses.replace(seen, depths=None),
+        targets=compared,
+        scene_id=np.array(scene.index, np.int32),
     )
