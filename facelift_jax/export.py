@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 
 from facelift_jax.structs import Cameras, Gaussians, RenderOutput, check
 
+MIN_OPACITY = 0.005  # Gaussians below it are left out of files (LGM)
 OPACITY_CLAMP = 1e-6  # the logit is taken of opacities in [1e-6, 1 - 1e-6] (LGM)
 SCALE_FLOOR = 1e-8  # added before the logarithm (LGM)
 MAX_HEADER_BYTES = 1 << 16
@@ -37,7 +38,7 @@ _SIZES |= dict.fromkeys(("double", "float64"), 8)
 
 
 def write_ply(
-    path: str | Path, gaussians: Gaussians, min_opacity: float = 0.005
+    path: str | Path, gaussians: Gaussians, min_opacity: float = MIN_OPACITY
 ) -> tuple[int, int]:
     """Writes Gaussians [n] as a 3DGS PLY; returns how many were written and pruned.
 
