@@ -6,10 +6,11 @@ its final place and renamed when all of it is there. Converted weights are the s
 thing: step 0, whose state holds `params` alone.
 """
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -247,16 +248,24 @@ def _restore_state(specs: dict[str, Any], likes: dict[str, Any]) -> Any:
     )
 
 
-def _restore(path: Path, items: dict[str, Any]) -> Any:
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what a damaged file raises, from three libraries, into one line."""
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(path, ocp.args.Composite(**items))
-    except (OSError, ValueError, RuntimeError) as error:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(f"{path}: cannot be read: {_one_line(error)}") from error
 
 
+def _restore(path: Path, items: dict[str, Any]) -> Any:
+    handler = ocp.CompositeCheckpointHandler()
+    with _reading(path), ocp.Checkpointer(handler) as checkpointer:
+        return checkpointer.restore(path, ocp.args.Composite(**items))
+
+
 def _saved_specs(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
-    saved = ocp.PyTreeCheckpointHandler().metadata(epath.Path(path / "state")).tree
+    with _reading(path):
+        saved = ocp.PyTreeCheckpointHandler().metadata(epath.Path(path / "state")).tree
     return {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         for name, leaf in tree.flatten_names(saved).items()
@@ -264,7 +273,8 @@ def _saved_specs(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _read_metadata(path: Path) -> Metadata:
-    return json.loads((path / "metadata" / "metadata").read_text())
+    with _reading(path):
+        return json.loads((path / "metadata" / "metadata").read_text())
 
 
 def _latest_path(directory: Path) -> Path:
