@@ -70,7 +70,9 @@ def read_json(path: Path) -> dict[str, Any]:
         document = json.loads(text, parse_constant=_refuse_constant)
     except DataError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise DataError("not a readable JSON file (nested too deeply)") from error
+    except (OSError, ValueError) as error:
         raise DataError(f"not a readable JSON file ({error})") from error
     if not isinstance(document, dict):
         raise DataError(f"expected a JSON object, found a {type(document).__name__}")
@@ -102,6 +104,15 @@ def picture_header(path: Path) -> PictureHeader:
         return PictureHeader(*picture.size, picture.mode)
 
 
+def check_size(header: PictureHeader, size: tuple[int, int]) -> None:
+    """Refuses a picture that is not of its camera's `size` (width, height)."""
+    if (header.width, header.height) != size:
+        raise DataError(
+            f"the picture is {header.width} x {header.height} px, but its camera was "
+            f"made for {size[0]} x {size[1]}; resize Ks with the pictures"
+        )
+
+
 def decode_picture(
     path: Path, size: tuple[int, int], modes: tuple[str, ...]
 ) -> Shaped[np.ndarray, "h w *c"]:
@@ -110,11 +121,7 @@ def decode_picture(
     [h w] for grey pictures, [h w c] for colour; the stored values and integer type.
     """
     with _open_picture(path) as picture:
-        if picture.size != size:
-            raise DataError(
-                f"the picture is {picture.width} x {picture.height} px, but its camera "
-                f"was made for {size[0]} x {size[1]}; resize Ks with the pictures"
-            )
+        check_size(PictureHeader(*picture.size, picture.mode), size)
         if picture.mode not in modes:
             raise DataError(
                 f"picture of Pillow mode {picture.mode}, expected {' or '.join(modes)}"

@@ -11,7 +11,6 @@ without "w", "h" the picture's size, without "cx", "cy" its centre.
 """
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ import numpy as np
 from facelift_jax.data.files import (
     PICTURE_SUFFIXES,
     DataError,
+    check_size,
     located,
     path_inside,
     picture_header,
@@ -79,49 +79,39 @@ def read_layout(folder: Path, name: str) -> Layout:
         raw_frames = document.get("frames")
         if not isinstance(raw_frames, list) or not raw_frames:
             raise DataError('"frames" must be a list of at least one frame')
-    frames = tuple(
-        _checked_frame(parse, document, raw, folder, f"scene {name}, view {view}")
-        for view, raw in enumerate(raw_frames)
-    )
+    frames = []
+    for view, raw in enumerate(raw_frames):
+        with located(f"scene {name}, view {view} ({path})"):
+            if not isinstance(raw, dict):
+                raise DataError(f"a frame must be an object, not {raw!r:.40}")
+            frame = parse(document, raw, folder)
+            _check_camera(frame)
+        with located(f"scene {name}, view {view} ({frame.picture})"):
+            _check_picture(frame)
+        frames.append(frame)
     with located(f"scene {name} ({path})"):
         _check_together(frames)
         depth_unit = _depth_unit(document, frames)
     with located(f"scene {name} ({folder})"):
         _refuse_extra_pictures(frames)
-    return Layout(frames, depth_unit)
+    return Layout(tuple(frames), depth_unit)
 
 
-def _checked_frame(
-    parse: Callable[[dict, dict, Path], Frame],
-    document: dict,
-    raw: Any,
-    folder: Path,
-    where: str,
-) -> Frame:
-    file_path = raw.get("file_path") if isinstance(raw, dict) else None
-    with located(f"{where} ({folder / str(file_path)[:80]})"):
-        if not isinstance(raw, dict):
-            raise DataError(f"a frame must be a JSON object, found {type(raw)}")
-        frame = parse(document, raw, folder)
-        header = picture_header(frame.picture)
-        size = (frame.width, frame.height)
-        if (header.width, header.height) != size:
-            raise DataError(
-                f"the picture is {header.width} x {header.height} px, but its camera "
-                f"was made for {size[0]} x {size[1]}; resize Ks with the pictures"
-            )
-        if header.mode not in ("RGB", "RGBA"):
-            raise DataError(f"picture of Pillow mode {header.mode}, expected RGB(A)")
-        if (header.mode == "RGBA") == (frame.mask is not None):
-            found = "both" if frame.mask else "neither"
-            raise DataError(
-                f'found {found} an alpha channel and a "mask_path"; the object\'s '
-                "silhouette must come from exactly one of them"
-            )
-        if frame.split not in (None, *_SPLITS):
-            raise DataError(f'"split" must be one of {_SPLITS}, found {frame.split!r}')
-        _check_camera(frame)
-    return frame
+def _check_picture(frame: Frame) -> None:
+    header = picture_header(frame.picture)
+    check_size(header, (frame.width, frame.height))
+    if header.mode not in ("RGB", "RGBA"):
+        raise DataError(f"picture of Pillow mode {header.mode}, expected RGB or RGBA")
+    if header.mode == "RGB" and frame.mask is None:
+        raise DataError(
+            'RGB without an alpha channel and without a "mask_path": nothing says '
+            "which pixels show the object"
+        )
+    if header.mode == "RGBA" and frame.mask is not None:
+        raise DataError(
+            'an alpha channel and a "mask_path": the silhouette must come from exactly '
+            "one of them"
+        )
 
 
 def _check_camera(frame: Frame) -> None:
@@ -131,6 +121,8 @@ def _check_camera(frame: Frame) -> None:
     except ValueError as error:
         reason = str(error).replace("Cameras.viewmats[0]", "w2c")
         raise DataError(reason.replace("Cameras.Ks[0]", "K")) from error
+    if frame.split not in (None, *_SPLITS):
+        raise DataError(f'"split" must be one of {_SPLITS}, found {frame.split!r}')
     cx, cy = frame.K[0, 2], frame.K[1, 2]
     if not (0 <= cx <= frame.width and 0 <= cy <= frame.height):
         raise DataError(
@@ -139,7 +131,7 @@ def _check_camera(frame: Frame) -> None:
         )
 
 
-def _check_together(frames: tuple[Frame, ...]) -> None:
+def _check_together(frames: list[Frame]) -> None:
     seen: dict[object, int] = {}
     for view, frame in enumerate(frames):
         if (frame.width, frame.height) != (frames[0].width, frames[0].height):
@@ -161,7 +153,7 @@ def _check_together(frames: tuple[Frame, ...]) -> None:
         )
 
 
-def _depth_unit(document: dict, frames: tuple[Frame, ...]) -> float | None:
+def _depth_unit(document: dict, frames: list[Frame]) -> float | None:
     num_depths = sum(frame.depth is not None for frame in frames)
     if num_depths == 0:
         return None
@@ -176,7 +168,7 @@ def _depth_unit(document: dict, frames: tuple[Frame, ...]) -> float | None:
     return unit
 
 
-def _refuse_extra_pictures(frames: tuple[Frame, ...]) -> None:
+def _refuse_extra_pictures(frames: list[Frame]) -> None:
     used = {p.resolve() for f in frames for p in (f.picture, f.mask, f.depth) if p}
     for folder in sorted({frame.picture.parent for frame in frames}):
         extra = sorted(
@@ -212,7 +204,8 @@ def _nerf_frame(document: dict, raw: dict, folder: Path) -> Frame:
     if "w" in values:
         width, height = _size(values, "w"), _size(values, "h")
     else:
-        width, height, _ = picture_header(picture)
+        with located(str(picture)):
+            width, height, _ = picture_header(picture)
     if "fl_x" in values:
         fx = _number(values, "fl_x")
     else:

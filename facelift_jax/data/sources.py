@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from facelift_jax.data.files import DataError, decode_picture, located
 from facelift_jax.data.layouts import CAMERA_FILES, Frame, camera_file, read_layout
@@ -87,14 +87,14 @@ class StoredScene:
     @property
     def rgba(self) -> UInt8[np.ndarray, "v h w 4"]:
         """All pictures, decoded anew at each access."""
-        return self._read(range(len(self.frames)), self._read_rgba)
+        return np.stack([self._read_rgba(view) for view in range(len(self.frames))])
 
     @property
     def depths(self) -> Float[np.ndarray, "v h w 1"] | None:
         """All depth maps, decoded anew at each access; None without depth."""
         if self.depth_unit is None:
             return None
-        return self._read(range(len(self.frames)), self._read_depth)
+        return np.stack([self._read_depth(view) for view in range(len(self.frames))])
 
     def take(self, views: Int[np.ndarray, "u"]) -> Scene:
         """The scene with only these views, in this order, decoded.
@@ -103,49 +103,47 @@ class StoredScene:
           DataError: a picture is missing, damaged or of the wrong kind, or its mask is
             empty; one line with scene, view and path.
         """
-        has_depth = self.depth_unit is not None
+        depths = None
+        if self.depth_unit is not None:
+            depths = np.stack([self._read_depth(view) for view in views.tolist()])
         return Scene(
             name=self.name,
             path=self.path,
-            rgba=self._read(views, self._read_rgba),
-            depths=self._read(views, self._read_depth) if has_depth else None,
+            rgba=np.stack([self._read_rgba(view) for view in views.tolist()]),
+            depths=depths,
             cameras=take_cameras(self.cameras, views),
             is_input=self.is_input[views],
             index=self.index,
         )
 
-    def _read(self, views, read_frame) -> np.ndarray:
-        pictures = []
-        for view in views:
-            frame = self.frames[view]
-            with located(f"scene {self.name}, view {view}"):
-                pictures.append(read_frame(frame))
-        return np.stack(pictures)
-
-    def _read_rgba(self, frame: Frame) -> UInt8[np.ndarray, "h w 4"]:
-        size = (frame.width, frame.height)
-        with located(f"({frame.picture})"):
-            mode = "RGBA" if frame.mask is None else "RGB"
-            picture = decode_picture(frame.picture, size, (mode,))
+    def _read_rgba(self, view: int) -> UInt8[np.ndarray, "h w 4"]:
+        frame = self.frames[view]
+        modes = ("RGBA",) if frame.mask is None else ("RGB",)
+        picture = self._decode(view, frame.picture, modes)
         if frame.mask is not None:
-            with located(f"({frame.mask})"):
-                mask = decode_picture(frame.mask, size, ("L", "1"))
+            mask = self._decode(view, frame.mask, ("L", "1"))
             picture = np.concatenate([picture, mask[..., None]], axis=-1)
         highest = picture[..., 3].max()
         if highest <= 127:
             raise DataError(
-                f"({frame.mask or frame.picture}): empty mask: no pixel's coverage is "
-                f"above one half (the highest value is {highest} of 255)"
+                f"scene {self.name}, view {view} ({frame.mask or frame.picture}): "
+                "empty mask: no pixel's coverage is above one half (the highest value "
+                f"is {highest} of 255)"
             )
         return picture
 
-    def _read_depth(self, frame: Frame) -> Float[np.ndarray, "h w 1"]:
-        assert frame.depth is not None
-        assert self.depth_unit is not None
-        with located(f"({frame.depth})"):
-            size = (frame.width, frame.height)
-            steps = decode_picture(frame.depth, size, ("I;16",))
+    def _read_depth(self, view: int) -> Float[np.ndarray, "h w 1"]:
+        path = self.frames[view].depth
+        assert path is not None  # a layout has a depth unit only with all depths
+        steps = self._decode(view, path, ("I;16",))
         return (steps * np.float32(self.depth_unit))[..., None]
+
+    def _decode(
+        self, view: int, path: Path, modes: tuple[str, ...]
+    ) -> Shaped[np.ndarray, "h w *c"]:
+        frame = self.frames[view]
+        with located(f"scene {self.name}, view {view} ({path})"):
+            return decode_picture(path, (frame.width, frame.height), modes)
 
 
 @dataclasses.dataclass(frozen=True)
