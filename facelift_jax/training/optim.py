@@ -21,7 +21,7 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 START_DIVISOR = 25.0
 END_DIVISOR = 1e4
 
-# A run stops after this many skipped steps in a row, or more in the window.
+# A run stops at this many skipped steps in a row, or at more than this in a window.
 MAX_SKIPPED_IN_A_ROW = 10
 SKIP_WINDOW = 1000
 MAX_SKIPPED_IN_WINDOW = 10
@@ -186,7 +186,7 @@ def freeze_report(params: Any, rules: Sequence[tuple[str, float | None]]) -> str
 
 
 def all_finite(*trees: Any) -> jax.Array:
-    """Scalar bool: whether every entry of every floating-point leaf is finite."""
+    """Scalar bool: whether every entry of every leaf is finite."""
     leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trees)]
     return jnp.stack(leaves).all()
 
@@ -197,20 +197,23 @@ def where_finite(is_finite: jax.Array, new: Any, old: Any) -> Any:
 
 
 def stop_reason(step: int, skipped_steps: Sequence[int]) -> str | None:
-    """Why training must stop at `step`, or None to go on.
+    """Why training, now at `step`, must stop, or None to go on.
 
-    `skipped_steps` are the steps so far, in order, that were not finite. Ten in a
-    row, or more than 1 % of the last 1,000 steps, stop the run.
+    `skipped_steps` are the steps so far, ascending, that were not finite. Ten in a
+    row, or more than 1 % of any 1,000 in a row, stop the run; looking only now and
+    then misses none.
     """
-    recent = [s for s in skipped_steps if step - SKIP_WINDOW < s <= step]
-    row = recent[-MAX_SKIPPED_IN_A_ROW:]
-    if row == list(range(step - MAX_SKIPPED_IN_A_ROW + 1, step + 1)):
-        return f"step {step}: the last {len(row)} steps were not finite"
-    if len(recent) > MAX_SKIPPED_IN_WINDOW:
-        return (
-            f"step {step}: {len(recent)} of the last {SKIP_WINDOW:,} steps "
-            "were not finite"
-        )
+    runs = (
+        (MAX_SKIPPED_IN_A_ROW, MAX_SKIPPED_IN_A_ROW),
+        (MAX_SKIPPED_IN_WINDOW + 1, SKIP_WINDOW),
+    )
+    for count, window in runs:
+        for first, last in zip(skipped_steps, skipped_steps[count - 1 :], strict=False):
+            if last - first < window:
+                return (
+                    f"step {step}: {count} of {window:,} steps in a row were not "
+                    f"finite (steps {first} to {last})"
+                )
     return None
 
 
