@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import plyfile
@@ -182,22 +181,21 @@ def _columns(gaussians: Gaussians) -> Float[np.ndarray, "n m"]:
 
 def _read_vertices(path: Path) -> np.ndarray:
     """The structured array of a PLY file's element "vertex"."""
-    with path.open("rb") as file:
-        _check_header(path, file)
-        file.seek(0)
-        try:
-            ply = plyfile.PlyData.read(file)
-        except (plyfile.PlyParseError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{path}: not a readable PLY file: {reason}") from error
+    content = path.read_bytes()
+    _check_header(path, content)
+    try:
+        ply = plyfile.PlyData.read(io.BytesIO(content))
+    except (plyfile.PlyParseError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not a readable PLY file: {reason}") from error
     if "vertex" not in ply:
         raise ValueError(f'{path}: not a 3DGS PLY file: it has no element "vertex"')
     return ply["vertex"].data
 
 
-def _check_header(path: Path, file: BinaryIO) -> None:
+def _check_header(path: Path, content: bytes) -> None:
     """Refuses a header that promises more than the file holds, before reading on."""
-    head = file.read(MAX_HEADER_BYTES)
+    head = content[:MAX_HEADER_BYTES]
     end = re.search(rb"^end_header", head, re.MULTILINE)
     if not head.startswith(b"ply") or end is None:
         raise ValueError(
@@ -206,7 +204,7 @@ def _check_header(path: Path, file: BinaryIO) -> None:
         )
     header = head[: end.start()]
     is_ascii = re.search(rb"^format ascii", header, re.MULTILINE) is not None
-    held = path.stat().st_size - end.end()
+    held = len(content) - end.end()
     promised, count = 0, 0
     for line in header.decode("ascii", "replace").splitlines():
         words = line.split()

@@ -222,7 +222,7 @@ def test_ssim_refuses_pictures_smaller_than_its_window():
 def test_radius_of_a_sphere():
     size, radius, num_views = 48, 0.4, 12
     azimuths = np.arange(num_views) * 30.0
-    elevations = np.resize([-50.0, 10.0, 60.0], num_views)
+    elevations = np.resize([-50.0, 0.0, 50.0], num_views)
     K = fov_intrinsics(40.0, size)
     center = np.array([0.2, -0.1, 0.3])
     cameras = orbit_cameras(azimuths, elevations, 2.0, K, size, center=center)
