@@ -44,5 +44,10 @@ def get_model(
     return module.Model(dtype=jnp.dtype(dtype), **sizes)
 
 
+def freeze_presets(name: str) -> dict[str, tuple[tuple[str, float | None], ...]]:
+    """The network's named tables of (regex over parameter names, rate or None)."""
+    return dict(importlib.import_module(f"facelift_jax.models.{name}").FREEZE_PRESETS)
+
+
 def _listed(names: Any) -> str:
     return ", ".join(sorted(names))

@@ -135,17 +135,27 @@ class SelfAttention(nn.Module):
         b, length, d = x.shape
         qkv = Dense(3 * d, use_bias=False, dtype=self.dtype, name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(b, length, 3, self.num_heads, -1), 2, 0)
-        x = jax.nn.dot_product_attention(
-            q, k, v, implementation=_attention_implementation(q)
-        )
-        return Dense(d, dtype=self.dtype, name="proj")(x.reshape(b, length, d))
+        x = _attend(q, k, v).reshape(b, length, d)
+        return Dense(d, dtype=self.dtype, name="proj")(x)
 
 
-def _attention_implementation(q: Array) -> Any:
-    """cuDNN's flash attention where it exists (half precision on an NVIDIA GPU)."""
-    fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= CUDNN_MAX_HEAD_DIM
+def _attend(
+    q: Float[Array, "b l heads c"],
+    k: Float[Array, "b l heads c"],
+    v: Float[Array, "b l heads c"],
+) -> Float[Array, "b l heads c"]:
+    """softmax(q k^T / sqrt(c)) v, the softmax in float32.
+
+    Half precision on an NVIDIA GPU takes cuDNN's flash attention, which never holds
+    the l x l matrix.
+    """
     is_half = q.dtype in (jnp.bfloat16, jnp.float16)
-    return "cudnn" if fits and is_half and jax.default_backend() == "gpu" else "xla"
+    fits_cudnn = q.shape[-1] % 8 == 0 and q.shape[-1] <= CUDNN_MAX_HEAD_DIM
+    if is_half and fits_cudnn and jax.default_backend() == "gpu":
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    logits = jnp.einsum("blhc,bmhc->bhlm", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)
+    return jnp.einsum("bhlm,bmhc->blhc", weights.astype(v.dtype), v)
 
 
 class MultiViewAttention(nn.Module):

@@ -1,0 +1,185 @@
+"""The converter command: files to checkpoints, and the line each bad file ends with."""
+
+import hashlib
+import importlib.util
+import json
+import struct
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from test_convert import KEYS, MICRO, micro_state
+
+from facelift_jax.convert import from_torch
+from facelift_jax.convert.__main__ import main
+from facelift_jax.training.checkpoint import load_params
+
+
+@pytest.fixture
+def convert(tmp_path, capsys):
+    """Runs the command on a file; exit code and what it wrote to stderr."""
+
+    def run(src, *more, dst=tmp_path / "out"):
+        overrides = json.dumps(MICRO)
+        arguments = ["--model", "lgm", "--src", str(src), "--dst", str(dst)]
+        code = main([*arguments, "--variant", "big", "--overrides", overrides, *more])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_half_precision_safetensors_become_a_checkpoint(tmp_path, convert):
+    state = micro_state(np.float16)
+    path = tmp_path / "model_fp16.safetensors"
+    save_file(state, path)
+    assert convert(path) == (0, "")
+    params, metadata = load_params(tmp_path / "out")
+    expected = from_torch("lgm", state, variant="big", **MICRO)
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    note = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert note == metadata
+    assert note == {
+        "model": "lgm",
+        "variant": "big",
+        "overrides": {k: list(v) for k, v in MICRO.items()},
+        "source": "model_fp16.safetensors",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "licence": note["licence"],
+    }
+    assert "MIT" in note["licence"]
+    code, line = convert(path)  # again, onto itself
+    assert code == 2
+    assert line == (
+        f"{tmp_path / 'out'}: exists and is not an empty folder; choose another\n"
+    )
+
+
+def truncated(path):
+    save_file({"conv.bias": np.zeros(14, np.float32)}, path)
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def promising(path):
+    """A header that claims 4 TB of numbers."""
+    count = 10**12
+    header = {"x": {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(16))
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (truncated, "incomplete metadata, file not fully covered"),
+        (promising, "incomplete metadata, file not fully covered"),
+        (lambda path: path.write_bytes(b""), "header too small"),
+        (lambda path: path.write_bytes(b"not a tensor file"), "header too large"),
+    ],
+)
+def test_damaged_safetensors_are_refused(tmp_path, convert, write, reason):
+    path = tmp_path / "x.safetensors"
+    write(path)
+    code, line = convert(path)
+    assert code == 2
+    assert line == (
+        f"{path}: not a whole safetensors file (Error while deserializing header: "
+        f"{reason}); fetch it again\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_tensors_that_do_not_fit_end_with_one_line(tmp_path, convert):
+    path = tmp_path / "x.safetensors"
+    state = micro_state()
+    del state["conv.bias"]
+    save_file(state, path)
+    assert convert(path) == (
+        2,
+        "1 problem in the state dictionary: missing conv/bias\n",
+    )
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch") is not None, reason="PyTorch is installed"
+)
+def test_a_pt_file_without_pytorch(tmp_path, convert):
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"anything")
+    assert convert(path) == (
+        2,
+        f"{path}: reading it needs PyTorch, which is not installed: pip install torch, "
+        "or convert a .safetensors file\n",
+    )
+
+
+def test_a_pt_file_with_pytorch(tmp_path, convert):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "model.pt"
+    state = micro_state()
+    torch.save({key: torch.from_numpy(value) for key, value in state.items()}, path)
+    assert convert(path) == (0, "")
+    params, _ = load_params(tmp_path / "out")
+    expected = from_torch("lgm", state, variant="big", **MICRO)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_a_pt_file_that_holds_code_is_refused(tmp_path, convert):
+    torch = pytest.importorskip("torch")
+    path, trace = tmp_path / "model.pt", tmp_path / "trace"
+
+    class Hostile:
+        def __reduce__(self):
+            return open, (str(trace), "w")
+
+    torch.save({"conv.bias": Hostile()}, path)
+    code, line = convert(path)
+    assert code == 2
+    assert line == (
+        f"{path}: refused, not a readable file of tensors alone (weights_only): "
+        "UnpicklingError\n"
+    )
+    assert not trace.exists()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", b"\x80\x02")
+    assert convert(path)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--model", "gs"], "argument --model: invalid choice: 'gs'"),
+        (["--variant", "huge"], "unknown lgm variant 'huge'; known: big, lrm, mini,"),
+        (["--overrides", "{"], "--overrides: not JSON: Expecting property name"),
+        (["--overrides", "[1]"], "--overrides: expected a JSON object, found [1]"),
+        (["--overrides", '{"depth": 3}'], "unknown lgm override depth; known: down_"),
+        (["--src", "x.bin"], "x.bin: expected a .safetensors, .pt or .pth file"),
+        (["--src", "y.pt"], "y.pt: no such file"),
+        (["--frobnicate"], "unrecognized arguments: --frobnicate; see --help"),
+    ],
+)
+def test_bad_usage_ends_with_one_line(tmp_path, monkeypatch, capsys, arguments, line):
+    monkeypatch.chdir(tmp_path)
+    save_file({"conv.bias": np.zeros(14, np.float32)}, tmp_path / "x.safetensors")
+    (tmp_path / "x.bin").write_bytes(b"1")
+    usual = ["--model", "lgm", "--src", "x.safetensors", "--dst", "out"]
+    try:
+        code = main([*usual, *arguments])
+    except SystemExit as leaving:
+        code = leaving.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.startswith(line)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_key_tables_are_whole():
+    assert {name: len(keys) for name, keys in KEYS.items()} == {
+        "big": 376,
+        "small": 344,
+        "tiny": 244,
+        "micro": 182,
+    }

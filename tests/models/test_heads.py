@@ -1,0 +1,45 @@
+"""Activation tables against the original's rows and at their edges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from lgm_recipe import GOLDENS
+
+from facelift_jax import structs
+from facelift_jax.models.heads import LGM_HEADS, SH_DEGREE_0, activate, num_channels
+
+
+def test_lgm_rows_match_the_original():
+    golden = np.load(GOLDENS / "activations.npz")
+    gaussians = activate(jnp.asarray(golden["raw"]), LGM_HEADS)
+    structs.check(gaussians)
+    expected = golden["activated"]
+    np.testing.assert_allclose(gaussians.means, expected[:, :3])
+    # An ulp of float32 near 1 from either exponential.
+    np.testing.assert_allclose(gaussians.opacities, expected[:, 3], rtol=3e-7)
+    np.testing.assert_allclose(gaussians.scales, expected[:, 4:7], rtol=1e-6)
+    np.testing.assert_allclose(gaussians.quats, expected[:, 7:11], atol=3e-7)
+    rgb = SH_DEGREE_0 * gaussians.sh[:, 0] + 0.5
+    np.testing.assert_allclose(rgb, expected[:, 11:], atol=2e-7)
+
+
+def test_channels_add_up():
+    assert num_channels(LGM_HEADS) == 14
+
+
+def test_values_and_gradients_are_finite_at_the_extremes():
+    rows = jnp.float32([0, 1e-20, -1e-20, 50, -50, 1e6, -1e6])
+    raw = jnp.tile(rows[:, None], (1, 14))
+
+    def total(raw):
+        return sum(leaf.sum() for leaf in jax.tree.leaves(activate(raw, LGM_HEADS)))
+
+    value, grad = jax.value_and_grad(total)(raw)
+    assert jnp.isfinite(value)
+    assert jnp.isfinite(grad).all()
+
+
+def test_position_gradient_stops_at_the_box():
+    raw = jnp.zeros((3, 14)).at[:, 0].set(jnp.float32([0.5, 1.5, -1.5]))
+    grad = jax.grad(lambda raw: activate(raw, LGM_HEADS).means.sum())(raw)
+    np.testing.assert_array_equal(grad[:, 0], [1, 0, 0])
