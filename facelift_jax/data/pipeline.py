@@ -7,7 +7,7 @@ the position in the stream of examples, which is all a checkpoint needs to hold.
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
@@ -23,6 +23,7 @@ from facelift_jax.structs import Batch
 NUM_THREADS = min(16, os.cpu_count() or 1)
 
 
+@runtime_checkable
 class Source(Protocol):
     """Anything with a length and integer access to scenes."""
 
