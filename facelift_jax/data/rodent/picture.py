@@ -1,0 +1,186 @@
+"""Rays through pixels to RGBA and depth."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+from embreex.rtcore_scene import EmbreeScene
+from jaxtyping import Bool, Float, Int, UInt8
+
+from facelift_jax.data.rodent.asset import load_rodent, vertex_normals
+from facelift_jax.data.rodent.coat import strands
+from facelift_jax.data.rodent.light import shade, skylight, sunlight
+from facelift_jax.data.rodent.pose import PosedMesh
+from facelift_jax.data.rodent.raycast import Hits, build, cast
+from facelift_jax.data.rodent.surface import (
+    Surface,
+    patch_noise,
+    resting_fields,
+    surface_at,
+    vertex_table,
+)
+from facelift_jax.structs import Cameras
+
+INNER_GRID = 2  # samples a pixel across and down, inside the animal
+EDGE_GRID = 4  # on its silhouette, where they make the alpha channel
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A posed, coated and lit animal: all that no camera changes.
+
+    Attributes:
+      mesh: the posed mesh.
+      faces: [m 3] its triangles.
+      rays: the same for ray casting.
+      table: [n k] `surface.vertex_table` of its vertices.
+      coat, light: parameters.
+    """
+
+    mesh: PosedMesh
+    faces: np.ndarray
+    rays: EmbreeScene
+    table: np.ndarray
+    coat: dict[str, Any]
+    light: dict[str, Any]
+
+
+def prepare(mesh: PosedMesh, coat: dict[str, Any], light: dict[str, Any]) -> Subject:
+    """Casts the light's rays and gathers what pictures from any camera need."""
+    rodent = load_rodent()
+    vertices, faces = mesh.vertices, rodent.faces
+    normals = vertex_normals(vertices.astype(np.float64), faces, rodent.weld)
+    normals = normals.astype(np.float32)
+    rays = build(vertices, faces)
+    surface = Surface(
+        normals=normals,
+        fur_directions=mesh.fur_directions,
+        patch_noise=patch_noise(coat["patch_offset"]),
+        skylight=skylight(rays, vertices, normals),
+        sunlight=sunlight(rays, vertices, normals, light),
+        **resting_fields(),
+    )
+    return Subject(mesh, faces, rays, vertex_table(surface), coat, light)
+
+
+def take_picture(
+    subject: Subject, camera: Cameras
+) -> tuple[UInt8[np.ndarray, "h w 4"], Float[np.ndarray, "h w"]]:
+    """RGBA (straight alpha, 0 where nothing is) and camera-z depth (0 likewise).
+
+    Depth is exact at pixel centres, float32 in world units; colour and alpha are means
+    over each pixel. Colours are averaged as stored (sRGB), because that is how
+    everything after the file blends them. `camera` is one camera, without batch axes.
+    """
+    rgba = np.zeros((camera.height, camera.width, 4), np.uint8)
+    depth = np.zeros((camera.height, camera.width), np.float32)
+    near_mesh = _dilated(_touched_pixels(subject.mesh.vertices, camera), 5)
+    rows, cols = np.nonzero(_filled_box(near_mesh))
+    hits = _cast_through(subject.rays, camera, cols + 0.5, rows + 0.5)[0]
+    depth[rows, cols] = np.where(hits.found, hits.distances, 0)
+
+    # A part thinner than a pixel passes between centres, but its vertices are near.
+    rows, cols = np.nonzero(near_mesh | _dilated(depth > 0, 3))
+    samples = np.zeros((camera.height, camera.width, 4), np.float32)
+    samples[rows, cols] = _sample_pixels(subject, camera, rows, cols, INNER_GRID)
+    coverage = samples[..., 3]
+    lowest = scipy.ndimage.minimum_filter(coverage, 3)
+    highest = scipy.ndimage.maximum_filter(coverage, 3)
+    rows, cols = np.nonzero(lowest != highest)
+    samples[rows, cols] = _sample_pixels(subject, camera, rows, cols, EDGE_GRID)
+    rgba[:] = np.rint(samples * 255)
+    return rgba, depth
+
+
+def _sample_pixels(
+    subject: Subject,
+    camera: Cameras,
+    rows: Int[np.ndarray, "n"],
+    cols: Int[np.ndarray, "n"],
+    grid: int,
+) -> Float[np.ndarray, "n 4"]:
+    """Mean sRGB colour of a pixel's samples that meet the animal, and their share."""
+    places = (np.arange(grid) + 0.5) / grid
+    shape = (len(rows), grid, grid)
+    x = np.broadcast_to(cols[:, None, None] + places[None, None, :], shape).ravel()
+    y = np.broadcast_to(rows[:, None, None] + places[None, :, None], shape).ravel()
+    hits, directions = _cast_through(subject.rays, camera, x, y)
+    found = np.flatnonzero(hits.found)
+    hits = hits.select(found)
+    surface = surface_at(subject.table, subject.faces, hits)
+    # Texture fades at the inner grid's sample size everywhere, so no seam shows.
+    pixel_size = hits.distances / camera.Ks[0, 0]
+    sample_size = pixel_size / np.float32(INNER_GRID * subject.mesh.body_length)
+    fur = strands(surface, subject.coat, sample_size)
+    linear = shade(surface, fur, directions[found], subject.coat, subject.light)
+    samples = np.zeros((len(x), 4), np.float32)
+    samples[found, :3] = srgb_from_linear(linear)
+    samples[found, 3] = 1
+    sums = samples.reshape(len(rows), grid * grid, 4).sum(1)
+    counts = np.maximum(sums[:, 3:], 1)
+    whole = np.full_like(counts, grid * grid)
+    return sums / np.concatenate([counts, counts, counts, whole], axis=1)
+
+
+def srgb_from_linear(colour: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
+    """The sRGB transfer curve (IEC 61966-2-1), clipped to what a picture can hold."""
+    colour = np.clip(colour, 0, 1)
+    curve = 1.055 * np.maximum(colour, 0.0031308) ** (1 / 2.4) - 0.055
+    return np.where(colour <= 0.0031308, 12.92 * colour, curve)
+
+
+def _cast_through(
+    rays: EmbreeScene,
+    camera: Cameras,
+    x: Float[np.ndarray, "n"],
+    y: Float[np.ndarray, "n"],
+) -> tuple[Hits, Float[np.ndarray, "n 3"]]:
+    """First hits of the rays through pixel coordinates, and the rays' directions.
+
+    Directions advance one unit of camera z, so that hit distances are camera-z depths.
+    """
+    viewmat, K = np.asarray(camera.viewmats), np.asarray(camera.Ks)
+    right, down, forward = viewmat[:3, :3]
+    across = ((x - K[0, 2]) / K[0, 0]).astype(np.float32)
+    along = ((y - K[1, 2]) / K[1, 1]).astype(np.float32)
+    directions = across[:, None] * right + along[:, None] * down + forward
+    center = -(viewmat[:3, :3].T.astype(np.float64) @ viewmat[:3, 3])
+    return cast(rays, center.astype(np.float32), directions), directions
+
+
+def _project(
+    vertices: Float[np.ndarray, "n 3"], camera: Cameras
+) -> Float[np.ndarray, "n 2"]:
+    """Pixel coordinates (column, row) of the vertices, all in front of the camera."""
+    viewmat = np.asarray(camera.viewmats, np.float64)
+    K = np.asarray(camera.Ks, np.float64)
+    local = np.einsum("ij,nj->ni", viewmat[:3, :3], vertices) + viewmat[:3, 3]
+    return local[:, :2] / local[:, 2:] * K[(0, 1), (0, 1)] + K[:2, 2]
+
+
+def _touched_pixels(
+    vertices: Float[np.ndarray, "n 3"], camera: Cameras
+) -> Bool[np.ndarray, "h w"]:
+    """The pixels into which a vertex projects, seen or hidden."""
+    cols, rows = np.floor(_project(vertices, camera)).astype(int).T
+    inside = (cols >= 0) & (cols < camera.width) & (rows >= 0) & (rows < camera.height)
+    touched = np.zeros((camera.height, camera.width), bool)
+    touched[rows[inside], cols[inside]] = True
+    return touched
+
+
+def _filled_box(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The bounding box of a mask."""
+    rows, cols = np.asarray(mask.any(axis=1)), np.asarray(mask.any(axis=0))
+    return _span(rows)[:, None] & _span(cols)[None, :]
+
+
+def _span(mask: Bool[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+    """True from a mask's first to its last true entry."""
+    return np.logical_or.accumulate(mask) & np.logical_or.accumulate(mask[::-1])[::-1]
+
+
+def _dilated(mask: Bool[np.ndarray, "h w"], side: int) -> Bool[np.ndarray, "h w"]:
+    """True where a square of `side` pixels around the pixel holds a true one."""
+    return scipy.ndimage.maximum_filter(mask, side)

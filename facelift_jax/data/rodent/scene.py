@@ -1,0 +1,149 @@
+"""One scene: an index and options to parameters, then to a mesh and pictures."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from facelift_jax.data.rodent.asset import load_rodent
+from facelift_jax.data.rodent.coat import sample_coat
+from facelift_jax.data.rodent.light import sample_light
+from facelift_jax.data.rodent.picture import prepare, take_picture
+from facelift_jax.data.rodent.pose import pose_mesh, sample_pose
+from facelift_jax.data.rodent.rigs import (
+    NUM_INPUTS,
+    check_framing,
+    input_rig,
+    sphere_rig,
+)
+from facelift_jax.structs import Cameras
+
+VERSION = 1  # of what a seed means: rises when the same options give other pictures
+MAX_SIZE = 8000  # 64 megapixels, the most that a reader of the files accepts
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a set of scenes is made of.
+
+    Attributes:
+      size: side of the pictures in pixels.
+      seed: scene i is a function of (seed, i) and the other options.
+      views: held-out cameras a scene, over the whole sphere.
+      fov_degrees: field of view of the even ring and the held-out cameras.
+      radius: camera distance in world units; the object fills the unit ball.
+      uneven: input cameras like a real arena's instead of an even ring.
+    """
+
+    size: int
+    seed: int = 0
+    views: int = 12
+    fov_degrees: float = 50.0
+    radius: float = 2.7
+    uneven: bool = False
+
+    def __post_init__(self):
+        if not 8 <= self.size <= MAX_SIZE:
+            raise ValueError(
+                f"size {self.size}: expected 8 to {MAX_SIZE} pixels a side"
+            )
+        if self.seed < 0 or self.views < 0:
+            raise ValueError(
+                f"seed {self.seed} and {self.views} held-out views: neither may be "
+                "negative"
+            )
+        check_framing(self.fov_degrees, self.radius, self.uneven)
+
+
+@dataclass(frozen=True)
+class RodentScene:
+    """One animal seen by v cameras, the inputs first.
+
+    Attributes:
+      name: "scene_000012" for index 12.
+      parameters: seed and all parameters as JSON values; `posed_mesh` takes them.
+      rgba: [v h w 4] uint8, straight alpha.
+      depths: [v h w] float32 camera-z depth at pixel centres, world units, 0 = nothing.
+      cameras: over [v].
+      is_input: [v] bool.
+    """
+
+    name: str
+    parameters: dict[str, Any]
+    rgba: np.ndarray
+    depths: np.ndarray
+    cameras: Cameras
+    is_input: np.ndarray
+
+
+def scene_name(index: int) -> str:
+    """The folder of a scene."""
+    return f"scene_{index:06d}"
+
+
+def sample_parameters(index: int, options: Options) -> dict[str, Any]:
+    """The parameters of scene `index` as JSON values; the same for any size or rig.
+
+    Pose, coat and light have random streams of their own, so none shifts another.
+    """
+    rodent = load_rodent()
+    return {
+        "version": VERSION,
+        "index": index,
+        **dataclasses.asdict(options),
+        "pose": sample_pose(rodent, _stream(index, options, 0)),
+        "coat": sample_coat(_stream(index, options, 1)),
+        "light": sample_light(_stream(index, options, 2)),
+    }
+
+
+def sample_cameras(index: int, options: Options) -> tuple[Cameras, np.ndarray]:
+    """Input cameras, then held-out ones, over [v]; and which are inputs, [v] bool."""
+    size, fov, radius = options.size, options.fov_degrees, options.radius
+    inputs = input_rig(_stream(index, options, 3), size, fov, radius, options.uneven)
+    held_out = sphere_rig(_stream(index, options, 4), options.views, size, fov, radius)
+    cameras = Cameras(
+        np.concatenate([inputs.viewmats, held_out.viewmats]),
+        np.concatenate([inputs.Ks, held_out.Ks]),
+        size,
+        size,
+    )
+    return cameras, np.arange(NUM_INPUTS + options.views) < NUM_INPUTS
+
+
+def posed_mesh(
+    parameters: dict[str, Any],
+) -> tuple[Float[np.ndarray, "n 3"], Int[np.ndarray, "m 3"]]:
+    """The mesh a scene's pictures show: world-frame vertices and triangles.
+
+    `parameters` is the "rodent" entry of a scene's opencv_cameras.json. The mesh is
+    bit-identical to the one that was rendered.
+    """
+    found = parameters.get("version")
+    if found != VERSION:
+        raise ValueError(
+            f"rodent parameters of version {found}, expected {VERSION}: this scene was "
+            "made by another version of the generator"
+        )
+    rodent = load_rodent()
+    return pose_mesh(rodent, parameters["pose"]).vertices, rodent.faces
+
+
+def make_scene(index: int, options: Options) -> RodentScene:
+    """Poses, lights and photographs the animal of one index."""
+    parameters = sample_parameters(index, options)
+    cameras, is_input = sample_cameras(index, options)
+    mesh = pose_mesh(load_rodent(), parameters["pose"])
+    subject = prepare(mesh, parameters["coat"], parameters["light"])
+    pictures = [
+        take_picture(subject, Cameras(viewmat, K, cameras.width, cameras.height))
+        for viewmat, K in zip(cameras.viewmats, cameras.Ks, strict=True)
+    ]
+    rgba, depths = (np.stack(arrays) for arrays in zip(*pictures, strict=True))
+    return RodentScene(scene_name(index), parameters, rgba, depths, cameras, is_input)
+
+
+def _stream(index: int, options: Options, purpose: int) -> np.random.Generator:
+    return np.random.default_rng([options.seed, index, purpose])
