@@ -131,11 +131,6 @@ class _Reader:
     """Makes examples in many threads and counts the scenes that had to be left out."""
 
     def __init__(self, source: Source, options: DataOptions):
-        if options.bad_scenes_allowed >= len(source):
-            raise ValueError(
-                f"bad_scenes_allowed={options.bad_scenes_allowed} of {len(source)} "
-                "scenes would leave none"
-            )
         self._source = source
         self._options = options
         self._lock = threading.Lock()
@@ -164,12 +159,12 @@ class _Reader:
                 is_new = index not in self._bad_scenes
                 self._bad_scenes.add(index)
                 count = len(self._bad_scenes)
-            if count > allowed:
-                if allowed == 0:
-                    raise
+            if allowed == 0:
+                raise
+            if count > allowed or count == len(self._source):
                 raise DataError(
-                    f"{count} scenes cannot be used, bad_scenes_allowed={allowed}; "
-                    f"the last: {error}"
+                    f"{count} of {len(self._source)} scenes cannot be used, "
+                    f"bad_scenes_allowed={allowed}; the last: {error}"
                 ) from error
             if is_new:
                 logging.warning(

@@ -41,9 +41,11 @@ def to_views(scene: Scene, size: int, background: tuple[float, float, float]) ->
 
 def composite(scene: Scene, background: tuple[float, float, float]) -> Views:
     """The scene's views [v] with colours on a background, RGB in [0, 1]."""
-    rgba = scene.rgba.astype(np.float32) / np.float32(255)
-    colors, masks = rgba[..., :3], rgba[..., 3:]
-    images = masks * colors + (1 - masks) * np.asarray(background, np.float32)
+    color, unit = np.asarray(background, np.float32), np.float32(1 / 255)
+    images, masks = scene.rgba[..., :3] * unit, scene.rgba[..., 3:] * unit
+    images -= color  # in place: this is the pipeline's largest array
+    images *= masks
+    images += color
     return Views(images, masks, scene.depths, scene.cameras)
 
 

@@ -25,7 +25,7 @@ class Scene:
     """Calibrated pictures of one object.
 
     Attributes:
-      name: unique in its source.
+      name: unique in its source and fit for a file's name.
       path: the scene's folder.
       rgba: straight (not premultiplied) alpha; alpha is the object's coverage.
       depths: camera-z depth in world units, 0 for background; or None.
@@ -198,12 +198,15 @@ def open_source(path: str | os.PathLike[str]) -> FolderSource:
     for folder in folders:
         camera_file(folder)
     real = [os.path.realpath(folder) for folder in folders]
-    twice = [folder for folder, count in collections.Counter(real).items() if count > 1]
-    if twice:
-        raise DataError(f"{path}: scene folder {twice[0]} is named twice")
     root = os.path.commonpath([os.path.dirname(folder) for folder in real])
-    names = tuple(os.path.relpath(folder, root) for folder in real)
-    return FolderSource(tuple(folders), names)
+    # names end up in the names of files
+    names = [os.path.relpath(folder, root).replace(os.sep, "--") for folder in real]
+    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{path}: scene folder {real[names.index(twice[0])]} is named twice"
+        )
+    return FolderSource(tuple(folders), tuple(names))
 
 
 def split_source(

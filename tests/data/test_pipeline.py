@@ -197,12 +197,24 @@ def test_one_bad_scene_more_than_allowed_ends_the_run(damaged):
     with pytest.raises(DataError) as caught:
         list(evaluation_batches(source, one, 1, num_threads=0))
     assert str(caught.value) == (
-        "2 scenes cannot be used, bad_scenes_allowed=1; the last: "
+        "2 of 6 scenes cannot be used, bad_scenes_allowed=1; the last: "
         f"{lines[1]} (image file is truncated)"
     )
-    all_of_them = dataclasses.replace(OPTIONS, bad_scenes_allowed=6)
-    with pytest.raises(ValueError, match="bad_scenes_allowed=6 of 6 scenes would leav"):
-        next(evaluation_batches(source, all_of_them, 1))
+
+
+def test_a_set_without_a_usable_scene_ends_the_run_whatever_is_allowed(damaged):
+    source, _ = damaged
+    all_bad = FolderSource(source.folders[2::3], source.names[2::3])
+    allowed = dataclasses.replace(OPTIONS, bad_scenes_allowed=9)
+    for batches in (
+        evaluation_batches(all_bad, allowed, 1, num_threads=0),
+        training_batches(all_bad, allowed, 1, seed=0, num_threads=0),
+    ):
+        with pytest.raises(DataError) as caught:
+            next(batches)
+        line = "2 of 2 scenes cannot be used, bad_scenes_allowed=9; the last: "
+        assert str(caught.value).startswith(line)
+        batches.close()
 
 
 def test_scenes_that_differ_cannot_share_a_batch(tmp_path):

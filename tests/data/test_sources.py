@@ -134,7 +134,7 @@ def test_a_list_names_scenes_absolutely_or_relative_to_itself(tmp_path):
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "train.txt").write_text(text)
     source = open_source(tmp_path / "lists" / "train.txt")
-    assert source.names == ("b/000", "a/001", "a/000")
+    assert source.names == ("b--000", "a--001", "a--000")
     assert [scene.name for scene in source] == list(source.names)
     assert [scene.index for scene in source] == [0, 1, 2]
     assert source[-1].index == 2
