@@ -51,7 +51,7 @@ def supervision_sheet(
         [
             (_caption(label, decibel), _row([_to_uint8(target), _to_uint8(prediction)]))
             for label, decibel, target, prediction in zip(
-                labels, np.asarray(psnr_fg), targets, predictions, strict=True
+                labels, np.asarray(psnr_fg).tolist(), targets, predictions, strict=True
             )
         ],
         num_inputs,
