@@ -170,7 +170,7 @@ def write_curves(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     axes = figure.subplots(2, 4).ravel()
     for term in ("total", *TERMS):
         _draw(axes[0], rows, f"train/{term}", term)
-    axes[0].set_title("training, loss terms before weighting")
+    axes[0].set_title("training: total, and terms unweighted")
     if axes[0].get_lines():
         axes[0].set_yscale("log")
     for panel, metric in zip(axes[1:], METRICS, strict=False):
@@ -255,32 +255,32 @@ def _sheet(
     first = len(groups[0][1])
     columns = math.ceil(first / math.ceil(first / limit))
     step = cell_height + _CAPTION + _GUTTER
-    heading_height = _HEADING + 2 * _GUTTER + (_CAPTION if column_names else 0)
+    heading_height = _HEADING + _GUTTER + (_CAPTION + 8 if column_names else 0)
     page_width = 2 * _MARGIN + columns * (cell_width + _GUTTER) - _GUTTER
-    page_height = 2 * _MARGIN + _TITLE + (3 * _CAPTION + 24 if bars else 0)
+    page_height = 2 * _MARGIN + _TITLE + _GUTTER + (3 * _CAPTION + 24 if bars else 0)
     for heading, cells in groups:
         page_height += heading_height if heading else 0
-        page_height += math.ceil(len(cells) / columns) * step
+        page_height += math.ceil(len(cells) / columns) * step + _GUTTER
     page = Image.new("RGB", (page_width, page_height), _PAGE)
     draw = ImageDraw.Draw(page)
     y = _MARGIN
     _write(draw, (_MARGIN, y), title, _TITLE, _INK)
-    y += _TITLE
+    y += _TITLE + _GUTTER
     for heading, cells in groups:
         if heading:
-            _write(draw, (_MARGIN, y + _GUTTER), heading, _HEADING, _INK)
+            _write(draw, (_MARGIN, y), heading, _HEADING, _INK)
             for i, name in enumerate([*column_names] * min(columns, len(cells))):
                 cell, tile = divmod(i, len(column_names))
                 x = _MARGIN + cell * (cell_width + _GUTTER)
                 x += tile * (cell_width + _SEAM) // len(column_names)
-                _write(draw, (x, y + _HEADING + _GUTTER + 6), name, _CAPTION, _INK)
+                _write(draw, (x, y + _HEADING + 10), name, _CAPTION, _INK)
             y += heading_height
         for i, (caption, picture) in enumerate(cells):
             x = _MARGIN + (i % columns) * (cell_width + _GUTTER)
             top = y + (i // columns) * step
             _write(draw, (x, top), caption, _CAPTION, _FAINT)
             page.paste(Image.fromarray(picture), (x, top + _CAPTION + 4))
-        y += math.ceil(len(cells) / columns) * step
+        y += math.ceil(len(cells) / columns) * step + _GUTTER
     for i, bar in enumerate(bars):
         _draw_bar(page, (_MARGIN + i * 360, y + 4), *bar)
     return np.asarray(page)

@@ -1,5 +1,5 @@
 import dataclasses
-import itertools
+import subprocess
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -98,7 +98,7 @@ def test_all_views_may_be_inputs():
     )
     tops = {box_of(sheet, targets[i, 0, 0])[0] for i in range(NUM_VIEWS)}
     assert len(tops) == 1
-    assert sheet.shape[0] < 2 * FACTOR * SIZE
+    assert sheet.shape[0] < 2.5 * FACTOR * SIZE
 
 
 def test_map_sheet_with_and_without_true_depth():
@@ -215,18 +215,18 @@ def test_video_decodes_to_the_frames_given(tmp_path):
     frames[:, :, : width // 2, 0] = 255
     path = tmp_path / "turntable.mp4"
     pictures.write_video(path, frames, fps=12)
-    assert imageio_ffmpeg.count_frames_and_secs(str(path))[0] == num_frames
-    decoded = imageio_ffmpeg.read_frames(str(path))
-    meta = next(decoded)
-    assert meta["size"] == (width, height)
-    assert meta["fps"] == 12
-    assert meta["codec"] == "h264"
-    assert meta["pix_fmt"].startswith("yuv420p")
-    for level, data in zip(levels, itertools.islice(decoded, num_frames), strict=True):
-        frame = np.frombuffer(data, np.uint8).reshape(height, width, 3)
-        assert np.abs(frame[20:40, 60:90].astype(int) - int(level)).max() <= 4
-        assert frame[20:40, 8:40, 0].min() > 200
-    decoded.close()
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", path, "-f", "rawvideo"]
+    result = subprocess.run(
+        [*command, "-pix_fmt", "rgb24", "-"], capture_output=True, check=True
+    )
+    described = result.stderr.decode()
+    for fact in ("Video: h264", "yuv420p", "96x64", "12 fps"):
+        assert fact in described
+    decoded = np.frombuffer(result.stdout, np.uint8).reshape(-1, height, width, 3)
+    assert len(decoded) == num_frames
+    grey = decoded[:, 20:40, 60:90].astype(int)
+    assert np.abs(grey - levels[:, None, None, None].astype(int)).max() <= 4
+    assert decoded[:, 20:40, 8:40, 0].min() > 200
     assert list(tmp_path.iterdir()) == [path]
 
 
