@@ -83,7 +83,7 @@ def read_layout(folder: Path, name: str) -> Layout:
     for view, raw in enumerate(raw_frames):
         with located(f"scene {name}, view {view} ({path})"):
             if not isinstance(raw, dict):
-                raise DataError(f"a frame must be an object, not {raw!r:.40}")
+                raise DataError(f"a frame must be an object, found {_shown(raw)}")
             frame = parse(document, raw, folder)
             _check_camera(frame)
         with located(f"scene {name}, view {view} ({frame.picture})"):
@@ -122,7 +122,9 @@ def _check_camera(frame: Frame) -> None:
         reason = str(error).replace("Cameras.viewmats[0]", "w2c")
         raise DataError(reason.replace("Cameras.Ks[0]", "K")) from error
     if frame.split not in (None, *_SPLITS):
-        raise DataError(f'"split" must be one of {_SPLITS}, found {frame.split!r}')
+        raise DataError(
+            f'"split" must be one of {_SPLITS}, found {_shown(frame.split)}'
+        )
     cx, cy = frame.K[0, 2], frame.K[1, 2]
     if not (0 <= cx <= frame.width and 0 <= cy <= frame.height):
         raise DataError(
@@ -230,7 +232,7 @@ def _refuse_distortion(values: dict) -> None:
     model = values.get("camera_model", "PINHOLE")
     bent = [key for key in _DISTORTION if values.get(key, 0) != 0]
     if model not in _PINHOLE_MODELS or bent:
-        what = f"camera_model {model!r}" if not bent else f"{bent[0]} is not 0"
+        what = f"camera_model {_shown(model)}" if not bent else f"{bent[0]} is not 0"
         raise DataError(f"lens distortion ({what}); undistort the pictures first")
 
 
@@ -252,8 +254,14 @@ def _number(values: dict, key: str) -> float:
     is_bool = isinstance(value, bool)  # an int to Python
     if isinstance(value, int | float) and not is_bool and abs(value) < MAX_NUMBER:
         return float(value)
-    found = "nothing" if value is None else repr(value)[:40]
-    raise DataError(f'"{key}" must be a finite number, found {found}')
+    raise DataError(f'"{key}" must be a finite number, found {_shown(value)}')
+
+
+def _shown(value: Any) -> str:
+    """A JSON value as an error may show it: short, whatever it is."""
+    if isinstance(value, str | int | float):
+        return repr(value)[:40]
+    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def _size(values: dict, key: str) -> int:

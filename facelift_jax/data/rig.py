@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from facelift_jax.data.files import DataError
+from facelift_jax.data.options import RIG_FRAMES
 from facelift_jax.data.sources import Scene
 from facelift_jax.geometry.rigid import (
     first_camera_frame,
@@ -30,9 +31,13 @@ class Similarity(NamedTuple):
 def normalize_rig(
     inputs: Scene, targets: Scene, radius: float, frame: str
 ) -> tuple[Scene, Scene]:
-    """Both scenes in the normalised world of the input cameras, depths scaled along."""
-    with_where = f"scene {inputs.name} ({inputs.path})"
-    similarity = rig_similarity(inputs.cameras, radius, frame, with_where)
+    """Both scenes in the normalised world of the input cameras, depths scaled along.
+
+    Raises:
+      DataError: as `rig_similarity`, naming the scene.
+    """
+    where = f"scene {inputs.name} ({inputs.path})"
+    similarity = rig_similarity(inputs.cameras, radius, frame, where)
     return _move_world(inputs, similarity), _move_world(targets, similarity)
 
 
@@ -49,6 +54,8 @@ def rig_similarity(
     Raises:
       DataError: the optical axes do not determine a centre in front of the cameras.
     """
+    if frame not in RIG_FRAMES:
+        raise ValueError(f"frame must be one of {RIG_FRAMES}, found {frame!r}")
     exact = dataclasses.replace(cameras, viewmats=np.float64(cameras.viewmats))
     axes = exact.viewmats[:, 2, :3]
     spread = np.linalg.svd(axes, compute_uv=False)[1:2]

@@ -65,6 +65,10 @@ BAD_CAMERAS = {
         frame_0(fx="30"),
         f"{JSON}: \"fx\" must be a finite number, found '30'",
     ),
+    "focal length nested": (
+        frame_0(fx=[[1.0]]),
+        f'{JSON}: "fx" must be a finite number, found a list',
+    ),
     "focal length true": (
         frame_0(fx=True),
         f'{JSON}: "fx" must be a finite number, found True',
@@ -108,7 +112,7 @@ BAD_CAMERAS = {
     ),
     "frame of another kind": (
         camera_text(lambda text: '{"frames": [7]}'),
-        f"{JSON}: a frame must be an object, not 7",
+        f"{JSON}: a frame must be an object, found 7",
     ),
     "33 MB": (
         big_file,
