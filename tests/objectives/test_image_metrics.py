@@ -46,8 +46,11 @@ def square(top: int, left: int, side: int) -> np.ndarray:
     return mask
 
 
+jitted_view_metrics = jax.jit(view_metrics)
+
+
 def measure(render: RenderOutput, targets: Views) -> dict[str, float]:
-    metrics = view_metrics(render, targets, RADIUS)
+    metrics = jitted_view_metrics(render, targets, RADIUS)
     return {name: float(value[0, 0]) for name, value in metrics.items()}
 
 
@@ -63,7 +66,16 @@ def test_names_are_those_of_the_metrics_file():
         "coverage",
     )
     assert tuple(DEFINITIONS) == METRICS
-    assert tuple(view_metrics(*one_view(square(5, 5, 20)), RADIUS)) == METRICS
+
+
+def test_names_and_values_without_jit():
+    render, targets = one_view(square(5, 8, 20))
+    render = dataclasses.replace(render, colors=render.colors + np.float32(0.1))
+    plain = view_metrics(render, targets, RADIUS)
+    assert tuple(plain) == METRICS
+    jitted = measure(render, targets)
+    for name in METRICS:
+        assert float(plain[name][0, 0]) == pytest.approx(jitted[name], abs=1e-4)
 
 
 def test_a_perfect_rendering():
@@ -156,22 +168,22 @@ def test_undefined_figures_are_nan():
     assert found["iou"] == 0
 
     unknown = np.full(1, np.nan, np.float32)
-    found = view_metrics(render, targets, unknown)
+    found = jitted_view_metrics(render, targets, unknown)
     assert np.isnan(found["depth_within_05R"][0, 0])
     assert found["absrel"][0, 0] == 0
 
 
-def test_jit_agrees_and_views_do_not_mix(make_scene):
+def test_views_do_not_mix(make_scene):
     render, targets = make_scene(0)
     radius = object_radius(targets)
-    metrics = jax.jit(view_metrics)(render, targets, radius)
+    metrics = jitted_view_metrics(render, targets, radius)
     for b in range(2):
         for t in range(3):
             alone = jax.tree.map(
                 lambda a, b=b, t=t: np.asarray(a)[b : b + 1, t : t + 1],
                 (render, targets),
             )
-            found = view_metrics(*alone, radius[b : b + 1])
+            found = jitted_view_metrics(*alone, radius[b : b + 1])
             for name in METRICS:
                 expected = metrics[name][b, t]
                 np.testing.assert_allclose(found[name][0, 0], expected, rtol=1e-5)
@@ -292,7 +304,7 @@ def test_psnr_is_averaged_in_decibels_not_in_errors(make_scene):
     render, targets = jax.tree.map(lambda a: np.repeat(a, 2, axis=1), (render, targets))
     offsets = np.array([0.1, 0.01], np.float32)[None, :, None, None, None]
     moved = dataclasses.replace(render, colors=render.colors + offsets)
-    metrics = view_metrics(moved, targets, RADIUS)
+    metrics = jitted_view_metrics(moved, targets, RADIUS)
     figures, _ = reduce_metrics(jax.device_get(metrics), 2)
     assert figures["inputs/psnr_fg"] == pytest.approx(30, abs=1e-4)
 
