@@ -2,10 +2,10 @@
 
 One scene's way, in reading order: `scene` (parameters of an index), `pose`
 (parameters to a mesh), `rigs` (cameras), `light` and `coat` (what the surface looks
-like), `picture` (rays to pixels), `write` (pixels to files), `generate` (many scenes).
+like), `picture` (rays to pixels), `write` (pixels to files), `dataset` (many scenes).
 """
 
-from facelift_jax.data.rodent.generate import generate
+from facelift_jax.data.rodent.dataset import generate
 from facelift_jax.data.rodent.scene import (
     Options,
     RodentScene,

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from facelift_jax.data.rodent.generate import generate
+from facelift_jax.data.rodent.dataset import generate
 
 
 def _arguments() -> argparse.ArgumentParser:

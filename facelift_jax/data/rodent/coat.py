@@ -41,7 +41,7 @@ DARK_EYE = (0.012, 0.010, 0.010)
 ALBINO_EYE = (0.22, 0.03, 0.03)
 
 # Strands: noise drawn out along the body; cells per body length along and across.
-_COARSE, _FINE, _FINEST = (22, 95), (46, 210), (90, 430)
+_COARSE, _FINE, _FINEST = (22.0, 95.0), (46.0, 210.0), (90.0, 430.0)
 _TAIL_RING_RADIANS = 260  # per body length: about 41 rings
 
 
@@ -140,7 +140,7 @@ def _colours(name: str) -> Float[np.ndarray, "3 3"]:
 
 def _streaks(
     points: Float[np.ndarray, "n 3"],
-    waves: tuple[int, int],
+    waves: tuple[float, float],
     channel: int,
     sample_size: Float[np.ndarray, "n"],
 ) -> Float[np.ndarray, "n"]:

@@ -75,9 +75,10 @@ def take_picture(
     """
     rgba = np.zeros((camera.height, camera.width, 4), np.uint8)
     depth = np.zeros((camera.height, camera.width), np.float32)
-    near_mesh = _dilated(_touched_pixels(subject.mesh.vertices, camera), 5)
+    touched = _touched_pixels(subject.mesh.vertices, camera)
+    near_mesh = _dilated(touched, 5)
     rows, cols = np.nonzero(_filled_box(near_mesh))
-    hits = _cast_through(subject.rays, camera, cols + 0.5, rows + 0.5)[0]
+    hits = cast_through(subject.rays, camera, cols + 0.5, rows + 0.5)[0]
     depth[rows, cols] = np.where(hits.found, hits.distances, 0)
 
     # A part thinner than a pixel passes between centres, but its vertices are near.
@@ -87,7 +88,8 @@ def take_picture(
     coverage = samples[..., 3]
     lowest = scipy.ndimage.minimum_filter(coverage, 3)
     highest = scipy.ndimage.maximum_filter(coverage, 3)
-    rows, cols = np.nonzero(lowest != highest)
+    missed = touched & (coverage == 0)
+    rows, cols = np.nonzero((lowest != highest) | missed)
     samples[rows, cols] = _sample_pixels(subject, camera, rows, cols, EDGE_GRID)
     rgba[:] = np.rint(samples * 255)
     return rgba, depth
@@ -105,7 +107,7 @@ def _sample_pixels(
     shape = (len(rows), grid, grid)
     x = np.broadcast_to(cols[:, None, None] + places[None, None, :], shape).ravel()
     y = np.broadcast_to(rows[:, None, None] + places[None, :, None], shape).ravel()
-    hits, directions = _cast_through(subject.rays, camera, x, y)
+    hits, directions = cast_through(subject.rays, camera, x, y)
     found = np.flatnonzero(hits.found)
     hits = hits.select(found)
     surface = surface_at(subject.table, subject.faces, hits)
@@ -130,7 +132,7 @@ def srgb_from_linear(colour: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n
     return np.where(colour <= 0.0031308, 12.92 * colour, curve)
 
 
-def _cast_through(
+def cast_through(
     rays: EmbreeScene,
     camera: Cameras,
     x: Float[np.ndarray, "n"],
@@ -149,7 +151,7 @@ def _cast_through(
     return cast(rays, center.astype(np.float32), directions), directions
 
 
-def _project(
+def project_to_pixels(
     vertices: Float[np.ndarray, "n 3"], camera: Cameras
 ) -> Float[np.ndarray, "n 2"]:
     """Pixel coordinates (column, row) of the vertices, all in front of the camera."""
@@ -163,7 +165,7 @@ def _touched_pixels(
     vertices: Float[np.ndarray, "n 3"], camera: Cameras
 ) -> Bool[np.ndarray, "h w"]:
     """The pixels into which a vertex projects, seen or hidden."""
-    cols, rows = np.floor(_project(vertices, camera)).astype(int).T
+    cols, rows = np.floor(project_to_pixels(vertices, camera)).astype(int).T
     inside = (cols >= 0) & (cols < camera.width) & (rows >= 0) & (rows < camera.height)
     touched = np.zeros((camera.height, camera.width), bool)
     touched[rows[inside], cols[inside]] = True

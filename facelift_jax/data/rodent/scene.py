@@ -128,7 +128,13 @@ def posed_mesh(
             "made by another version of the generator"
         )
     rodent = load_rodent()
-    return pose_mesh(rodent, parameters["pose"]).vertices, rodent.faces
+    try:
+        return pose_mesh(rodent, parameters["pose"]).vertices, rodent.faces
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"rodent parameters without a usable pose ({error!r}): pass the whole "
+            '"rodent" entry of opencv_cameras.json'
+        ) from error
 
 
 def make_scene(index: int, options: Options) -> RodentScene:

@@ -29,10 +29,7 @@ def write_scene(folder: Path, scene: RodentScene) -> None:
     unit = depth_unit(scene.depths)
     frames = []
     for view, (rgba, depth) in enumerate(zip(scene.rgba, scene.depths, strict=True)):
-        picture_path, depth_path = (
-            f"images/cam_{view:03d}.png",
-            f"depths/cam_{view:03d}.png",
-        )
+        picture_path, depth_path = view_paths(view)
         steps = np.rint(depth / unit).astype(np.uint16)
         write_atomically(folder / picture_path, _png(rgba))
         write_atomically(folder / depth_path, _png(steps))
@@ -51,6 +48,11 @@ def write_scene(folder: Path, scene: RodentScene) -> None:
         "rodent": scene.parameters,
     }
     write_json(folder / CAMERA_FILE, document)
+
+
+def view_paths(view: int) -> tuple[str, str]:
+    """Where a view's picture and depth lie in its scene's folder."""
+    return f"images/cam_{view:03d}.png", f"depths/cam_{view:03d}.png"
 
 
 def depth_unit(depths: Array) -> float:

@@ -23,7 +23,12 @@ from facelift_jax.data.rodent.scene import (
     sample_parameters,
     scene_name,
 )
-from facelift_jax.data.rodent.write import CAMERA_FILE, write_json, write_scene
+from facelift_jax.data.rodent.write import (
+    CAMERA_FILE,
+    view_paths,
+    write_json,
+    write_scene,
+)
 
 MARKER = "dataset.json"
 KIND = "facelift_jax rodent scenes"
@@ -55,7 +60,7 @@ def generate(
       RuntimeError: a worker process died; a further call finishes the work.
     """
     options = Options(size, seed, views, float(fov_degrees), float(radius), uneven)
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    workers = (os.cpu_count() or 1) if workers is None else workers
     if scenes < 1 or workers < 1:
         raise ValueError(
             f"{scenes} scenes with {workers} workers: expected at least one of each"
@@ -67,63 +72,48 @@ def generate(
         progress(
             f"rodent: {scenes - len(missing)} of {scenes} scenes are there already"
         )
-    report = _Report(scenes, len(missing), NUM_INPUTS + views, progress)
+    finished = _make_all(out, missing, options, min(workers, len(missing)))
     try:
-        for _ in _make_all(out, missing, options, min(workers, len(missing))):
-            report.one_more()
+        _report(finished, len(missing), scenes, NUM_INPUTS + views, progress)
     except BrokenProcessPool as error:
         raise RuntimeError(
-            f"a worker process died (killed, or out of memory) with {report.done} of "
-            f"{scenes} scenes complete in {out}: start again to finish"
+            f"{out}: a worker process died (killed, or out of memory) with "
+            f"{_num_complete(out, scenes)} of {scenes} scenes complete; start again to "
+            "finish"
         ) from error
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         raise OSError(
-            errno.ENOSPC,
-            f"the disk is full with {report.done} of {scenes} scenes complete: make "
-            "room and start again to finish",
-            str(out),
+            f"{out}: the disk is full with {_num_complete(out, scenes)} of {scenes} "
+            "scenes complete; make room and start again to finish"
         ) from error
-    report.finish()
     return len(missing)
 
 
-class _Report:
-    """Counts scenes and now and then says how far the work is."""
-
-    def __init__(
-        self, total: int, missing: int, views: int, progress: Callable[[str], None]
-    ):
-        self.done = total - missing
-        self._total, self._missing, self._views = total, missing, views
-        self._progress = progress
-        self._start = self._last = time.monotonic()
-
-    def one_more(self) -> None:
-        """Another scene is complete."""
-        self.done += 1
+def _report(
+    finished: Iterator[int],
+    missing: int,
+    scenes: int,
+    views: int,
+    progress: Callable[[str], None],
+) -> None:
+    """Runs through the finished scenes and now and then says how far the work is."""
+    start = last = time.monotonic()
+    for made, _ in enumerate(finished, start=1):
         now = time.monotonic()
-        if now - self._last >= _SECONDS_BETWEEN_REPORTS:
-            self._last = now
-            left = (self._total - self.done) / self._rate()
-            self._progress(
-                f"rodent: {self.done}/{self._total} scenes, "
-                f"{self._rate() * self._views:.1f} views/s, {_duration(left)} left"
+        rate = made / max(now - start, 1e-9)
+        if made == missing:
+            progress(
+                f"rodent: {made} scenes of {views} views made in "
+                f"{_duration(now - start)}, {rate * views:.1f} views/s"
             )
-
-    def finish(self) -> None:
-        """All scenes are complete."""
-        if self._missing:
-            seconds = time.monotonic() - self._start
-            self._progress(
-                f"rodent: {self._missing} scenes of {self._views} views made in "
-                f"{_duration(seconds)}, {self._rate() * self._views:.1f} views/s"
+        elif now - last >= _SECONDS_BETWEEN_REPORTS:
+            last = now
+            progress(
+                f"rodent: {scenes - missing + made}/{scenes} scenes, "
+                f"{rate * views:.1f} views/s, {_duration((missing - made) / rate)} left"
             )
-
-    def _rate(self) -> float:
-        made = self.done - (self._total - self._missing)
-        return made / max(time.monotonic() - self._start, 1e-9)
 
 
 def _duration(seconds: float) -> str:
@@ -204,11 +194,12 @@ def _is_complete(out: Path, index: int, options: Options) -> bool:
             f"{path}: its parameters are not those of scene {index} with seed "
             f"{options.seed}; choose another folder, or remove this scene"
         )
-    frames = document["frames"]
-    paths = (
-        folder / frame[key] for frame in frames for key in ("file_path", "depth_path")
-    )
-    return all(path.is_file() for path in paths)
+    views = range(NUM_INPUTS + options.views)
+    return all((folder / path).is_file() for v in views for path in view_paths(v))
+
+
+def _num_complete(out: Path, scenes: int) -> int:
+    return sum((out / scene_name(i) / CAMERA_FILE).exists() for i in range(scenes))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

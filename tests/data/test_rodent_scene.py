@@ -1,0 +1,259 @@
+"""One scene: parameters, mesh, cameras, pictures."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from facelift_jax.data.rodent import Options, make_scene, posed_mesh, sample_parameters
+from facelift_jax.data.rodent.asset import REGIONS, load_rodent
+from facelift_jax.data.rodent.coat import COATS
+from facelift_jax.data.rodent.picture import srgb_from_linear
+from facelift_jax.data.rodent.pose import pose_mesh
+from facelift_jax.data.rodent.rigs import (
+    UNEVEN_AZIMUTHS_DEGREES,
+    input_rig,
+    sphere_rig,
+)
+from facelift_jax.data.rodent.scene import sample_cameras
+from facelift_jax.structs import check
+
+# of the camera's distance: depth is exact to 1e-6, what is left is interpolating B's
+# depth between pixel centres; the median at 256 px is required to stay below 2e-4
+REPROJECTION = 2e-4
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return make_scene(2, Options(256, views=2))
+
+
+def test_depth_carries_points_from_view_to_view(scene):
+    """A point seen at A's depth lies, where B sees it too, at B's depth."""
+    errors = []
+    for a, b in ((0, 1), (3, 2), (6, 4), (5, 7)):
+        errors.append(reprojection_errors(scene, a, b))
+        assert len(errors[-1]) > 100
+    error = np.median(np.concatenate(errors))
+    print(f"median reprojection error {error:.2g} of the camera distance, 256 px")
+    assert error < REPROJECTION
+
+
+def reprojection_errors(scene, a, b):
+    depths = scene.depths.astype(float)
+    viewmats = scene.cameras.viewmats.astype(float)
+    Ks = scene.cameras.Ks.astype(float)
+    rows, cols = np.nonzero(depths[a])
+    ones = np.ones(len(rows))
+    rays = np.linalg.inv(Ks[a]) @ np.stack([cols + 0.5, rows + 0.5, ones])
+    points = np.concatenate([rays * depths[a][rows, cols], ones[None]])
+    local = (viewmats[b] @ np.linalg.inv(viewmats[a]) @ points)[:3]
+    x, y = (Ks[b] @ local)[:2] / local[2] - 0.5
+    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
+    corners = [depths[b][top + i, left + j] for i in (0, 1) for j in (0, 1)]
+    s, t = x - left, y - top
+    weights = [(1 - t) * (1 - s), (1 - t) * s, t * (1 - s), t * s]
+    seen = sum(w * d for w, d in zip(weights, corners, strict=True))
+    # Both views see it: depth in B is smooth here and near the point's.
+    smooth = (np.min(corners, 0) > 0) & (np.ptp(corners, axis=0) < 0.05)
+    visible = smooth & (np.abs(seen - local[2]) < 0.02)
+    return np.abs(seen - local[2])[visible] / np.linalg.norm(viewmats[b][:3, 3])
+
+
+def test_mesh_comes_back_from_stored_parameters(scene):
+    stored = json.loads(json.dumps(scene.parameters))
+    vertices, faces = posed_mesh(stored)
+    rendered = pose_mesh(load_rodent(), scene.parameters["pose"]).vertices
+    assert vertices.tobytes() == rendered.tobytes()
+    assert vertices.dtype == np.float32
+    assert faces.max() == len(vertices) - 1
+    assert 0.99 < np.linalg.norm(vertices, axis=1).max() < 1 + 1e-6
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+def test_the_mesh_projects_into_the_masks(uneven):
+    scene = make_scene(11, Options(64, views=3, uneven=uneven))
+    vertices, _ = posed_mesh(scene.parameters)
+    for view in range(9):
+        viewmat, K = scene.cameras.viewmats[view], scene.cameras.Ks[view]
+        local = vertices @ viewmat[:3, :3].T + viewmat[:3, 3]
+        cols, rows = np.floor(((local / local[:, 2:]) @ K.T)[:, :2]).astype(int).T
+        alpha = scene.rgba[view, ..., 3]
+        near = scipy.ndimage.maximum_filter(alpha, 3)
+        assert (near[rows, cols] > 0).all()
+        # a fingertip may cover less than a sixteenth of its pixel
+        assert (alpha[rows, cols] > 0).mean() > 0.99
+        assert (alpha > 0).any(1).nonzero()[0][[0, -1]] == pytest.approx(
+            [rows.min(), rows.max()], abs=1
+        )
+        assert (alpha > 0).any(0).nonzero()[0][[0, -1]] == pytest.approx(
+            [cols.min(), cols.max()], abs=1
+        )
+
+
+def test_pictures_have_straight_alpha_and_soft_edges(scene):
+    alpha = scene.rgba[..., 3]
+    assert not scene.rgba[alpha == 0].any()
+    levels = np.unique(alpha)
+    assert len(levels) == 17  # sixteen samples a pixel on the silhouette
+    assert 0.02 < (alpha == 255).mean() < 0.2
+    # straight: edges are as bright as the inside, not darkened by coverage
+    edge = scene.rgba[..., :3][(alpha > 0) & (alpha < 128)].mean()
+    assert edge > 0.6 * scene.rgba[..., :3][alpha == 255].mean()
+
+
+def test_scenes_are_what_their_seed_and_index_say():
+    options = Options(32, views=1)
+    first, again = make_scene(4, options), make_scene(4, options)
+    assert first.rgba.tobytes() == again.rgba.tobytes()
+    assert first.depths.tobytes() == again.depths.tobytes()
+    assert first.parameters == again.parameters
+    for other in (make_scene(5, options), make_scene(4, Options(32, 1, views=1))):
+        assert other.parameters["pose"] != first.parameters["pose"]
+
+
+def test_rig_and_size_leave_the_animal_alone():
+    plain = sample_parameters(7, Options(32))
+    other = sample_parameters(7, Options(64, views=3, uneven=True))
+    for part in ("pose", "coat", "light"):
+        assert plain[part] == other[part]
+
+
+def test_more_held_out_cameras_leave_the_first_ones_alone():
+    few, many = (sample_cameras(3, Options(32, views=n))[0] for n in (4, 9))
+    np.testing.assert_array_equal(few.viewmats, many.viewmats[:10])
+
+
+GOLDEN_COATS = ["agouti", "white", "grey", "black", "white", "agouti"]
+GOLDEN_MEAN_POSITION = [0.4518299, 0.2141954, 0.1559080]
+GOLDEN_MEAN_PIXEL = [7.6604, 6.4309, 5.3030, 12.3926]
+
+
+def test_seeds_keep_their_meaning():
+    """These numbers move only together with scene.VERSION."""
+    scene = make_scene(0, Options(64, views=1))
+    vertices, _ = posed_mesh(scene.parameters)
+    coats = [sample_parameters(i, Options(64))["coat"]["coat"] for i in range(6)]
+    assert coats == GOLDEN_COATS
+    np.testing.assert_allclose(
+        np.abs(vertices).mean(0), GOLDEN_MEAN_POSITION, rtol=1e-5
+    )
+    np.testing.assert_allclose(scene.rgba[0].mean((0, 1)), GOLDEN_MEAN_PIXEL, atol=0.02)
+
+
+def test_animals_differ_and_every_coat_appears():
+    coats = [sample_parameters(i, Options(32))["coat"] for i in range(80)]
+    assert {coat["coat"] for coat in coats} == set(COATS)
+    patched = np.mean([coat["patch_coat"] is not None for coat in coats])
+    assert 0.08 < patched < 0.4
+
+
+def test_jaws_are_shut_and_joints_within_their_limits():
+    skeleton = load_rodent().skeleton
+    for index in range(10):
+        angles = sample_parameters(index, Options(32))["pose"]["joint_radians"]
+        for joint, name in enumerate(skeleton.joint_names):
+            low, high = skeleton.joint_limits[joint]
+            assert (angles[joint] < low) == (name == "mandible")
+            assert angles[joint] <= high
+
+
+def test_the_even_ring_is_even():
+    cameras, is_input = sample_cameras(0, Options(128, views=5))
+    assert is_input.tolist() == [True] * 6 + [False] * 5
+    assert check(cameras)["b"] == (11,)
+    centers = cameras.centers[:6]
+    np.testing.assert_allclose(np.linalg.norm(centers, axis=1), 2.7, rtol=1e-6)
+    elevations = np.rad2deg(np.arcsin(centers[:, 2] / 2.7))
+    np.testing.assert_allclose(elevations, 20, atol=1e-4)
+    azimuths = np.rad2deg(np.arctan2(centers[:, 1], centers[:, 0])) % 360
+    np.testing.assert_allclose(azimuths, np.arange(6) * 60, atol=1e-3)
+    np.testing.assert_allclose(cameras.Ks[:, 0, 0], 64 / np.tan(np.deg2rad(25)))
+    np.testing.assert_allclose(cameras.Ks[:, :2, 2], 64)
+
+
+def test_all_cameras_look_at_the_object_and_hold_it():
+    for uneven in (False, True):
+        for index in range(20):
+            cameras, _ = sample_cameras(index, Options(100, uneven=uneven))
+            axis_points = cameras.viewmats[:, :3, 3]  # the origin in camera frames
+            np.testing.assert_allclose(axis_points[:, :2], 0, atol=1e-6)
+            distances = axis_points[:, 2]
+            reach = 1 / np.sqrt(distances**2 - 1)  # of the unit ball, at z = 1
+            for k in (0, 1):
+                room = np.minimum(cameras.Ks[:, k, 2], 100 - cameras.Ks[:, k, 2])
+                assert (cameras.Ks[:, k, k] * reach <= room + 1e-3).all()
+
+
+def test_the_uneven_rig_is_uneven():
+    rigs = [
+        input_rig(np.random.default_rng(i), 200, 50.0, 2.7, True) for i in range(40)
+    ]
+    centers = np.stack([rig.centers for rig in rigs])
+    distances = np.linalg.norm(centers, axis=-1)
+    azimuths = np.rad2deg(np.arctan2(centers[..., 1], centers[..., 0]))
+    off = (azimuths - np.array(UNEVEN_AZIMUTHS_DEGREES) + 180) % 360 - 180
+    assert 2 < np.abs(off).max() <= 4
+    elevations = np.rad2deg(np.arcsin(centers[..., 2] / distances))
+    assert 11 <= elevations.min() < 13
+    assert 29 < elevations.max() <= 31
+    assert np.ptp(distances) > 0.5
+    Ks = np.stack([rig.Ks for rig in rigs])
+    assert np.ptp(Ks[..., 0, 0]) > 40
+    assert 3 < np.abs(Ks[..., :2, 2] - 100).max() <= 5
+
+
+def test_held_out_cameras_cover_the_whole_sphere():
+    cameras = sphere_rig(np.random.default_rng(0), 2000, 64, 50.0, 2.7)
+    heights = np.sort(cameras.centers[:, 2] / 2.7)
+    # uniform in area means uniform in height (Archimedes)
+    np.testing.assert_allclose(heights, np.linspace(-1, 1, 2000), atol=0.06)
+    assert np.abs(cameras.centers[:, :2].mean(0)).max() < 0.1
+    check(cameras)
+
+
+def test_the_asset_needs_no_pickle_and_adds_up():
+    rodent = load_rodent()
+    assert rodent.regions.shape == (len(rodent.texture), len(REGIONS))
+    np.testing.assert_allclose(rodent.regions.sum(1), 1, atol=1e-12)
+    assert rodent.regions.min() >= 0
+    np.testing.assert_allclose(rodent.weights.sum(1), 1, atol=1e-12)
+    assert rodent.weld.max() + 1 == 5376 + 2 * 162  # seams closed
+    assert (rodent.skeleton.parents[1:] < np.arange(1, 66)).all()
+
+
+def test_srgb_curve():
+    linear = np.array([[0, 0.001, 0.0031308], [0.2140411, 1, 7]])
+    expected = [[0, 0.01292, 0.04045], [0.5, 1, 1]]
+    np.testing.assert_allclose(srgb_from_linear(linear), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 4}, "size 4: expected 8 to 8000"),
+        ({"views": -1}, "neither may be negative"),
+        ({"radius": 0.9}, "expected a radius above 1"),
+        ({"fov_degrees": 30.0}, "at this radius 43.5 degrees are needed"),
+        ({"uneven": True, "radius": 1.1, "fov_degrees": 150.0}, "stand inside it"),
+    ],
+)
+def test_impossible_options_are_refused(change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        dataclasses.replace(Options(64), **change)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({}, "version None, expected 1"),
+        ({"version": 1}, "without a usable pose"),
+        ({"version": 1, "pose": {"joint_radians": [0.0]}}, "without a usable pose"),
+    ],
+)
+def test_foreign_parameters_are_refused(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        posed_mesh(parameters)
