@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from facelift_jax.geometry.rigid import rig_up
 from facelift_jax.numerics import Array, normalize
 from facelift_jax.objectives import METRICS, TERMS
 from facelift_jax.structs import Cameras, RenderOutput, Views
@@ -139,14 +140,9 @@ def depth_range(targets: Views, render: RenderOutput) -> tuple[float, float]:
 def view_labels(cameras: Cameras) -> list[str]:
     """Index, azimuth and elevation of each of the cameras [t], in degrees.
 
-    Seen from the world origin; azimuth counts from view 0 about the upright axis, the
-    direction most nearly at right angles to every camera's x axis.
+    Seen from the world origin; azimuth counts from view 0 about the rig's upright axis.
     """
-    viewmats = np.asarray(cameras.viewmats, np.float64)
-    rights, ups = viewmats[:, 0, :3], -viewmats[:, 1, :3]
-    # The second term decides where the x axes alone cannot: a single view.
-    upright = np.linalg.eigh(rights.T @ rights - 1e-6 * ups.T @ ups)[1][:, 0]
-    upright *= np.sign(upright @ ups.mean(0))
+    upright = rig_up(cameras)
     directions = normalize(np.asarray(cameras.centers, np.float64))
     heights = directions @ upright
     front = normalize(directions[0] - heights[0] * upright)

@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
+from facelift_jax.geometry.rigid import rig_up
 from facelift_jax.numerics import normalize
 from facelift_jax.structs import Cameras
 
@@ -72,10 +73,10 @@ def turntable_cameras(
 ) -> Cameras:
     """One turn [num_frames] around what a rig [v] looks at, at the rig's distance.
 
-    The turn's axis is the mean of the input cameras' up directions; normalised rigs
-    have their object at the origin.
+    The turn's axis is the rig's upright axis; normalised rigs have their object at the
+    origin.
     """
-    up = normalize(-np.asarray(inputs.viewmats[..., 1, :3], np.float64).mean(0))
+    up = rig_up(inputs)
     radius = float(np.linalg.norm(inputs.centers, axis=-1).mean())
     K = np.asarray(inputs.Ks, np.float64).mean(0) * (size / inputs.height)
     K[:2, 2], K[2, 2] = 0.5 * size, 1

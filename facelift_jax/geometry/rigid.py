@@ -44,6 +44,18 @@ def rig_radius(cameras: Cameras, center: Float[Array, "*b 3"]) -> Float[Array, "
     return xp.asarray(xp.linalg.norm(offsets, axis=-1).mean(-1))
 
 
+def rig_up(cameras: Cameras) -> Float[np.ndarray, "3"]:
+    """Unit upright axis of a rig [v]: most nearly at right angles to all x axes.
+
+    Exact for cameras without roll, wherever they stand. NumPy, float64.
+    """
+    viewmats = np.asarray(cameras.viewmats, np.float64)
+    rights, ups = viewmats[:, 0, :3], -viewmats[:, 1, :3]
+    # the second term decides where the x axes alone cannot: a single view
+    up = np.linalg.eigh(rights.T @ rights - 1e-6 * ups.T @ ups)[1][:, 0]
+    return up * np.sign(up @ ups.mean(0))
+
+
 def first_camera_frame(cameras: Cameras, radius: float) -> Float[Array, "*b 4 4"]:
     """World-to-world rotation and shift that puts camera 0 of a rig at (0, 0, radius).
 

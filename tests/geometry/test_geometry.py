@@ -179,6 +179,15 @@ def test_orbits_keep_their_elevation(up):
     assert (cameras.viewmats[:, 1, :3] @ up < -0.5).all()
 
 
+def test_upright_axis_of_an_uneven_rig():
+    azimuths, elevations = np.array([-147.0, 34, 86, -11]), np.array([11.0, 31, 20, 14])
+    up, K = np.array([0.48, -0.6, 0.64]), paths.fov_intrinsics(50.0, 8)
+    rig = paths.orbit_cameras(azimuths, elevations, 2.0, K, 8, up)
+    np.testing.assert_allclose(rigid.rig_up(rig), up, atol=1e-6)
+    one = jax.tree.map(lambda x: x[:1], rig)
+    np.testing.assert_allclose(rigid.rig_up(one), -rig.viewmats[0, 1, :3], atol=1e-6)
+
+
 def test_turntable_turns_at_the_rigs_distance():
     rig = paths.orbit_cameras(
         np.arange(6) * 60.0, np.full(6, 10.0), 1.5, paths.fov_intrinsics(49.1, 64), 64

@@ -1,0 +1,113 @@
+"""What a training step will cost, before anything expensive is made.
+
+Memory is what the backward pass keeps, found by tracing shapes: no compilation. On a
+CPU that is nearly what a step takes; elsewhere compilers fuse much of it away, and only
+the results of convolutions and matrix products are counted. Time is estimated for CPUs
+only.
+"""
+
+import math
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from facelift_jax import evaluate
+from facelift_jax.objectives import weighted_loss
+from facelift_jax.structs import Batch
+from facelift_jax.train import dummy_views
+
+PARAM_COPIES = 4  # the parameters, their gradients and Adam's two moments
+EFFICIENCY = 0.35  # of a matrix product's rate, for a whole network on a CPU
+BLEND_SECONDS = 2.5e-7  # per rendered pixel, forward and backward, on a CPU
+MEMORY_SHARE = 0.9  # of the machine's memory that a run may take
+
+
+def announce(config: Any) -> None:
+    """Logs a step's memory, and on a CPU its seconds.
+
+    Raises:
+      ValueError: the step does not fit this machine's memory.
+    """
+    num_bytes, flops = step_cost(config)
+    available = memory_bytes()
+    device = jax.devices()[0]
+    what = f"{config.model.name} {config.model.variant}, {config.run.batch_size} scenes"
+    text = f"{what}: a step takes about {num_bytes / 2**30:.1f} GiB"
+    if device.platform == "cpu":
+        pixels = config.run.batch_size * config.data.num_targets
+        pixels *= config.data.target_size**2
+        seconds = flops / (EFFICIENCY * matmul_rate()) + BLEND_SECONDS * pixels
+        text += f" and about {seconds:.2g} s on this CPU"
+    if num_bytes > MEMORY_SHARE * available:
+        raise ValueError(
+            f"{text}, but this machine has {available / 2**30:.1f} GiB; "
+            "--config configs/lgm.py:demo fits two CPU cores"
+        )
+    if device.platform == "cpu":
+        text += "; --config configs/lgm.py:demo is made for two CPU cores"
+    logging.info(text)
+
+
+def step_cost(config: Any) -> tuple[int, float]:
+    """Bytes on one device and floating-point operations of the network of one step."""
+    data, run = config.data, config.run
+    model = evaluate.build_model(config.model)
+    render_fn = evaluate.make_renderer(data.background, **config.render)
+    inputs = dummy_views(run.batch_size, data.num_inputs, data.input_size)
+    targets = dummy_views(run.batch_size, data.num_targets, data.target_size)
+    batch = Batch(inputs, targets, np.zeros(run.batch_size, np.int32))
+
+    def network(params: Any, batch: Batch):
+        return model.apply({"params": params}, batch.inputs)
+
+    def loss(params: Any, batch: Batch):
+        gaussians, aux = network(params, batch)
+        output = render_fn(gaussians, batch.targets.cameras)
+        return weighted_loss(output, batch.targets, aux, {"rgb_mse": 1.0})[0]
+
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs)["params"])
+    if jax.devices()[0].platform != "cpu":
+        loss = jax.checkpoint(loss, policy=is_product)
+    kept = jax.eval_shape(lambda p, b: jax.vjp(loss, p, b)[1], params, batch)
+    share = jax.device_count()
+    num_bytes = PARAM_COPIES * size_in_bytes(params) // run.fsdp
+    num_bytes += (size_in_bytes(kept) + size_in_bytes(batch)) // share
+    forward = jax.jit(network).lower(params, batch).cost_analysis()["flops"]
+    return num_bytes, 3 * forward / share  # a backward pass is two forward passes
+
+
+def is_product(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether a primitive's result is dear enough that a compiler keeps it."""
+    return primitive.name in ("conv_general_dilated", "dot_general")
+
+
+def size_in_bytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree of arrays or shapes."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def memory_bytes() -> int:
+    """Memory of the first device; of the machine where that is a CPU."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def matmul_rate(size: int = 1024) -> float:
+    """Floating-point operations a second of a float32 matrix product, best of three."""
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda x: x @ x)
+    product(x).block_until_ready()
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        product(x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)

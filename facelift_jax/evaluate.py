@@ -1,0 +1,283 @@
+"""Judging a network from cameras it never saw; in the training loop or as a command.
+
+    python -m facelift_jax.evaluate --checkpoint runs/x DATA --out figures
+
+Figures of input views and of held-out views have different names, always.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from facelift_jax import export, pictures
+from facelift_jax.data.options import DataOptions
+from facelift_jax.data.pipeline import Source, evaluation_batches
+from facelift_jax.data.sources import open_source
+from facelift_jax.geometry.paths import turntable_cameras
+from facelift_jax.models import get_model
+from facelift_jax.objectives import (
+    METRICS,
+    object_radius,
+    reduce_metrics,
+    view_metrics,
+)
+from facelift_jax.render import RenderConfig, render
+from facelift_jax.structs import Batch, Cameras, Gaussians, RenderOutput
+from facelift_jax.training.checkpoint import load_params
+
+RenderFn = Callable[[Gaussians, Cameras], RenderOutput]
+EvalStep = Callable[[Any, Batch], tuple[Gaussians, RenderOutput, dict[str, jax.Array]]]
+VIDEO_FPS = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+      figures: `inputs/<metric>`, `held_out/<metric>` and `gap`: means over views, then
+        over scenes.
+      undefined: per figure, the number of views it leaves out as undefined there.
+      scenes: one dictionary a scene: its name and its own figures.
+      gaussians: of the first scene, [n].
+      inputs: cameras [v] the first scene's Gaussians come from.
+    """
+
+    figures: dict[str, float]
+    undefined: dict[str, int]
+    scenes: list[dict[str, Any]]
+    gaussians: Gaussians
+    inputs: Cameras
+
+
+def make_renderer(
+    background: tuple[float, ...], antialiased: bool, backend: str
+) -> RenderFn:
+    """`render` on one background; `backend` "" lets the renderer choose."""
+    return functools.partial(
+        render,
+        background=np.asarray(background, np.float32),
+        config=RenderConfig(antialiased=antialiased),
+        backend=backend or None,
+    )
+
+
+def make_eval_step(model: Any, render_fn: RenderFn) -> EvalStep:
+    """Jitted (params, batch) -> (gaussians, rendered targets, metrics [b t])."""
+
+    @jax.jit
+    def eval_step(params: Any, batch: Batch):
+        gaussians, _ = model.apply({"params": params}, batch.inputs)
+        output = render_fn(gaussians, batch.targets.cameras)
+        radius = object_radius(batch.targets)
+        return gaussians, output, view_metrics(output, batch.targets, radius)
+
+    return eval_step
+
+
+def evaluate(
+    eval_step: EvalStep,
+    params: Any,
+    source: Source,
+    options: DataOptions,
+    num_picture_scenes: int = 0,
+    picture_dir: Path | None = None,
+) -> Evaluation:
+    """Figures of every scene of a source, from its inputs and from held-out cameras.
+
+    The first `num_picture_scenes` scenes get sheets in `picture_dir`.
+
+    Raises:
+      ValueError: the renderer dropped list entries (an explicit cap), or scenes differ
+        in their number of held-out views.
+    """
+    rows, per_view, first = [], [], None
+    for index, batch in enumerate(evaluation_batches(source, options, batch_size=1)):
+        name = source[int(batch.scene_id[0])].name
+        gaussians, output, metrics = jax.device_get(eval_step(params, batch))
+        dropped = int(output.dropped.sum())
+        if dropped:
+            raise ValueError(
+                f"scene {name}: the renderer dropped {dropped} list entries, so its "
+                "pictures are not the network's; raise or remove max_entries"
+            )
+        figures, _ = reduce_metrics(metrics, options.num_inputs)
+        rows.append({"scene": name, **figures})
+        per_view.append(metrics)
+        if picture_dir is not None and index < num_picture_scenes:
+            write_sheets(picture_dir, name, batch, output, metrics)
+        if first is None:
+            first = jax.tree.map(lambda x: x[0], (gaussians, batch.inputs.cameras))
+    assert first is not None, "a source holds at least one scene"
+    counts = sorted({len(metrics["psnr_fg"][0]) for metrics in per_view})
+    if len(counts) > 1:
+        raise ValueError(
+            f"scenes are judged from {counts} views; set eval_targets so that all have "
+            "the same number"
+        )
+    together = {key: np.concatenate([m[key] for m in per_view]) for key in METRICS}
+    figures, undefined = reduce_metrics(together, options.num_inputs)
+    return Evaluation(figures, undefined, rows, *first)
+
+
+def write_sheets(
+    directory: Path,
+    name: str,
+    batch: Batch,
+    output: RenderOutput,
+    metrics: Mapping[str, np.ndarray],
+) -> None:
+    """Inputs, GT | prediction pairs and maps of the one scene in a batch, as PNG."""
+    directory.mkdir(parents=True, exist_ok=True)
+    inputs, targets, output = jax.tree.map(
+        lambda x: np.asarray(x)[0], (batch.inputs, batch.targets, output)
+    )
+    num_inputs = len(inputs.images)
+    labels = pictures.view_labels(targets.cameras)
+    sheets = {
+        "inputs": pictures.inputs_strip(
+            inputs.images, labels[:num_inputs], f"{name}   what the network is given"
+        ),
+        "sheet": pictures.supervision_sheet(
+            targets.images,
+            output.colors,
+            num_inputs,
+            labels,
+            metrics["psnr_fg"][0],
+            name,
+        ),
+        "maps": pictures.map_sheet(targets, output, num_inputs, labels, name),
+    }
+    for kind, sheet in sheets.items():
+        pictures.write_png(directory / f"{name}_{kind}.png", sheet)
+
+
+def write_scene(
+    directory: Path, evaluation: Evaluation, render_fn: RenderFn, num_frames: int
+) -> list[str]:
+    """The first scene as `scene.ply` and `turntable.mp4`; one line about each."""
+    directory.mkdir(parents=True, exist_ok=True)
+    ply, video = directory / "scene.ply", directory / "turntable.mp4"
+    written, pruned = export.write_ply(ply, evaluation.gaussians)
+    size = max(128, evaluation.inputs.width)
+    cameras = turntable_cameras(evaluation.inputs, num_frames, size)
+    frames = export.turntable_frames(jax.jit(render_fn), evaluation.gaussians, cameras)
+    pictures.write_video(video, frames, VIDEO_FPS)
+    return [
+        f"{ply}: {written:,} Gaussians ({pruned:,} of opacity < "
+        f"{export.MIN_OPACITY} left out)",
+        f"{video}: {num_frames} frames of {size} px",
+    ]
+
+
+def table(evaluation: Evaluation) -> str:
+    """Input views beside held-out views, and what is undefined, as text."""
+    figures = evaluation.figures
+    lines = [f"{'':<16}  {'input views':>12}  {'held-out views':>14}"]
+    for metric in METRICS:
+        pair = [figures[f"{side}/{metric}"] for side in ("inputs", "held_out")]
+        lines.append(f"{metric:<16}  {pair[0]:>12.4f}  {pair[1]:>14.4f}")
+    lines.append(f"{'gap (psnr_fg)':<16}  {figures['gap']:>12.4f}")
+    left_out = {name: n for name, n in evaluation.undefined.items() if n}
+    if left_out:
+        counts = ", ".join(f"{name} {n}" for name, n in left_out.items())
+        lines.append(f"views left out where a figure is undefined: {counts}")
+    lines.append(f"means over views, then over {len(evaluation.scenes)} scenes")
+    return "\n".join(lines)
+
+
+def write_figures(path: Path, evaluation: Evaluation) -> None:
+    """Figures of the set and of each scene as strict JSON (undefined ones null)."""
+    content = {
+        "figures": evaluation.figures,
+        "undefined_views": evaluation.undefined,
+        "scenes": evaluation.scenes,
+    }
+    strict = jax.tree.map(
+        lambda x: None if isinstance(x, float) and not np.isfinite(x) else x, content
+    )
+    path.write_text(json.dumps(strict, indent=2, allow_nan=False) + "\n")
+
+
+def build_model(section: Mapping[str, Any]) -> Any:
+    """The network that a config's `model` section names."""
+    sizes = {key: tuple(value) for key, value in section["overrides"].items()}
+    return get_model(section["name"], section["variant"], section["dtype"], **sizes)
+
+
+def data_options(section: Mapping[str, Any], num_held_out_views: int) -> DataOptions:
+    """How scenes become examples, from a config's `data` section."""
+    names = {field.name for field in dataclasses.fields(DataOptions)}
+    chosen = {name: value for name, value in section.items() if name in names}
+    chosen["background"] = tuple(chosen["background"])  # JSON has lists
+    return DataOptions(**chosen, eval_targets=num_held_out_views)
+
+
+def report(
+    directory: Path,
+    model: Any,
+    params: Any,
+    source: Source,
+    options: DataOptions,
+    render_fn: RenderFn,
+    num_picture_scenes: int,
+    turntable_frames: int,
+) -> Evaluation:
+    """Evaluates and writes sheets, figures.json, scene.ply and turntable.mp4."""
+    directory.mkdir(parents=True, exist_ok=True)
+    eval_step = make_eval_step(model, render_fn)
+    sheets = directory / "pictures"
+    evaluation = evaluate(
+        eval_step, params, source, options, num_picture_scenes, sheets
+    )
+    write_figures(directory / "figures.json", evaluation)
+    for line in write_scene(directory, evaluation, render_fn, turntable_frames):
+        logging.info(line)
+    return evaluation
+
+
+def main(arguments: list[str]) -> None:
+    """The command: any checkpoint, any data set."""
+    parser = argparse.ArgumentParser(
+        prog="python -m facelift_jax.evaluate",
+        description="Held-out figures, sheets, PLY and turntable of a checkpoint.",
+    )
+    parser.add_argument("data", help="folder or list of scenes, none trained on")
+    parser.add_argument(
+        "--checkpoint", required=True, help="run directory or converted weights"
+    )
+    parser.add_argument("--out", default="evaluation", help="output folder")
+    parser.add_argument("--picture-scenes", type=int, default=4, metavar="N")
+    parser.add_argument("--turntable-frames", type=int, default=120, metavar="N")
+    flags = parser.parse_args(arguments)
+    params, config = load_params(flags.checkpoint)
+    options = data_options(config["data"], config["eval"]["num_targets"])
+    evaluation = report(
+        Path(flags.out),
+        build_model(config["model"]),
+        params,
+        open_source(flags.data),
+        options,
+        make_renderer(options.background, **config["render"]),
+        flags.picture_scenes,
+        flags.turntable_frames,
+    )
+    print(table(evaluation))
+    print(f"{flags.out}: figures.json, pictures, scene.ply, turntable.mp4")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

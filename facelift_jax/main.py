@@ -1,0 +1,107 @@
+"""Command: one config, one run directory; trains and evaluates, or evaluates only.
+
+python -m facelift_jax.main --config configs/lgm.py:demo --workdir runs/demo
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from facelift_jax import cost, evaluate
+from facelift_jax.data import rodent
+from facelift_jax.data.sources import FolderSource, open_source, split_source
+from facelift_jax.train import train
+from facelift_jax.training.checkpoint import load_params
+
+config_flags.DEFINE_config_file(
+    "config", "configs/lgm.py", "Config file, with its argument after a colon."
+)
+flags.DEFINE_string("workdir", "", "Run directory; default runs/<config>-<argument>.")
+flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate only.")
+FLAGS = flags.FLAGS
+BAD_INPUT = 2
+
+
+def main(_: Sequence[str]) -> None:
+    """Runs the mode that the flags ask for; bad input ends with one line, exit 2."""
+    config = FLAGS.config
+    try:
+        workdir = Path(FLAGS.workdir or default_workdir())
+        if FLAGS.mode == "eval":
+            evaluation = evaluate_run(config, workdir)
+        else:
+            cost.announce(config)
+            evaluation = train(config, workdir, *open_data(config))
+    except (ValueError, OSError, RuntimeError) as error:
+        fail(str(error))
+    print(evaluate.table(evaluation))
+    print(
+        f"{workdir}: config, metrics, checkpoints, pictures, scene.ply, turntable.mp4"
+    )
+
+
+def default_workdir() -> str:
+    """`runs/lgm-demo` for `configs/lgm.py:demo`."""
+    file, _, argument = FLAGS["config"].config_filename.partition(":")
+    return "-".join(["runs/" + Path(file).stem, *argument.split(",")]).rstrip("-")
+
+
+def open_data(config: ConfigDict) -> tuple[FolderSource, FolderSource]:
+    """Scenes to train on and held-out scenes; makes the rodents where they lack."""
+    section = config.data
+    path = Path(section.path or f"data/rodent-{section.size}")
+    if not section.path:
+        rodent.generate(path, section.num_scenes, section.size)
+    return split_source(open_source(path), section.num_held_out_scenes)
+
+
+def evaluate_run(config: ConfigDict, workdir: Path) -> evaluate.Evaluation:
+    """Judges the run's last checkpoint on the config's held-out scenes."""
+    _, held_out = open_data(config)
+    params, _ = load_params(workdir)
+    options = evaluate.data_options(config.data, config.eval.num_targets)
+    render_fn = evaluate.make_renderer(options.background, **config.render)
+    return evaluate.report(
+        workdir / "evaluation",
+        evaluate.build_model(config.model),
+        params,
+        held_out,
+        options,
+        render_fn,
+        config.eval.num_picture_scenes,
+        config.eval.turntable_frames,
+    )
+
+
+def fail(message: str) -> None:
+    """One line on stderr, exit code 2."""
+    print(f"main: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(BAD_INPUT)
+
+
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """absl's parser, but bad flags and configs end like any other bad input."""
+    try:
+        return FLAGS(arguments)
+    except (flags.Error, ValueError, AttributeError, KeyError, OSError) as error:
+        fail(str(error))
+        raise
+
+
+def log_our_own_lines() -> None:
+    """Shows the package's information, and of other libraries warnings only."""
+    package = str(Path(__file__).parent)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(None)
+    handler.addFilter(
+        lambda line: line.pathname.startswith(package) or line.levelname != "INFO"
+    )
+    logging.set_verbosity(logging.INFO)
+
+
+if __name__ == "__main__":
+    log_our_own_lines()
+    app.run(main, flags_parser=parse_flags)

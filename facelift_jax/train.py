@@ -1,0 +1,354 @@
+"""Training, read top to bottom: data, model, optimizer, step, loop, evaluation, save.
+
+One scene passes, in this order: `source[i]`, `select_views`, `normalize_rig`,
+`to_views`, `augment` (data/transforms.py), then `model.apply`, `render` and
+`weighted_loss` (`make_train_step`).
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from facelift_jax import evaluate, pictures
+from facelift_jax.data.pipeline import Source, training_batches
+from facelift_jax.geometry.paths import fov_intrinsics, orbit_cameras
+from facelift_jax.models import freeze_presets
+from facelift_jax.objectives import validate_weights, weighted_loss
+from facelift_jax.structs import Batch, Cameras, Views
+from facelift_jax.training import checkpoint, optim, writer
+
+SCENES = PartitionSpec(("data", "fsdp"))
+MIN_SHARDED_SIZE = 2**16  # smaller leaves cost more to gather than to keep
+# a resumed run may judge, save and report at other moments than it was started with
+MAY_CHANGE = (r"eval\..*", r"run\.(log_every|save_every|keep_checkpoints)")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a step reads and writes; what a checkpoint holds.
+
+    Attributes:
+      step: int32, batches seen; skipped ones count.
+      num_skipped: int32, steps whose loss or gradients were not finite.
+      params: the network's parameters, float32.
+      opt_state: the optimizer's state.
+      key: PRNG key of the run; each step folds its number in.
+    """
+
+    step: jax.Array
+    num_skipped: jax.Array
+    params: Any
+    opt_state: Any
+    key: jax.Array
+
+
+def make_train_step(
+    model: Any,
+    render_fn: evaluate.RenderFn,
+    weights: Mapping[str, float],
+    optimizer: optax.GradientTransformation,
+    optim_config: optim.OptimConfig,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The pure function (state, batch) -> (state, measurements).
+
+    A step whose loss or gradients are not finite changes nothing but the step count
+    and reports `is_skipped`. Measurements: every loss term, the total, norms over the
+    trained leaves, the learning rate, dropped list entries.
+    """
+    rate = optim.learning_rate(optim_config)
+
+    def loss_fn(params: Any, batch: Batch, key: jax.Array):
+        gaussians, aux = model.apply(
+            {"params": params}, batch.inputs, rngs={"dropout": key}
+        )
+        output = render_fn(gaussians, batch.targets.cameras)
+        total, terms = weighted_loss(output, batch.targets, aux, weights)
+        return total, (terms, output.dropped.sum())
+
+    def train_step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(state.key, state.step)
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (total, (terms, dropped)), grads = grad_fn(state.params, batch, key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        trained = optim.select_trained(grads, optim_config.rules)
+        is_finite = optim.all_finite(total, trained)
+        new = (params, opt_state)
+        new = optim.where_finite(is_finite, new, (state.params, state.opt_state))
+        moved = optim.select_trained(updates, optim_config.rules)
+        kept = optim.select_trained(new[0], optim_config.rules)
+        measurements = {
+            "total": total,
+            **terms,
+            "grad_norm": optax.tree.norm(trained),
+            "update_norm": optax.tree.norm(moved),
+            "param_norm": optax.tree.norm(kept),
+            "learning_rate": rate(state.step - state.num_skipped),
+            "dropped": dropped,
+            "is_skipped": ~is_finite,
+        }
+        num_skipped = state.num_skipped + (~is_finite).astype(jnp.int32)
+        state = TrainState(state.step + 1, num_skipped, *new, state.key)
+        return state, measurements
+
+    return train_step
+
+
+def make_mesh(fsdp: int, batch_size: int) -> Mesh:
+    """All devices as (data, fsdp); scenes are split over both, parameters over fsdp."""
+    num_devices = jax.device_count()
+    if num_devices % fsdp:
+        raise ValueError(
+            f"run.fsdp={fsdp} does not divide the {num_devices} devices; set it to 1"
+        )
+    if batch_size % num_devices:
+        raise ValueError(
+            f"run.batch_size={batch_size} is not a multiple of the {num_devices} "
+            f"devices; set it to {-(-batch_size // num_devices) * num_devices}"
+        )
+    axis_types = (AxisType.Auto, AxisType.Auto)
+    shape = (num_devices // fsdp, fsdp)
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=axis_types)
+
+
+def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
+    """Large leaves split over `fsdp` along their longest axis that divides evenly."""
+    size = mesh.shape["fsdp"]
+
+    def sharding(leaf: Any) -> NamedSharding:
+        spec = [None] * leaf.ndim
+        axes = [i for i in range(leaf.ndim) if leaf.shape[i] % size == 0]
+        if size > 1 and axes and leaf.size >= MIN_SHARDED_SIZE:
+            spec[max(axes, key=lambda i: leaf.shape[i])] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(sharding, state)
+
+
+def shard_scenes(render_fn: evaluate.RenderFn, mesh: Mesh) -> evaluate.RenderFn:
+    """The same renderer with each device rendering its own scenes."""
+    return jax.shard_map(
+        render_fn,
+        mesh=mesh,
+        in_specs=(SCENES, SCENES),
+        out_specs=SCENES,
+        check_vma=False,  # its loops start from constants, which vary over no axis
+    )
+
+
+def optim_config(config: Any) -> optim.OptimConfig:
+    """The `optim` section, its own rules before those of its freeze preset.
+
+    Raises:
+      ValueError: an unknown preset, or settings that do not fit together.
+    """
+    section = config.optim.to_dict()
+    presets = freeze_presets(config.model.name)
+    preset = section.pop("freeze")
+    if preset not in presets:
+        raise ValueError(
+            f"optim.freeze={preset!r}: unknown preset; known: {', '.join(presets)}"
+        )
+    rules = (*section.pop("rules"), *presets[preset])
+    return optim.OptimConfig(**section, total_steps=config.run.num_steps, rules=rules)
+
+
+def dummy_views(num_scenes: int, num_views: int, size: int) -> Views:
+    """Black pictures [b v] from an orbit: something with the shapes of a batch."""
+    angles = np.arange(num_views) * (360.0 / num_views)
+    K = fov_intrinsics(50.0, size)
+    orbit = orbit_cameras(angles, np.zeros(num_views), 1.5, K, size)
+    lead = (num_scenes, num_views)
+    viewmats = np.broadcast_to(orbit.viewmats, (*lead, 4, 4))
+    Ks = np.broadcast_to(orbit.Ks, (*lead, 3, 3))
+    images = np.zeros((*lead, size, size, 3), np.float32)
+    return Views(images, images[..., :1], None, Cameras(viewmats, Ks, size, size))
+
+
+def make_initializer(
+    model: Any, views: Views, optim_config: optim.OptimConfig, seed: int
+) -> tuple[Callable[[], TrainState], optax.GradientTransformation, str]:
+    """A function that draws the state at step 0, its optimizer, the freeze report."""
+    param_key, run_key = jax.random.split(jax.random.key(seed))
+
+    def init_params():
+        return model.init(param_key, views)["params"]
+
+    shapes = jax.eval_shape(init_params)
+    optimizer, report = optim.make_optimizer(optim_config, shapes)
+
+    def init():
+        params, zero = init_params(), jnp.zeros((), jnp.int32)
+        return TrainState(zero, zero, params, optimizer.init(params), run_key)
+
+    return init, optimizer, report
+
+
+def summarize(
+    window: Sequence[tuple[int, Mapping[str, jax.Array]]],
+) -> tuple[dict[str, float], list[int]]:
+    """Means of the measurements since the last line, and the steps that were skipped.
+
+    `train/dropped` and `train/skipped` are counts, not means; skipped steps do not
+    enter the means unless there is no other.
+    """
+    rows = [(step, jax.device_get(values)) for step, values in window]
+    skipped = [step for step, row in rows if row["is_skipped"]]
+    good = [row for step, row in rows if step not in skipped] or [rows[-1][1]]
+    names = [name for name in rows[0][1] if name not in ("dropped", "is_skipped")]
+    line = {f"train/{n}": float(np.mean([row[n] for row in good])) for n in names}
+    line["train/dropped"] = int(sum(row["dropped"] for _, row in rows))
+    line["train/skipped"] = len(skipped)
+    return line, skipped
+
+
+def train(
+    config: Any, workdir: Path, source: Source, held_out: Source
+) -> evaluate.Evaluation:
+    """Trains to `run.num_steps`, from the run directory's checkpoint if it has one.
+
+    Returns the last evaluation. The run directory holds config, metrics, checkpoints,
+    pictures, curves, one scene's PLY and turntable, and at the end `complete.json`.
+
+    Raises:
+      ValueError: settings, data or a checkpoint that do not fit; one line.
+      RuntimeError: too many steps were not finite.
+    """
+    run, is_writer = config.run, jax.process_index() == 0
+
+    # model and optimizer
+    weights = config.loss.to_dict()
+    validate_weights(weights)
+    options = evaluate.data_options(config.data, config.eval.num_targets)
+    settings = optim_config(config)
+    model = evaluate.build_model(config.model)
+    mesh = make_mesh(run.fsdp, run.batch_size)
+    render_fn = evaluate.make_renderer(options.background, **config.render)
+    views = dummy_views(1, options.num_inputs, options.input_size)
+    init, optimizer, report = make_initializer(model, views, settings, run.seed)
+    logging.info("parameters\n%s", report)
+
+    # state: resume this run, else start from other weights, else from scratch
+    if is_writer:
+        for change in writer.open_run(workdir, plain(config), MAY_CHANGE):
+            logging.info("since the last start: %s", change)
+    batches = training_batches(
+        source,
+        options,
+        run.batch_size // jax.process_count(),
+        run.seed,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    shardings = state_shardings(mesh, jax.eval_shape(init))
+    state = jax.jit(init, out_shardings=shardings)()
+    checkpoints, skipped_steps = workdir / "checkpoints", []
+    if checkpoint.latest_step(checkpoints) is not None:
+        state, metadata = checkpoint.restore_checkpoint(
+            checkpoints, state, data_iterator=batches
+        )
+        skipped_steps = metadata["skipped_steps"]
+        logging.info("resumed at step %d", int(state.step))
+    elif run.init_from:
+        params, excused = checkpoint.init_from(
+            run.init_from, state.params, run.init_excuses
+        )
+        state = dataclasses.replace(state, params=params)
+        logging.info("initialised from %s; excused: %s", run.init_from, excused)
+    start = int(state.step)
+    if is_writer:
+        writer.cut_metrics(workdir, start)
+
+    # step
+    sharded = shard_scenes(render_fn, mesh)
+    step_fn = make_train_step(model, sharded, weights, optimizer, settings)
+    step_fn = jax.jit(step_fn, out_shardings=(shardings, None), donate_argnums=0)
+    eval_step = evaluate.make_eval_step(model, render_fn)
+    scenes = NamedSharding(mesh, SCENES)
+    evaluation, window, clock = None, [], time.monotonic()
+
+    # loop: step, then what is due; a step's line is written before its checkpoint
+    for step in range(start + 1, run.num_steps + 1):
+        batch = jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(scenes, x), next(batches)
+        )
+        state, measurements = step_fn(state, batch)
+        window.append((step, measurements))
+        is_last = step == run.num_steps
+        is_evaluated = is_last or step % config.eval.every == 0
+        is_saved = is_last or step % run.save_every == 0
+        if not (is_evaluated or is_saved or step == 1 or step % run.log_every == 0):
+            continue
+        line, skipped = summarize(window)
+        skipped_steps, window = [*skipped_steps, *skipped], []
+        rate = (step - start) / (time.monotonic() - clock)
+        line["train/scenes_per_second"] = rate * run.batch_size
+        if is_evaluated:
+            sheets = workdir / "pictures" / f"step_{step:06d}" if is_writer else None
+            evaluation = evaluate.evaluate(
+                eval_step,
+                state.params,
+                held_out,
+                options,
+                config.eval.num_picture_scenes,
+                sheets,
+            )
+            line |= evaluation.figures
+        if is_writer:
+            writer.append_metrics(workdir, step, line)
+            seconds = time.monotonic() - clock
+            progress = writer.progress_line(step, run.num_steps, start, seconds)
+            writer.show_progress(f"{progress}  {brief(line)}")
+        if is_writer and is_evaluated:
+            pictures.write_curves(workdir / "curves.png", writer.read_metrics(workdir))
+        reason = optim.stop_reason(step, skipped_steps)
+        if reason is not None:
+            last = checkpoint.latest_step(checkpoints)
+            raise RuntimeError(f"{reason}; the last good checkpoint is step {last}")
+        if is_saved:
+            checkpoint.save_checkpoint(
+                checkpoints,
+                step,
+                state,
+                metadata={**plain(config), "skipped_steps": skipped_steps},
+                keep=run.keep_checkpoints,
+                data_iterator=batches,
+            )
+    batches.close()
+
+    # one scene to hold in the hand, and the figures
+    if evaluation is None:  # the run was complete but for this
+        evaluation = evaluate.evaluate(eval_step, state.params, held_out, options)
+    if is_writer:
+        frames = config.eval.turntable_frames
+        for text in evaluate.write_scene(workdir, evaluation, render_fn, frames):
+            logging.info(text)
+        evaluate.write_figures(workdir / "figures.json", evaluation)
+        writer.mark_complete(workdir, {"step": run.num_steps})
+    return evaluation
+
+
+def brief(line: Mapping[str, float]) -> str:
+    """What a person wants to see at once of a line of metrics."""
+    words = [f"loss {line['train/total']:.4f}"]
+    if "gap" in line:
+        inputs, held_out = line["inputs/psnr_fg"], line["held_out/psnr_fg"]
+        words.append(f"psnr_fg inputs {inputs:.2f} held-out {held_out:.2f} dB")
+        words.append(f"held-out iou {line['held_out/iou']:.3f}")
+    return "  ".join(words)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config as nested dictionaries of JSON values."""
+    return json.loads(config.to_json())
