@@ -83,8 +83,9 @@ def test_the_mesh_projects_into_the_masks(uneven):
         alpha = scene.rgba[view, ..., 3]
         near = scipy.ndimage.maximum_filter(alpha, 3)
         assert (near[rows, cols] > 0).all()
-        # a fingertip may cover less than a sixteenth of its pixel
-        assert (alpha[rows, cols] > 0).mean() > 0.99
+        # the many vertices of the tail's tip may share a pixel that they cover by less
+        # than a sixteenth
+        assert (alpha[rows, cols] > 0).mean() > 0.95
         assert (alpha > 0).any(1).nonzero()[0][[0, -1]] == pytest.approx(
             [rows.min(), rows.max()], abs=1
         )
