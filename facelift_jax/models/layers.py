@@ -149,12 +149,14 @@ def _attend(
     Half precision on an NVIDIA GPU takes cuDNN's flash attention, which never holds
     the l x l matrix.
     """
+    _, num_tokens, _, width = q.shape
     is_half = q.dtype in (jnp.bfloat16, jnp.float16)
-    fits_cudnn = q.shape[-1] % 8 == 0 and q.shape[-1] <= CUDNN_MAX_HEAD_DIM
+    # cuDNN's gradient is not there for an odd number of tokens.
+    fits_cudnn = num_tokens % 2 == 0 and width % 8 == 0 and width <= CUDNN_MAX_HEAD_DIM
     if is_half and fits_cudnn and jax.default_backend() == "gpu":
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     logits = jnp.einsum("blhc,bmhc->bhlm", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)
+    weights = jax.nn.softmax(logits * width**-0.5, axis=-1)
     return jnp.einsum("bhlm,bmhc->blhc", weights.astype(v.dtype), v)
 
 
