@@ -1,7 +1,7 @@
 """Every pixel against every Gaussian, front to back: the definition of correct.
 
-No tile lists and no hand-written derivative. The scan over depth-sorted Gaussians runs in
-chunks that are rematerialised in the backward pass, so differentiation keeps (chunk
+No tile lists and no hand-written derivative. The scan over depth-sorted Gaussians runs
+in chunks that are rematerialised in the backward pass, so differentiation keeps (chunk
 length + number of chunks) pictures instead of one per Gaussian.
 """
 
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from facelift_jax.render.constants import ALPHA_MIN, TRANSMITTANCE_MIN
 from facelift_jax.render.config import RenderConfig
+from facelift_jax.render.constants import ALPHA_MIN, TRANSMITTANCE_MIN
 from facelift_jax.render.records import Pixels, Splats
 
 
@@ -58,7 +58,7 @@ def _in_chunks(fields):
 
 
 def _blend(state, gaussian, columns, rows, alpha_max):
-    """One Gaussian over all pixels. Decisions (skip, stop) are constants to autodiff."""
+    """One Gaussian over all pixels; skip and stop are constants to autodiff."""
     total, depth, transmittance, is_done = state
     (u, v), (A, B, C), opacity, color, z = gaussian
     dx, dy = u - columns, v - rows

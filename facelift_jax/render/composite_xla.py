@@ -1,8 +1,8 @@
 """Tile lists in plain JAX: runs everywhere; both directions are written by hand.
 
-A loop over depth slices cannot be reverse-differentiated, so compositing has its own VJP.
-Forward and backward walk front to back over the same slices: take as many Gaussians as
-fit, list them by tile, blend, and go on until all are drawn or all pixels have ended.
+A loop over depth slices cannot be reverse-differentiated, so compositing has its own
+VJP. Forward and backward walk front to back over the same slices: take as many Gaussians
+as fit, list them by tile, blend, and go on until all are drawn or all pixels have ended.
 """
 
 import functools
@@ -97,8 +97,8 @@ _composite.defvjp(_composite_fwd, _composite_bwd)
 def _folding_vmap(function, plan):
     """function(plan, *pictures) whose `vmap` folds the new axis into the pictures'.
 
-    A while loop under plain `vmap` would run all its lanes until the last one ends, with
-    a copy of the carry for those that have ended.
+    A while loop under plain `vmap` would run every member until the last one ends and
+    select between old and new carry each time.
     """
     folding = jax.custom_batching.custom_vmap(
         functools.partial(_in_blocks, function, plan)
@@ -122,7 +122,7 @@ def _folding_vmap(function, plan):
 
 
 def _in_blocks(function, plan, *args):
-    """Runs function(plan, *block) over blocks of pictures, one block after the other."""
+    """Runs function(plan, *block) over blocks of pictures, one after the other."""
     total = jax.tree.leaves(args)[0].shape[0]
     num_blocks = -(-total // plan.pictures)
     size = -(-total // num_blocks)
@@ -139,16 +139,17 @@ def _forward(plan, splats):
     """Pixels of one block of pictures."""
     num_pictures = splats.depths.shape[0]
     canvas = _to_lanes(plan, jnp.ones(_picture_shape(plan, num_pictures)), -1)
-    blank = jnp.zeros_like(canvas)
 
     def draw(first, piece, lists, state, dropped):
         state = blend.blend_lists(state, lists, plan.alpha_max)
         return state, dropped + piece.num_left
 
-    start = (canvas, blank, blank, blank, blank)
+    start = (canvas, jnp.zeros((4, *canvas.shape)))
     dropped = jnp.zeros(num_pictures, jnp.int32)
-    state, dropped = _walk(plan, splats, draw, start, dropped)
-    transmittances, *sums = [_from_lanes(plan, x, num_pictures) for x in state]
+    (canvas, sums), dropped = _walk(plan, splats, draw, start, dropped)
+    transmittances, *sums = [
+        _from_lanes(plan, x, num_pictures) for x in (canvas, *sums)
+    ]
     colors, depths = jnp.stack(sums[:3], axis=-1), sums[3]
     if not plan.is_capped:  # what a slice leaves, the next one takes
         dropped = jnp.zeros_like(dropped)
@@ -163,7 +164,7 @@ def _backward(plan, splats, pixels, d_pixels):
     rest = _to_lanes(plan, rest + pixels.transmittances * d_transmittances, 0)
     canvas = _to_lanes(plan, jnp.ones(_picture_shape(plan, num_pictures)), -1)
     d_values = [_to_lanes(plan, d_colors[..., c], 0) for c in range(3)]
-    d_values.append(_to_lanes(plan, d_depths, 0))
+    d_values = jnp.stack([*d_values, _to_lanes(plan, d_depths, 0)])
 
     def draw(first, piece, lists, state, d_records):
         state, rows = blend.differentiate_lists(
@@ -188,7 +189,7 @@ def _scatter_rows(order, rows):
 
 
 def _walk(plan, splats, draw, state, extra):
-    """Calls state, extra = draw(first, slice, lists, state, extra) on every depth slice.
+    """state, extra = draw(first, slice, lists, state, extra) for every depth slice.
 
     `state` is a tuple of lanes arrays that begins with the transmittances.
     """
@@ -247,7 +248,7 @@ def _lists(plan: Plan, piece: Slice, records) -> blend.Lists:
 
 
 def _sum_rows(plan, piece, rows):
-    """[i window 10]: rows of one slice added up Gaussian by Gaussian in a fixed order."""
+    """[i window 10]: rows of one slice added up by Gaussian in a fixed order."""
     num_tiles = plan.grid.num_tiles
     num_pictures = piece.order.shape[0]
     picture = jnp.arange(num_pictures, dtype=jnp.int32)[:, None]
@@ -266,9 +267,9 @@ def _sum_rows(plan, piece, rows):
 def _segment_sums(values, counts, owners):
     """Sums of runs of neighbours: values [i m f], counts [i w] -> [i w f].
 
-    Doubling strides: after stride s each entry holds the sum of up to 2 s entries of its
-    run from itself on. The same additions in the same order every time, on any device,
-    where a scatter-add on a GPU would be in any order.
+    Doubling strides: after stride s each entry holds the sum of up to 2 s entries of
+    its run from itself on. The same additions in the same order every time, on any
+    device, where a scatter-add on a GPU adds in any order.
     """
     ends = jnp.cumsum(counts, axis=1)
     slots = jnp.arange(values.shape[1], dtype=jnp.int32)[None]

@@ -1,8 +1,8 @@
 """World to image plane: elliptical weighted average splatting of 3D Gaussians.
 
-Zwicker et al., "EWA Volume Splatting" (2001), as used by Kerbl et al. (2023). Plain JAX,
-differentiated by JAX. Small matrices are written out component by component, which XLA
-fuses into one loop over Gaussians and which keeps full float32 precision everywhere.
+Zwicker et al., "EWA Volume Splatting" (2001), as used by Kerbl et al. (2023). Plain
+JAX, differentiated by JAX. Small matrices are written out component by component, which
+XLA fuses into one loop over Gaussians and which keeps full float32 precision everywhere.
 """
 
 import jax
@@ -60,7 +60,7 @@ def project(gaussians: Gaussians, camera: Cameras, config: RenderConfig) -> Spla
 
 
 def _image_plane_factors(gaussians, camera, point):
-    """Rows m_0, m_1 (three [n] components each) of J V R diag(s): covariance = M M^T."""
+    """Two rows of three [n] components: M = J V R diag(s), covariance = M M^T."""
     x, y, z = point
     V, K, scales = camera.viewmats[:3, :3], camera.Ks, gaussians.scales
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]

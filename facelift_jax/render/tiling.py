@@ -3,8 +3,8 @@
 Every function works on the splats of one picture ([n ...], no leading axis); callers
 `vmap` over pictures. A list entry is one (tile, Gaussian) pair of a Gaussian's bounding
 rectangle. Entries are emitted Gaussian by Gaussian in depth order, so those of one
-Gaussian are neighbours, and then sorted by tile with a stable sort, which keeps the depth
-order inside each tile. Nothing here is differentiated.
+Gaussian are neighbours, and then sorted by tile with a stable sort, which keeps the
+depth order inside each tile. Nothing here is differentiated.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from facelift_jax.render.records import Splats
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Square tiles over a picture; those at the right and bottom may reach beyond it."""
+    """Square tiles over a picture; the last row and column may reach beyond it."""
 
     width: int
     height: int
@@ -78,7 +78,7 @@ def depth_order(splats: Splats) -> Int[Array, "n"]:
 
 
 def tile_rectangles(splats: Splats, grid: Grid) -> Int[Array, "n 4"]:
-    """Tiles (x0, y0, x1, y1), ends exclusive, whose pixel centres the box may contain."""
+    """Tiles (x0, y0, x1, y1), ends exclusive, that hold pixel centres of the box."""
     sides = []
     for axis, size in enumerate((grid.width, grid.height)):
         center, radius = splats.means2d[:, axis], splats.radii[:, axis]
@@ -99,9 +99,9 @@ def reaches_tile(
 ) -> Bool[Array, "m"]:
     """Whether each splat's ellipse comes near any pixel centre of its tile.
 
-    The smallest exponent over the rectangle of pixel centres lies at the mean if that is
-    inside, else on the nearer vertical or the nearer horizontal side (it is convex), and
-    each side's minimum has a closed form. Never a false no.
+    The exponent is convex: its minimum over the rectangle of pixel centres lies at the
+    mean if that is inside, else on the nearer vertical or the nearer horizontal side,
+    where it has a closed form. Never a false no.
     """
     size = grid.tile_size
     dtype = splats.means2d.dtype
@@ -140,8 +140,8 @@ def next_slice(
       is_open: tiles that still have a pixel to draw; others receive nothing.
       grid: the tiles.
       window: how many Gaussians to consider.
-      capacity: how many entries to emit at most; at least grid.num_tiles makes sure that
-        one Gaussian fits.
+      capacity: how many entries to emit at most; grid.num_tiles or more makes sure
+        that one Gaussian fits.
     """
     n = order.shape[0]
     ranks = first + jnp.arange(window, dtype=jnp.int32)
@@ -192,7 +192,7 @@ def _open_areas(corners, is_open):
 
 
 def _owners(counts, ends, capacity):
-    """Window position of the Gaussian that emits each slot: mark the starts, then add up."""
+    """Window position of the Gaussian behind each slot: mark starts, run a maximum."""
     starts = jnp.where(counts > 0, ends - counts, capacity)
     marks = jnp.zeros(capacity, jnp.int32)
     steps = jnp.arange(counts.shape[0], dtype=jnp.int32)
@@ -203,8 +203,8 @@ def _owners(counts, ends, capacity):
 def _sort_by_tile(tiles, num_tiles):
     """(tiles, slots) sorted by tile, then slot.
 
-    Tile and slot share one key where 32 bits hold both: a CPU sorts single keys five times
-    as fast as pairs.
+    Tile and slot share one key where 32 bits hold both: a CPU sorts single keys five
+    times as fast as pairs.
     """
     capacity = tiles.shape[0]
     slots = jnp.arange(capacity, dtype=jnp.int32)
