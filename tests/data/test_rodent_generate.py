@@ -150,9 +150,20 @@ def test_a_foreign_folder_is_refused_and_untouched(tmp_path):
     (tmp_path / "dataset.json").write_text('{"kind": "something else"}')
     with pytest.raises(ValueError, match="made with kind 'something else'"):
         make(tmp_path)
+    made = {"kind": dataset.KIND, "version": 1, "size": SIZE, "seed": 0, "views": 1}
+    made |= {"fov_degrees": 50.0, "radius": 2.7, "uneven": False, "scenes": "x"}
+    (tmp_path / "dataset.json").write_text(json.dumps(made))
+    with pytest.raises(ValueError, match='"scenes" must be a whole number'):
+        make(tmp_path)
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(ValueError, match="not readable as JSON"):
         make(tmp_path)
+
+
+def test_a_start_killed_at_its_marker_is_no_foreign_folder(complete, tmp_path):
+    (tmp_path / "dataset.json.tmp").write_text("{")
+    assert make(tmp_path) == SCENES
+    assert contents(tmp_path) == contents(complete)
 
 
 def test_a_killed_worker_is_one_line_and_the_next_start_finishes(

@@ -171,14 +171,22 @@ def _claim_folder(out: Path, scenes: int, options: Options) -> None:
                     f"{marker}: made with {key} {found.get(key)!r}, asked for "
                     f"{value!r}; choose another folder, or remove this one"
                 )
-        scenes = max(scenes, int(found.get("scenes", 0)))
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not isinstance(found.get("scenes"), int):
+            raise ValueError(f'{marker}: "scenes" must be a whole number')
+        if scenes <= found["scenes"]:
+            return  # nothing to change, perhaps no right to
+    elif out.exists() and (not out.is_dir() or _holds_anything(out)):
         raise ValueError(
             f"{out}: exists and is not a rodent data set (it has no {MARKER}); choose "
             "another folder"
         )
     out.mkdir(parents=True, exist_ok=True)
     write_json(marker, {**asked, "scenes": scenes})
+
+
+def _holds_anything(folder: Path) -> bool:
+    """Whether there is more than a marker that was never finished."""
+    return any(path.name != f"{MARKER}.tmp" for path in folder.iterdir())
 
 
 def _is_complete(out: Path, index: int, options: Options) -> bool:

@@ -24,6 +24,7 @@ from facelift_jax.structs import Cameras
 
 INNER_GRID = 2  # samples a pixel across and down, inside the animal
 EDGE_GRID = 4  # on its silhouette, where they make the alpha channel
+_SAMPLES_AT_ONCE = 2**14
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,22 @@ def _sample_pixels(
     grid: int,
 ) -> Float[np.ndarray, "n 4"]:
     """Mean sRGB colour of a pixel's samples that meet the animal, and their share."""
+    pixels = np.zeros((len(rows), 4), np.float32)
+    step = _SAMPLES_AT_ONCE // grid**2
+    for start in range(0, len(rows), step):
+        block = slice(start, start + step)
+        pixels[block] = _sample_block(subject, camera, rows[block], cols[block], grid)
+    return pixels
+
+
+def _sample_block(
+    subject: Subject,
+    camera: Cameras,
+    rows: Int[np.ndarray, "n"],
+    cols: Int[np.ndarray, "n"],
+    grid: int,
+) -> Float[np.ndarray, "n 4"]:
+    """`_sample_pixels` of as many pixels as stay in the processor's cache."""
     places = (np.arange(grid) + 0.5) / grid
     shape = (len(rows), grid, grid)
     x = np.broadcast_to(cols[:, None, None] + places[None, None, :], shape).ravel()
