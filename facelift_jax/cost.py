@@ -77,7 +77,8 @@ def step_cost(config: Any) -> tuple[int, float]:
     share = jax.device_count()
     num_bytes = PARAM_COPIES * size_in_bytes(params) // run.fsdp
     num_bytes += (size_in_bytes(kept) + size_in_bytes(batch)) // share
-    forward = jax.jit(network).lower(params, batch).cost_analysis()["flops"]
+    analysis = jax.jit(network).lower(params, batch).cost_analysis()
+    forward = analysis["flops"] if analysis else math.nan
     return num_bytes, 3 * forward / share  # a backward pass is two forward passes
 
 

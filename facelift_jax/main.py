@@ -6,9 +6,10 @@ python -m facelift_jax.main --config configs/lgm.py:demo --workdir runs/demo
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from facelift_jax import cost, evaluate
 from facelift_jax.data import rodent
@@ -45,11 +46,11 @@ def main(_: Sequence[str]) -> None:
 
 def default_workdir() -> str:
     """`runs/lgm-demo` for `configs/lgm.py:demo`."""
-    file, _, argument = FLAGS["config"].config_filename.partition(":")
+    file, _, argument = config_flags.get_config_filename(FLAGS["config"]).partition(":")
     return "-".join(["runs/" + Path(file).stem, *argument.split(",")]).rstrip("-")
 
 
-def open_data(config: ConfigDict) -> tuple[FolderSource, FolderSource]:
+def open_data(config: Any) -> tuple[FolderSource, FolderSource]:
     """Scenes to train on and held-out scenes; makes the rodents where they lack."""
     section = config.data
     path = Path(section.path or f"data/rodent-{section.size}")
@@ -58,7 +59,7 @@ def open_data(config: ConfigDict) -> tuple[FolderSource, FolderSource]:
     return split_source(open_source(path), section.num_held_out_scenes)
 
 
-def evaluate_run(config: ConfigDict, workdir: Path) -> evaluate.Evaluation:
+def evaluate_run(config: Any, workdir: Path) -> evaluate.Evaluation:
     """Judges the run's last checkpoint on the config's held-out scenes."""
     _, held_out = open_data(config)
     params, _ = load_params(workdir)
@@ -76,7 +77,7 @@ def evaluate_run(config: ConfigDict, workdir: Path) -> evaluate.Evaluation:
     )
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """One line on stderr, exit code 2."""
     print(f"main: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(BAD_INPUT)
@@ -88,7 +89,6 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         return FLAGS(arguments)
     except (flags.Error, ValueError, AttributeError, KeyError, OSError) as error:
         fail(str(error))
-        raise
 
 
 def log_our_own_lines() -> None:

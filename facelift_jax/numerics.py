@@ -6,6 +6,7 @@ Each function takes NumPy or JAX arrays and answers in kind: NumPy in, NumPy out
 import types
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 

@@ -136,7 +136,7 @@ _PATTERNS = {
 }
 
 
-def check(struct: object, name: str = "") -> dict[str, int | tuple[int, ...]]:
+def check(struct: object, name: str = "") -> dict[str, Any]:
     """Verifies one struct and returns its axis sizes ("b" is a tuple).
 
     Shapes are always checked. Values (finite and rigid poses, positive focal lengths,
@@ -150,7 +150,7 @@ def check(struct: object, name: str = "") -> dict[str, int | tuple[int, ...]]:
         return _check_batch(struct, name)
     if type(struct) not in _PATTERNS:
         raise TypeError(f"{name}: expected one of our structs, found {type(struct)}")
-    axes: dict[str, int | tuple[int, ...]] = {}
+    axes: dict[str, Any] = {}
     for field, pattern in _PATTERNS[type(struct)].items():
         array = getattr(struct, field)
         if field == "depths" and isinstance(struct, Views) and array is None:
@@ -168,9 +168,7 @@ def check(struct: object, name: str = "") -> dict[str, int | tuple[int, ...]]:
     return axes
 
 
-def _bind(
-    name: str, array: Array, pattern: str, axes: dict[str, int | tuple[int, ...]]
-) -> None:
+def _bind(name: str, array: Array, pattern: str, axes: dict[str, Any]) -> None:
     """Matches one shape against a pattern such as "*b n 3", binding named axes."""
     shape = getattr(array, "shape", None)
     if shape is None:
@@ -198,7 +196,7 @@ def _bind(
     axes.update(bound)
 
 
-def _check_batch(batch: Batch, name: str) -> dict[str, int | tuple[int, ...]]:
+def _check_batch(batch: Batch, name: str) -> dict[str, Any]:
     inputs = check(batch.inputs, f"{name}.inputs")
     targets = check(batch.targets, f"{name}.targets")
     for side, axes in (("inputs", inputs), ("targets", targets)):
@@ -245,9 +243,7 @@ def _check_camera_values(cameras: Cameras, name: str) -> None:
             )
 
 
-def _check_views(
-    views: Views, name: str, axes: dict[str, int | tuple[int, ...]]
-) -> None:
+def _check_views(views: Views, name: str, axes: dict[str, Any]) -> None:
     cameras = views.cameras
     camera_axes = check(cameras, f"{name}.cameras")
     if camera_axes["b"] != axes["b"]:

@@ -84,10 +84,11 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         trained = optim.select_trained(grads, optim_config.rules)
         is_finite = optim.all_finite(total, trained)
-        new = (params, opt_state)
-        new = optim.where_finite(is_finite, new, (state.params, state.opt_state))
+        params, opt_state = optim.where_finite(
+            is_finite, (params, opt_state), (state.params, state.opt_state)
+        )
         moved = optim.select_trained(updates, optim_config.rules)
-        kept = optim.select_trained(new[0], optim_config.rules)
+        kept = optim.select_trained(params, optim_config.rules)
         measurements = {
             "total": total,
             **terms,
@@ -99,7 +100,7 @@ def make_train_step(
             "is_skipped": ~is_finite,
         }
         num_skipped = state.num_skipped + (~is_finite).astype(jnp.int32)
-        state = TrainState(state.step + 1, num_skipped, *new, state.key)
+        state = TrainState(state.step + 1, num_skipped, params, opt_state, state.key)
         return state, measurements
 
     return train_step
