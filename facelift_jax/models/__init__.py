@@ -22,9 +22,7 @@ def get_model(
       ValueError: unknown name, variant or override (the known ones are listed), or
         sizes that do not fit together.
     """
-    if name not in DEFAULT_VARIANTS:
-        raise ValueError(f"unknown model {name!r}; known: {_listed(DEFAULT_VARIANTS)}")
-    module = importlib.import_module(f"facelift_jax.models.{name}")
+    module = _module(name)
     variant = DEFAULT_VARIANTS[name] if variant is None else variant
     if variant not in module.VARIANTS:
         raise ValueError(
@@ -45,8 +43,18 @@ def get_model(
 
 
 def freeze_presets(name: str) -> dict[str, tuple[tuple[str, float | None], ...]]:
-    """The network's named tables of (regex over parameter names, rate or None)."""
-    return dict(importlib.import_module(f"facelift_jax.models.{name}").FREEZE_PRESETS)
+    """Tables by name of (regex over parameter names, rate multiplier or None: frozen).
+
+    Raises:
+      ValueError: unknown network.
+    """
+    return dict(_module(name).FREEZE_PRESETS)
+
+
+def _module(name: str) -> Any:
+    if name not in DEFAULT_VARIANTS:
+        raise ValueError(f"unknown model {name!r}; known: {_listed(DEFAULT_VARIANTS)}")
+    return importlib.import_module(f"facelift_jax.models.{name}")
 
 
 def _listed(names: Any) -> str:
