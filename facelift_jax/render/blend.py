@@ -32,6 +32,7 @@ from jaxtyping import Float, Int
 
 from facelift_jax.numerics import Array
 from facelift_jax.render.constants import ALPHA_MIN, TRANSMITTANCE_MIN
+from facelift_jax.render.manual_axes import vary_like
 
 GROUP = 32  # tiles worked on together
 NUM_FIELDS = 10  # u, v, A, B, C, opacity, red, green, blue, depth
@@ -113,6 +114,7 @@ def differentiate_lists(state, d_pixels, lists: Lists, alpha_max: float, window:
     # the longest of the next: behind the first group, walks add up to entries / GROUP.
     num_walks = window + -(-lists.entries.shape[0] // GROUP)
     rows = jnp.zeros((num_walks, GROUP, NUM_FIELDS), lists.records.dtype)
+    rows = vary_like(rows, lists.records)
 
     def walk_group(carry, group):
         first, rows = carry
@@ -143,8 +145,8 @@ def differentiate_lists(state, d_pixels, lists: Lists, alpha_max: float, window:
 
 
 def row_index(
-    rows: Rows, lanes: Int[Array, "m"], ranks: Int[Array, "m"]
-) -> Int[Array, "m"]:
+    rows: Rows, lanes: Int[Array, "*m"], ranks: Int[Array, "*m"]
+) -> Int[Array, "*m"]:
     """Flat index into `rows` of list entries (lane, rank); -1 where not reached."""
     places = rows.places[lanes]
     group, position = places // GROUP, places % GROUP

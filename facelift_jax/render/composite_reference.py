@@ -13,6 +13,7 @@ from jax import lax
 
 from facelift_jax.render.config import RenderConfig
 from facelift_jax.render.constants import ALPHA_MIN, TRANSMITTANCE_MIN
+from facelift_jax.render.manual_axes import vary_like
 from facelift_jax.render.records import Pixels, Splats
 
 
@@ -39,6 +40,7 @@ def _composite_one(splats, width, height, config):
     colors = jnp.zeros((height, width, 3), dtype)
     depths = jnp.zeros((height, width), dtype)
     start = (colors, depths, jnp.ones_like(depths), jnp.zeros(depths.shape, bool))
+    start = vary_like(start, splats.means2d)
     (colors, depths, transmittances, _), _ = lax.scan(blend_chunk, start, chunks)
     return Pixels(colors, depths, transmittances, jnp.zeros((), jnp.int32))
 

@@ -1,8 +1,9 @@
 """Tile lists in plain JAX: runs everywhere; both directions are written by hand.
 
 A loop over depth slices cannot be reverse-differentiated, so compositing has its own
-VJP. Forward and backward walk front to back over the same slices: take as many Gaussians
-as fit, list them by tile, blend, and go on until all are drawn or all pixels have ended.
+VJP. Forward and backward walk front to back over the same slices: take as many
+Gaussians as fit, list them by tile, blend, and go on until all are drawn or all pixels
+have ended.
 """
 
 import functools
@@ -15,6 +16,7 @@ from jax import lax
 
 from facelift_jax.render import blend, tiling
 from facelift_jax.render.config import RenderConfig
+from facelift_jax.render.manual_axes import vary_like
 from facelift_jax.render.records import Pixels, Splats
 from facelift_jax.render.tiling import Grid, Slice
 
@@ -46,13 +48,13 @@ class Plan(NamedTuple):
 def make_plan(n: int, width: int, height: int, config: RenderConfig) -> Plan:
     """Sizes of slices and blocks for pictures of n Gaussians."""
     grid = Grid(width, height, config.tile_size)
-    is_capped = config.max_entries is not None
-    if is_capped:
+    if config.max_entries is not None:
         window, wanted = n, config.max_entries
     else:
         window = min(n, _WINDOW)
         wanted = config.slice_entries or _ENTRIES_PER_GAUSSIAN * window
         wanted = max(wanted, grid.num_tiles)
+    is_capped = config.max_entries is not None
     capacity = min(wanted, window * grid.num_tiles)
     pictures = max(1, _BLOCK_ENTRIES // capacity)
     return Plan(grid, window, capacity, pictures, is_capped, config.alpha_max)
@@ -198,16 +200,15 @@ def _walk(plan, splats, draw, state, extra):
     records = _pack(splats)
     num_visible = jnp.sum(splats.is_visible, axis=1, dtype=jnp.int32)
     num_pictures = splats.depths.shape[0]
+    sizes = {"grid": plan.grid, "window": plan.window, "capacity": plan.capacity}
+    next_slices = jax.vmap(functools.partial(tiling.next_slice, **sizes))
 
     def one_slice(carry):
         first, state, extra = carry
         lanes = jnp.any(state[0] > 0, axis=(0, 1))
         is_open = lanes[: num_pictures * plan.grid.num_tiles]
-        piece = jax.vmap(
-            lambda *args: tiling.next_slice(
-                *args, plan.grid, plan.window, plan.capacity
-            )
-        )(splats, rectangles, order, first, is_open.reshape(num_pictures, -1))
+        is_open = is_open.reshape(num_pictures, plan.grid.num_tiles)
+        piece = next_slices(splats, rectangles, order, first, is_open)
         lists = _lists(plan, piece, records)
         state, extra = draw(first, piece, lists, state, extra)
         return first + piece.num_taken, state, extra
@@ -217,6 +218,7 @@ def _walk(plan, splats, draw, state, extra):
         return jnp.any(first < num_visible) & jnp.any(state[0] > 0)
 
     carry = (jnp.zeros(num_pictures, jnp.int32), state, extra)
+    carry = vary_like(carry, records)
     if plan.is_capped:
         return one_slice(carry)[1:]
     return lax.while_loop(is_going, one_slice, carry)[1:]

@@ -1,8 +1,8 @@
 """World to image plane: elliptical weighted average splatting of 3D Gaussians.
 
 Zwicker et al., "EWA Volume Splatting" (2001), as used by Kerbl et al. (2023). Plain
-JAX, differentiated by JAX. Small matrices are written out component by component, which
-XLA fuses into one loop over Gaussians and which keeps full float32 precision everywhere.
+JAX, differentiated by JAX. Small matrices are written out component by component: XLA
+fuses that into one loop over Gaussians, and no device lowers its precision.
 """
 
 import jax

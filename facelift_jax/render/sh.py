@@ -29,8 +29,8 @@ def sh_basis(
     basis = [jnp.full_like(x, SH_C0)]
     if num_coefficients >= 4:
         basis += [-_C1 * y, _C1 * z, -_C1 * x]
+    xx, yy, zz = x * x, y * y, z * z
     if num_coefficients >= 9:
-        xx, yy, zz = x * x, y * y, z * z
         basis += [
             _C2[0] * x * y,
             -_C2[0] * y * z,

@@ -1,0 +1,21 @@
+"""Loop carries under `shard_map`."""
+
+from typing import TypeVar
+
+import jax
+
+Tree = TypeVar("Tree")
+
+
+def vary_like(tree: Tree, like: jax.Array) -> Tree:
+    """Marks arrays as differing between devices wherever `like` does.
+
+    A loop's carry must have the same type before and after an iteration; constants start
+    as equal on all devices and differ after one. Outside `shard_map` nothing happens.
+    """
+
+    def vary(x):
+        missing = jax.typeof(like).mat.varying - jax.typeof(x).mat.varying
+        return jax.lax.pcast(x, tuple(missing), to="varying") if missing else x
+
+    return jax.tree.map(vary, tree)

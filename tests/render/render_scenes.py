@@ -1,0 +1,128 @@
+"""Scenes and comparisons shared by the renderer's tests."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from facelift_jax.render import RenderConfig, render
+from facelift_jax.structs import Cameras, Gaussians
+
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "renderer"
+SCENES = ("edges", "single_offcentre", "small", "rand200")
+BACKENDS = ("reference", "xla")
+SH_C0 = 0.28209479177387814
+
+# Compiling is nearly all of these tests' time; this makes it three times faster.
+# test_goldens also runs as users compile it. JAX 0.11 has no such choice of emitters.
+QUICK: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):
+    QUICK["xla_cpu_use_fusion_emitters"] = False
+
+
+def quick_jit(function, **kwargs):
+    return jax.jit(function, compiler_options=QUICK, **kwargs)
+
+
+def golden(name):
+    with np.load(GOLDENS / f"{name}.npz") as data:
+        return dict(data)
+
+
+def intrinsics(width, height, focal=None, principal=(0.5, 0.5)):
+    focal = focal or 1.1 * height
+    cx, cy = principal[0] * width, principal[1] * height
+    return np.array([[focal, 0, cx], [0, focal, cy], [0, 0, 1]], np.float32)
+
+
+def look_at(eye, target=(0.0, 0.0, 0.0)):
+    eye, target = np.asarray(eye, float), np.asarray(target, float)
+    forward = (target - eye) / np.linalg.norm(target - eye)
+    right = np.cross(forward, (0.0, 1.0, 0.0))
+    right /= np.linalg.norm(right)
+    rotation = np.stack([right, np.cross(forward, right), forward])
+    viewmat = np.eye(4)
+    viewmat[:3, :3], viewmat[:3, 3] = rotation, -rotation @ eye
+    return viewmat.astype(np.float32)
+
+
+def ring(num_views, width, height, radius=2.0):
+    """Cameras [v] around the origin, none of them looking along an axis."""
+    angles = 0.3 + 2 * np.pi * np.arange(num_views) / num_views
+    eyes = [(radius * np.sin(a), 0.4, radius * np.cos(a)) for a in angles]
+    Ks = np.broadcast_to(intrinsics(width, height), (num_views, 3, 3))
+    viewmats = np.stack([look_at(eye) for eye in eyes])
+    return Cameras(jnp.asarray(viewmats), jnp.asarray(Ks), width, height)
+
+
+def cloud(seed, n, num_coefficients=1, scale=0.08):
+    """Gaussians [n] in a ball of radius 0.5, opacities well inside the cut-offs."""
+    rng = np.random.default_rng(seed)
+    means = rng.uniform(-0.5, 0.5, (n, 3))
+    scales = scale * np.exp(0.4 * rng.standard_normal((n, 3)))
+    sh = 0.5 * rng.standard_normal((n, num_coefficients, 3))
+    arrays = (
+        means,
+        rng.standard_normal((n, 4)),
+        scales,
+        rng.uniform(0.2, 0.9, n),
+        sh,
+    )
+    return Gaussians(*(jnp.asarray(a, jnp.float32) for a in arrays))
+
+
+def stack(*trees):
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
+def cotangents(cameras, seed=7):
+    """One fixed random cotangent per output, shared by all views."""
+    rng = np.random.default_rng(seed)
+    shape = (cameras.height, cameras.width)
+    return [
+        jnp.asarray(rng.standard_normal((*shape, c)), jnp.float32) for c in (3, 1, 1)
+    ]
+
+
+def picture_loss(out, weights):
+    """Sum of outputs times weights [h w c], broadcast over views."""
+    pictures = (out.colors, out.alphas, out.depths)
+    return sum(
+        jnp.sum(p * jnp.broadcast_to(w, p.shape))
+        for p, w in zip(pictures, weights, strict=True)
+    )
+
+
+def render_and_grad(gaussians, cameras, background, config=RenderConfig(), **kwargs):
+    """Pictures, and gradients to (gaussians, viewmats, background), under jit."""
+    weights = cotangents(cameras)
+
+    def loss(gaussians, viewmats, background):
+        moved = Cameras(viewmats, cameras.Ks, cameras.width, cameras.height)
+        out = render(gaussians, moved, background, config=config, **kwargs)
+        return picture_loss(out, weights), out
+
+    gradient = quick_jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+    gradients, out = gradient(gaussians, cameras.viewmats, background)
+    return out, gradients
+
+
+def worst(found, expected, fragile=None):
+    """Largest absolute difference, off the fragile pixels [... h w]."""
+    error = np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64))
+    if fragile is not None:
+        error = error[~fragile]
+    return float(error.max(initial=0.0))
+
+
+def assert_trees_close(found, expected, rtol=1e-4, atol=1e-5):
+    """Leaves agree to rtol of each leaf's largest entry plus atol."""
+    for f, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        largest = float(np.abs(np.asarray(e)).max(initial=0.0))
+        np.testing.assert_allclose(f, e, rtol=0, atol=rtol * largest + atol)
+
+
+def assert_same_bits(found, expected):
+    for f, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(f), np.asarray(e))

@@ -1,0 +1,88 @@
+"""jit, vmap, pmap and shard_map give what a plain call gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from render_scenes import (
+    BACKENDS,
+    assert_trees_close,
+    cloud,
+    cotangents,
+    picture_loss,
+    quick_jit,
+    ring,
+    stack,
+)
+
+from facelift_jax.render import render
+from facelift_jax.structs import Cameras
+
+WIDTH, HEIGHT = 20, 17
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    gaussians = stack(cloud(0, 9), cloud(1, 9))
+    cameras = ring(2, WIDTH, HEIGHT)
+    return gaussians, stack(cameras, cameras)
+
+
+def _value_and_grad(backend):
+    weights = cotangents(ring(1, WIDTH, HEIGHT))
+
+    def loss(gaussians, cameras):
+        out = render(gaussians, cameras, jnp.ones(3), backend=backend)
+        return picture_loss(out, weights), out
+
+    def value_and_grad(gaussians, cameras):
+        def of_inputs(gaussians, viewmats):
+            return loss(gaussians, Cameras(viewmats, cameras.Ks, WIDTH, HEIGHT))
+
+        gradient = jax.grad(of_inputs, argnums=(0, 1), has_aux=True)
+        gradients, out = gradient(gaussians, cameras.viewmats)
+        return out, gradients
+
+    return value_and_grad
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def plain(request, scenes):
+    function = _value_and_grad(request.param)
+    return function, quick_jit(function)(*scenes)
+
+
+def test_without_jit(plain, scenes):
+    function, expected = plain
+    assert_trees_close(function(*scenes), expected)
+
+
+def test_vmap(plain, scenes):
+    function, expected = plain
+    assert_trees_close(quick_jit(jax.vmap(function))(*scenes), expected)
+
+
+def test_vmap_of_one_argument(plain, scenes):
+    """Only the cameras are batched; the Gaussians are shared."""
+    function, expected = plain
+    gaussians, cameras = scenes
+    first = jax.tree.map(lambda x: x[0], gaussians)
+    out, _ = quick_jit(jax.vmap(function, in_axes=(None, 0)))(first, cameras)
+    assert_trees_close(out.colors[0], expected[0].colors[0])
+
+
+def test_pmap(plain, scenes):
+    function, expected = plain
+    found = jax.pmap(function, devices=jax.devices()[:2])(*scenes)
+    assert_trees_close(jax.device_get(found), expected)
+
+
+def test_shard_map(plain, scenes):
+    function, expected = plain
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    sharded = jax.shard_map(
+        function, mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P("data")
+    )
+    assert_trees_close(jax.device_get(quick_jit(sharded)(*scenes)), expected)
