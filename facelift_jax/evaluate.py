@@ -60,7 +60,7 @@ class Evaluation:
 
 
 def make_renderer(
-    background: tuple[float, ...], antialiased: bool, backend: str
+    background: tuple[float, ...], antialiased: bool = False, backend: str = ""
 ) -> RenderFn:
     """`render` on one background; `backend` "" lets the renderer choose."""
     return functools.partial(
@@ -210,15 +210,17 @@ def write_figures(path: Path, evaluation: Evaluation) -> None:
 
 def build_model(section: Mapping[str, Any]) -> Any:
     """The network that a config's `model` section names."""
-    sizes = {key: tuple(value) for key, value in section["overrides"].items()}
-    return get_model(section["name"], section["variant"], section["dtype"], **sizes)
+    return get_model(
+        section["name"], section["variant"], section["dtype"], **section["overrides"]
+    )
 
 
 def data_options(section: Mapping[str, Any], num_held_out_views: int) -> DataOptions:
     """How scenes become examples, from a config's `data` section."""
     names = {field.name for field in dataclasses.fields(DataOptions)}
-    chosen = {name: value for name, value in section.items() if name in names}
-    chosen["background"] = tuple(chosen["background"])  # JSON has lists
+    chosen = {name: section[name] for name in section if name in names}
+    if "background" in chosen:
+        chosen["background"] = tuple(chosen["background"])  # JSON has lists
     return DataOptions(**chosen, eval_targets=num_held_out_views)
 
 
@@ -256,18 +258,20 @@ def main(arguments: list[str]) -> None:
         "--checkpoint", required=True, help="run directory or converted weights"
     )
     parser.add_argument("--out", default="evaluation", help="output folder")
+    parser.add_argument("--held-out-views", type=int, default=12, metavar="N")
     parser.add_argument("--picture-scenes", type=int, default=4, metavar="N")
     parser.add_argument("--turntable-frames", type=int, default=120, metavar="N")
     flags = parser.parse_args(arguments)
     params, config = load_params(flags.checkpoint)
-    options = data_options(config["data"], config["eval"]["num_targets"])
+    # converted weights know their network; the rest is then LGM's: the defaults
+    options = data_options(config.get("data", {}), flags.held_out_views)
     evaluation = report(
         Path(flags.out),
         build_model(config["model"]),
         params,
         open_source(flags.data),
         options,
-        make_renderer(options.background, **config["render"]),
+        make_renderer(options.background, **config.get("render", {})),
         flags.picture_scenes,
         flags.turntable_frames,
     )

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from facelift_jax import cost, evaluate
 from facelift_jax.data import rodent
 from facelift_jax.data.sources import FolderSource, open_source, split_source
-from facelift_jax.train import train
+from facelift_jax.train import check_settings, train
 from facelift_jax.training.checkpoint import load_params
 
 config_flags.DEFINE_config_file(
@@ -34,6 +34,7 @@ def main(_: Sequence[str]) -> None:
         if FLAGS.mode == "eval":
             evaluation = evaluate_run(config, workdir)
         else:
+            check_settings(config)
             cost.announce(config)
             evaluation = train(config, workdir, *open_data(config))
     except (ValueError, OSError, RuntimeError) as error:
@@ -87,8 +88,11 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     """absl's parser, but bad flags and configs end like any other bad input."""
     try:
         return FLAGS(arguments)
-    except (flags.Error, ValueError, AttributeError, KeyError, OSError) as error:
-        fail(str(error))
+    except (KeyError, AttributeError) as error:  # ml_collections' for unknown keys
+        key = str(error).strip("\"'")
+        fail(f"unknown config key '{key}'; the config file has the known ones")
+    except (flags.Error, ValueError, OSError) as error:
+        fail(str(error).strip().splitlines()[-1])  # a config's traceback comes before
 
 
 def log_our_own_lines() -> None:

@@ -53,6 +53,19 @@ class TrainState:
     key: jax.Array
 
 
+def check_settings(config: Any) -> None:
+    """Refuses settings that `train` could not use, before anything is made.
+
+    Raises:
+      ValueError: the first one found; one line.
+    """
+    validate_weights(config.loss.to_dict())
+    evaluate.build_model(config.model)
+    evaluate.data_options(config.data, config.eval.num_targets)
+    optim_config(config)
+    make_mesh(config.run.fsdp, config.run.batch_size)
+
+
 def make_train_step(
     model: Any,
     render_fn: evaluate.RenderFn,
@@ -229,8 +242,7 @@ def train(
     run, is_writer = config.run, jax.process_index() == 0
 
     # model and optimizer
-    weights = config.loss.to_dict()
-    validate_weights(weights)
+    check_settings(config)
     options = evaluate.data_options(config.data, config.eval.num_targets)
     settings = optim_config(config)
     model = evaluate.build_model(config.model)
@@ -273,7 +285,9 @@ def train(
 
     # step
     sharded = shard_scenes(render_fn, mesh)
-    step_fn = make_train_step(model, sharded, weights, optimizer, settings)
+    step_fn = make_train_step(
+        model, sharded, config.loss.to_dict(), optimizer, settings
+    )
     step_fn = jax.jit(step_fn, out_shardings=(shardings, None), donate_argnums=0)
     eval_step = evaluate.make_eval_step(model, render_fn)
     scenes = NamedSharding(mesh, SCENES)

@@ -79,9 +79,12 @@ def convert(
     with src.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     note = {
-        "model": model,
-        "variant": variant or DEFAULT_VARIANTS[model],
-        "overrides": overrides,
+        "model": {
+            "name": model,
+            "variant": variant or DEFAULT_VARIANTS[model],
+            "dtype": "float32",
+            "overrides": overrides,
+        },
         "source": src.name,
         "sha256": digest,
         "licence": importlib.import_module(f"facelift_jax.convert.{model}").LICENCE,
@@ -100,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
-    print(f"{args.dst}: {note['model']} {note['variant']} from {note['source']}")
+    print(f"{args.dst}: {args.model} {note['model']['variant']} from {note['source']}")
     print(note["licence"])
     return 0
 

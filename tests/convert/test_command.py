@@ -42,9 +42,12 @@ def test_half_precision_safetensors_become_a_checkpoint(tmp_path, convert):
     note = json.loads((tmp_path / "out" / "conversion.json").read_text())
     assert note == metadata
     assert note == {
-        "model": "lgm",
-        "variant": "big",
-        "overrides": {k: list(v) for k, v in MICRO.items()},
+        "model": {
+            "name": "lgm",
+            "variant": "big",
+            "dtype": "float32",
+            "overrides": {k: list(v) for k, v in MICRO.items()},
+        },
         "source": "model_fp16.safetensors",
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "licence": note["licence"],

@@ -1,0 +1,191 @@
+"""The commands as a user runs them: train, kill, resume, evaluate, and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from facelift_jax.data import rodent
+from facelift_jax.export import read_ply
+from facelift_jax.objectives import DEFINITIONS
+from facelift_jax.training.checkpoint import load_params
+from facelift_jax.training.tree import flatten_names
+
+ROOT = Path(__file__).parent.parent
+METRICS = tuple(DEFINITIONS)
+
+
+def command(*arguments, cwd, module="main"):
+    """A started process of one of our commands, on one device, as a user has it."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = str(ROOT)
+    return subprocess.Popen(
+        [sys.executable, "-m", f"facelift_jax.{module}", *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    """(exit code, stdout, last line of stderr)."""
+    out, err = process.communicate(timeout=900)
+    return process.returncode, out, (err.strip().splitlines() or [""])[-1]
+
+
+def smoke(workdir, data, *flags, cwd):
+    return command(
+        f"--config={ROOT}/configs/lgm.py:smoke",
+        f"--workdir={workdir}",
+        f"--config.data.path={data}",
+        *flags,
+        cwd=cwd,
+    )
+
+
+@pytest.fixture(scope="module")
+def rodents(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "rodents"
+    rodent.generate(path, 8, 32, workers=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(rodents, tmp_path_factory):
+    """A run directory of the smoke recipe, never interrupted."""
+    here = tmp_path_factory.mktemp("run")
+    code, out, last = finish(smoke("run", rodents, cwd=here))
+    assert code == 0, last
+    assert "held-out views" in out
+    return here / "run"
+
+
+def lines_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").open()]
+
+
+@pytest.mark.slow
+def test_a_run_leaves_everything_a_user_needs(run):
+    names = {path.name for path in run.iterdir()}
+    wanted = "config.json metrics.jsonl checkpoints pictures scene.ply turntable.mp4"
+    assert names >= {*wanted.split(), "complete.json", "figures.json", "curves.png"}
+    lines = lines_of(run)
+    assert [line["step"] for line in lines] == [1, 2, 4, 5, 6, 8, 10]
+    assert lines[-1]["train/total"] < 0.7 * lines[0]["train/total"]
+    sides = {f"{side}/{m}" for side in ("inputs", "held_out") for m in METRICS}
+    assert sides | {"gap", "train/rgb_mse", "train/alpha_mse"} <= lines[-1].keys()
+    gap = lines[-1]["inputs/psnr_fg"] - lines[-1]["held_out/psnr_fg"]
+    assert lines[-1]["gap"] == pytest.approx(gap)
+    assert all(line["train/dropped"] == 0 for line in lines)
+    assert read_ply(run / "scene.ply").means.shape[1] == 3
+    sheets = sorted(p.name for p in (run / "pictures" / "step_000010").iterdir())
+    assert sheets == [
+        f"scene_000006_{kind}.png" for kind in ("inputs", "maps", "sheet")
+    ]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_bit_identical(run, rodents, tmp_path):
+    process = smoke("killed", rodents, cwd=tmp_path)
+    saved = tmp_path / "killed" / "checkpoints" / "5" / "_CHECKPOINT_METADATA"
+    while not saved.exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "complete.json").exists()
+    code, _, last = finish(smoke("killed", rodents, cwd=tmp_path))
+    assert code == 0, last
+    params, _ = load_params(tmp_path / "killed")
+    expected, _ = load_params(run)
+    for name, leaf in flatten_names(expected).items():
+        np.testing.assert_array_equal(flatten_names(params)[name], leaf, err_msg=name)
+    timing = "train/scenes_per_second"
+    # the line of a restart's first step is not there in an uninterrupted run, and means
+    # are over the steps since the last line
+    mine = {line["step"]: line for line in lines_of(tmp_path / "killed")}
+    theirs = {line["step"]: line for line in lines_of(run)}
+    for step in (1, 2, 4, 5, 10):
+        assert {**mine[step], timing: 0} == {**theirs[step], timing: 0}
+
+
+@pytest.mark.slow
+def test_eval_mode_repeats_the_figures(run, rodents, tmp_path):
+    code, out, last = finish(smoke(run, rodents, "--mode=eval", cwd=tmp_path))
+    assert code == 0, last
+    assert "held-out views" in out
+    again = json.loads((run / "evaluation" / "figures.json").read_text())
+    assert again == json.loads((run / "figures.json").read_text())
+
+
+@pytest.mark.slow
+def test_evaluate_command_judges_any_data_set(run, rodents, tmp_path):
+    arguments = ["--checkpoint", run, rodents, "--out", "judged"]
+    arguments += ["--picture-scenes", 1, "--turntable-frames", 4]
+    code, out, last = finish(command(*arguments, cwd=tmp_path, module="evaluate"))
+    assert code == 0, last
+    assert "means over views, then over 8 scenes" in out
+    judged = tmp_path / "judged"
+    scenes = json.loads((judged / "figures.json").read_text())["scenes"]
+    assert len(scenes) == 8
+    assert (judged / "turntable.mp4").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_run_directory_keeps_to_its_config(run, rodents, tmp_path):
+    other = "--config.optim.learning_rate=0.5"
+    code, _, last = finish(smoke(run, rodents, other, cwd=tmp_path))
+    assert code == 2
+    assert last == (
+        f"main: {run}: started with another config: optim.learning_rate was 0.001, "
+        "is 0.5: choose another --workdir"
+    )
+
+
+BAD_FLAGS = {
+    "--config.run.steps=1": "unknown config key 'steps'; the config file has the known",
+    "--config.run.seed=abc": "flag --config.run.seed=abc: invalid literal for int()",
+    "--config.model.variant=tinny": "unknown lgm variant 'tinny'; known: big, lrm, min",
+    "--config.loss.rgb_mse=-1": "loss.rgb_mse: expected a finite weight >= 0, found",
+    "--config.optim.freeze=enc": "optim.freeze='enc': unknown preset; known: none, enc",
+    "--config.data.path=nowhere": "nowhere: there is no such folder or list of scene",
+    "--mode=test": "flag --mode=test: value should be one of <train|eval>",
+    "--verbos": "Unknown command line flag 'verbos'",
+}
+
+
+@pytest.mark.parametrize("flag", BAD_FLAGS)
+def test_bad_flags_end_with_one_line(flag, tmp_path):
+    config = f"--config={ROOT}/configs/lgm.py:smoke"
+    code, _, last = finish(command(config, flag, cwd=tmp_path))
+    assert code == 2
+    assert last.startswith(f"main: {BAD_FLAGS[flag]}")
+    assert not list(tmp_path.iterdir())  # nothing was made
+
+
+def test_a_step_too_large_for_the_machine_is_refused_before_data_is_made(tmp_path):
+    config = f"--config={ROOT}/configs/lgm.py"
+    code, _, last = finish(command(config, cwd=tmp_path))
+    assert code == 2
+    assert last.startswith("main: lgm big, 8 scenes: a step takes about ")
+    assert last.endswith("--config configs/lgm.py:demo fits two CPU cores")
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_config_argument_lists_the_known_ones(tmp_path):
+    code, _, last = finish(
+        command(f"--config={ROOT}/configs/lgm.py:bigg", cwd=tmp_path)
+    )
+    assert code == 2
+    assert last == (
+        "main: ValueError: unknown config argument 'bigg'; variants: lrm, small, big, "
+        "tiny, mini; options: demo, smoke"
+    )

@@ -1,0 +1,175 @@
+"""The training step: the same on one and on eight devices, frozen, skipped, exact."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from configs.lgm import get_config
+from facelift_jax import evaluate, train
+from facelift_jax.structs import Batch
+from facelift_jax.training import optim
+
+NUM_SCENES, NUM_VIEWS, SIZE = 8, 2, 16
+SIZES = {
+    "down_channels": (32, 32),
+    "down_attention": (False, True),
+    "up_channels": (32,),
+    "up_attention": (False,),
+}
+# float32 sums in another order, through a network: of the largest entry of each array
+TOLERANCE = 2e-3
+
+
+def small_config(**optim_changes):
+    config = get_config("smoke").unlock()
+    config.model.overrides.update(SIZES)
+    config.data.update({"num_inputs": NUM_VIEWS, "input_size": SIZE})
+    config.data.update({"target_size": SIZE, "num_targets": 2})
+    config.run.update({"batch_size": NUM_SCENES, "num_steps": 10})
+    config.optim.update(optim_changes)
+    return config
+
+
+def random_batch(seed=0):
+    rng = np.random.default_rng(seed)
+
+    def views(num_views):
+        views = train.dummy_views(NUM_SCENES, num_views, SIZE)
+        images = rng.random(views.images.shape, np.float32)
+        masks = (rng.random(views.masks.shape) > 0.5).astype(np.float32)
+        return dataclasses.replace(views, images=images, masks=masks)
+
+    return Batch(views(NUM_VIEWS), views(2), np.arange(NUM_SCENES, dtype=np.int32))
+
+
+def build(config, mesh):
+    """(jitted step, state) of a config on a mesh."""
+    settings = train.optim_config(config)
+    model = evaluate.build_model(config.model)
+    views = train.dummy_views(1, NUM_VIEWS, SIZE)
+    init, optimizer, _ = train.make_initializer(model, views, settings, seed=0)
+    shardings = train.state_shardings(mesh, jax.eval_shape(init))
+    state = jax.device_put(jax.jit(init)(), shardings)
+    renderer = evaluate.make_renderer(config.data.background, **config.render)
+    renderer = train.shard_scenes(renderer, mesh)
+    weights = config.loss.to_dict()
+    step = train.make_train_step(model, renderer, weights, optimizer, settings)
+    return jax.jit(step, out_shardings=(shardings, None)), state
+
+
+def make_mesh(num_devices, fsdp):
+    devices = np.array(jax.devices()[:num_devices]).reshape(-1, fsdp)
+    return jax.sharding.Mesh(devices, ("data", "fsdp"))
+
+
+def put(mesh, batch):
+    sharding = NamedSharding(mesh, train.SCENES)
+    return jax.tree.map(lambda x: jax.device_put(x, sharding), batch)
+
+
+@pytest.fixture(scope="module")
+def single():
+    """Mesh of one device, its step, state, batch and what one step makes of it."""
+    mesh = make_mesh(1, 1)
+    step, state = build(small_config(), mesh)
+    batch = put(mesh, random_batch())
+    return step, state, batch, step(state, batch)
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_eight_devices_take_the_same_step(single, fsdp, monkeypatch):
+    monkeypatch.setattr(train, "MIN_SHARDED_SIZE", 2**10)  # so that leaves are split
+    mesh = make_mesh(8, fsdp)
+    step, state = build(small_config(), mesh)
+    specs = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params)}
+    assert any("fsdp" in spec for spec in specs) == (fsdp > 1)
+    new_state, measurements = step(state, put(mesh, random_batch()))
+    expected_state, expected = single[3]
+    for name in expected:
+        np.testing.assert_allclose(measurements[name], expected[name], rtol=1e-4)
+    # the moments are the gradients and their squares: Adam's first update is the rate
+    # times the sign of the gradient, which rounding may flip where it is nearly zero
+    moments = zip(
+        jax.tree.leaves(new_state.opt_state),
+        jax.tree.leaves(expected_state.opt_state),
+        strict=True,
+    )
+    for actual, wanted in moments:
+        scale = max(float(jnp.max(jnp.abs(wanted))), 1e-12)
+        error = np.abs(np.asarray(actual) - np.asarray(wanted)).max()
+        assert error <= TOLERANCE * scale, wanted.shape
+    params = zip(
+        jax.tree.leaves(new_state.params),
+        jax.tree.leaves(expected_state.params),
+        strict=True,
+    )
+    rate = float(expected["learning_rate"])
+    for actual, wanted in params:
+        error = np.abs(np.asarray(actual) - np.asarray(wanted))
+        assert error.mean() <= 0.02 * rate, wanted.shape
+
+
+def test_a_step_repeats_bit_for_bit(single):
+    step, state, batch, (expected, _) = single
+    again, _ = step(state, batch)
+    for actual, wanted in zip(
+        jax.tree.leaves(again.params), jax.tree.leaves(expected.params), strict=True
+    ):
+        np.testing.assert_array_equal(actual, wanted)
+
+
+def test_a_nonfinite_step_changes_nothing_and_is_counted(single):
+    step, state, batch, _ = single
+    images = batch.targets.images.at[0, 0, 0, 0, 0].set(jnp.nan)
+    targets = dataclasses.replace(batch.targets, images=images)
+    skipped, measurements = step(state, dataclasses.replace(batch, targets=targets))
+    assert bool(measurements["is_skipped"])
+    assert (int(skipped.step), int(skipped.num_skipped)) == (1, 1)
+    pairs = zip(
+        jax.tree.leaves((skipped.params, skipped.opt_state)),
+        jax.tree.leaves((state.params, state.opt_state)),
+        strict=True,
+    )
+    for actual, wanted in pairs:
+        np.testing.assert_array_equal(actual, wanted)
+
+
+def test_a_window_is_summarised_without_its_skipped_steps():
+    row = {"total": 1.0, "dropped": 0, "is_skipped": False}
+    window = [(1, row), (2, row | {"total": np.nan, "is_skipped": True})]
+    window.append((3, row | {"total": 3.0, "dropped": 5}))
+    line, skipped = train.summarize(window)
+    assert line == {"train/total": 2.0, "train/dropped": 5, "train/skipped": 1}
+    assert skipped == [2]
+
+
+def test_freezing_leaves_the_encoder_alone(single):
+    config = small_config(freeze="encoder_mid")
+    mesh = make_mesh(1, 1)
+    step, state = build(config, mesh)
+    new_state, _ = step(state, single[2])
+    before = jax.tree_util.tree_leaves_with_path(state.params)
+    after = dict(jax.tree_util.tree_leaves_with_path(new_state.params))
+    moved = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in before
+        if not np.array_equal(leaf, after[path])
+    }
+    assert moved
+    assert not any("down_blocks" in n or "mid" in n or "conv_in" in n for n in moved)
+    values = optim.learning_rate(train.optim_config(config))(0)
+    assert float(values) > 0
+
+
+def test_bad_settings_say_what_to_change():
+    config = small_config(freeze="encoder")
+    with pytest.raises(ValueError, match=r"optim.freeze='encoder': unknown preset; kn"):
+        train.optim_config(config)
+    with pytest.raises(ValueError, match="batch_size=4 is not a multiple of the 8 dev"):
+        train.make_mesh(fsdp=1, batch_size=4)
+    with pytest.raises(ValueError, match=r"run\.fsdp=3 does not divide the 8 devices"):
+        train.make_mesh(fsdp=3, batch_size=8)
