@@ -62,8 +62,12 @@ def make_plan(n: int, width: int, height: int, config: RenderConfig) -> Plan:
 
 def composite(splats: Splats, width: int, height: int, config: RenderConfig) -> Pixels:
     """Blends the pictures of splats [i n ...] through their tile lists."""
-    plan = make_plan(splats.depths.shape[1], width, height, config)
-    return _composite(plan, splats)
+    num_pictures, n = splats.depths.shape
+    if n == 0:
+        blank = jnp.zeros((num_pictures, height, width))
+        colors = jnp.zeros((*blank.shape, 3))
+        return Pixels(colors, blank, blank + 1, jnp.zeros(num_pictures, jnp.int32))
+    return _composite(make_plan(n, width, height, config), splats)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

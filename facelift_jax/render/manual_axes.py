@@ -10,8 +10,9 @@ Tree = TypeVar("Tree")
 def vary_like(tree: Tree, like: jax.Array) -> Tree:
     """Marks arrays as differing between devices wherever `like` does.
 
-    A loop's carry must have the same type before and after an iteration; constants start
-    as equal on all devices and differ after one. Outside `shard_map` nothing happens.
+    A loop's carry must have the same type before and after an iteration; constants
+    start as equal on all devices and differ after one. Outside `shard_map` nothing
+    happens.
     """
 
     def vary(x):

@@ -13,6 +13,7 @@ from facelift_jax.numerics import safe_sqrt
 from facelift_jax.render.config import RenderConfig
 from facelift_jax.render.constants import (
     ALPHA_MIN,
+    AXIS_LIMIT,
     FRUSTUM_MARGIN,
     MEANS2D_LIMIT,
     ROUNDING_SLACK,
@@ -73,9 +74,18 @@ def _image_plane_factors(gaussians, camera, point):
     ]
     row_x = [fx / z * (rotated[0][j] - ratio_x * rotated[2][j]) for j in range(3)]
     row_y = [fy / z * (rotated[1][j] - ratio_y * rotated[2][j]) for j in range(3)]
+    row_x = [row_x[j] * scales[:, j] for j in range(3)]
+    row_y = [row_y[j] * scales[:, j] for j in range(3)]
+    lengths = [
+        jnp.maximum(jnp.abs(p), jnp.abs(q)) for p, q in zip(row_x, row_y, strict=True)
+    ]
+    shrink = [
+        jax.lax.stop_gradient(AXIS_LIMIT / jnp.maximum(length, AXIS_LIMIT))
+        for length in lengths
+    ]
     return (
-        [row_x[j] * scales[:, j] for j in range(3)],
-        [row_y[j] * scales[:, j] for j in range(3)],
+        [row_x[j] * shrink[j] for j in range(3)],
+        [row_y[j] * shrink[j] for j in range(3)],
     )
 
 

@@ -48,15 +48,18 @@ def _value_and_grad(backend):
     return value_and_grad
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
-def plain(request, scenes):
-    function = _value_and_grad(request.param)
-    return function, quick_jit(function)(*scenes)
+@pytest.fixture(scope="module")
+def results(scenes):
+    return {name: quick_jit(_value_and_grad(name))(*scenes) for name in BACKENDS}
 
 
-def test_without_jit(plain, scenes):
-    function, expected = plain
-    assert_trees_close(function(*scenes), expected)
+@pytest.fixture(params=BACKENDS)
+def plain(request, results):
+    return _value_and_grad(request.param), results[request.param]
+
+
+def test_without_jit(results, scenes):
+    assert_trees_close(_value_and_grad("xla")(*scenes), results["xla"])
 
 
 def test_vmap(plain, scenes):
@@ -73,10 +76,10 @@ def test_vmap_of_one_argument(plain, scenes):
     assert_trees_close(out.colors[0], expected[0].colors[0])
 
 
-def test_pmap(plain, scenes):
-    function, expected = plain
+def test_pmap(results, scenes):
+    function = _value_and_grad("xla")
     found = jax.pmap(function, devices=jax.devices()[:2])(*scenes)
-    assert_trees_close(jax.device_get(found), expected)
+    assert_trees_close(jax.device_get(found), results["xla"])
 
 
 def test_shard_map(plain, scenes):

@@ -1,0 +1,145 @@
+"""What render() refuses, and the exact line a user reads."""
+
+import dataclasses
+import logging
+
+import jax
+import jax.numpy as jnp
+import pytest
+from render_scenes import cloud, ring
+
+from facelift_jax.render import BACKENDS, RenderConfig, api, render
+
+GAUSSIANS, CAMERAS = cloud(0, 3), ring(2, 16, 16)
+
+
+def _refused(message, *args, error=ValueError, **kwargs):
+    with pytest.raises(error) as caught:
+        render(*args, **kwargs)
+    assert str(caught.value) == message
+
+
+def test_unknown_backend():
+    _refused(
+        'render: unknown backend "cuda"; choose one of "reference", "xla", "pallas"',
+        GAUSSIANS,
+        CAMERAS,
+        backend="cuda",
+    )
+
+
+def test_named_backend_never_falls_back():
+    assert "pallas" in BACKENDS
+    _refused(
+        'render: backend "pallas" has no kernel in this version; '
+        'use backend="xla" or None',
+        GAUSSIANS,
+        CAMERAS,
+        backend="pallas",
+        error=NotImplementedError,
+    )
+
+
+def test_views_axis_is_missing():
+    one_view = jax.tree.map(lambda x: x[0], CAMERAS)
+    _refused(
+        "cameras: expected leading axes ('v',) (the gaussians' axes, then views), "
+        "found ()",
+        GAUSSIANS,
+        one_view,
+    )
+
+
+def test_numbers_of_scenes_differ():
+    two = jax.tree.map(lambda x: jnp.stack([x, x]), GAUSSIANS)
+    three = jax.tree.map(lambda x: jnp.stack([x, x, x]), CAMERAS)
+    _refused(
+        "cameras: expected leading axes (2, 'v') (the gaussians' axes, then views), "
+        "found (3, 2)",
+        two,
+        three,
+    )
+
+
+@pytest.mark.parametrize("size", [0, 16.0])
+def test_picture_size(size):
+    _refused(
+        f"cameras.width: expected an int >= 1, found {size!r}",
+        GAUSSIANS,
+        dataclasses.replace(CAMERAS, width=size),
+    )
+
+
+def test_half_precision():
+    halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), GAUSSIANS)
+    _refused(
+        'gaussians.means: backend "xla" computes in float32, found bfloat16; '
+        "convert the Gaussians",
+        halves,
+        CAMERAS,
+        backend="xla",
+    )
+
+
+def test_mixed_precision():
+    mixed = dataclasses.replace(GAUSSIANS, sh=GAUSSIANS.sh.astype(jnp.bfloat16))
+    _refused(
+        "gaussians.sh: expected float32 like gaussians.means, found bfloat16",
+        mixed,
+        CAMERAS,
+    )
+
+
+def test_float64_is_for_the_reference():
+    with jax.enable_x64(True):
+        doubles = jax.tree.map(lambda x: x.astype(jnp.float64), (GAUSSIANS, CAMERAS))
+        _refused(
+            'gaussians.means: backend "xla" computes in float32, found float64; '
+            "convert the Gaussians",
+            *doubles,
+            backend="xla",
+        )
+
+
+def test_background_shape():
+    _refused(
+        "background: expected shape (3,) or (2, 3), found (2, 1)",
+        GAUSSIANS,
+        CAMERAS,
+        jnp.zeros((2, 1)),
+    )
+
+
+def test_background_dtype():
+    _refused(
+        "background: expected float32 like the Gaussians, found bfloat16",
+        GAUSSIANS,
+        CAMERAS,
+        jnp.zeros(3, jnp.bfloat16),
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("near", 0.0, "expected a positive depth, found 0.0"),
+        ("far", 0.001, "expected a depth beyond near (0.01), found 0.001"),
+        ("eps2d", -0.1, "expected a blur of 0 or more, found -0.1"),
+        ("alpha_max", 1.0, "expected a cap between 0 and 1, found 1.0"),
+        ("max_entries", 0, "expected None or a count >= 1, found 0"),
+        ("tile_size", 0, "expected a whole number of pixels >= 1, found 0"),
+        ("slice_entries", -3, "expected None or a count >= 1, found -3"),
+    ],
+)
+def test_config(field, value, message):
+    with pytest.raises(ValueError, match=field) as caught:
+        RenderConfig(**{field: value})
+    assert str(caught.value) == f"RenderConfig.{field}: {message}"
+
+
+def test_choice_of_backend_is_logged_once(caplog):
+    api._default_backend.cache_clear()
+    with caplog.at_level(logging.INFO, logger="facelift_jax.render.api"):
+        for _ in range(3):
+            jax.eval_shape(lambda: render(GAUSSIANS, CAMERAS))
+    assert [r.getMessage() for r in caplog.records] == ['rendering with backend "xla"']

@@ -1,0 +1,91 @@
+"""Time and memory on two cores. Run with -s to see the figures."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+# Each figure comes from a fresh process: peak memory is a process's own.
+PROGRAM = """
+import json, resource, sys, time
+import jax, jax.numpy as jnp, numpy as np
+sys.path.insert(0, {folder!r})
+import cost_scenes
+gaussians, cameras = cost_scenes.{scene}
+backend = {backend!r}
+from facelift_jax.render import render
+
+def forward(gaussians):
+    return render(gaussians, cameras, jnp.ones(3), backend=backend)
+
+def loss(gaussians):
+    out = forward(gaussians)
+    pictures = (out.colors, out.alphas, out.depths)
+    return sum(jnp.sum(jnp.sin(3 * p)) for p in pictures), jnp.sum(out.dropped)
+
+def seconds(function):
+    jax.block_until_ready(function(gaussians))
+    times = []
+    for _ in range({repeats}):
+        start = time.perf_counter()
+        result = jax.block_until_ready(function(gaussians))
+        times.append(time.perf_counter() - start)
+    return float(np.median(times)), result
+
+forward_seconds, _ = seconds(jax.jit(forward))
+both = jax.jit(jax.grad(loss, has_aux=True))
+start = time.perf_counter()
+jax.block_until_ready(both(gaussians))
+first = time.perf_counter() - start
+both_seconds, (gradients, dropped) = seconds(both)
+print(json.dumps(dict(
+    forward_s=round(forward_seconds, 3),
+    forward_backward_s=round(both_seconds, 3),
+    first_call_s=round(first, 1),
+    dropped=int(dropped),
+    is_finite=all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients)),
+    peak_gb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+)))
+"""
+
+
+def _measure(folder, scene, backend, repeats):
+    program = PROGRAM.format(
+        folder=folder, scene=scene, backend=backend, repeats=repeats
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    print(f"\n{scene}, {backend}: {figures}")
+    assert figures["is_finite"]
+    assert figures["dropped"] == 0
+    return figures
+
+
+@pytest.fixture
+def folder(request):
+    return str(request.path.parent)
+
+
+@pytest.mark.slow
+def test_reference_stays_in_bounds(folder):
+    figures = _measure(folder, "ball(1, 5000, 3, 128, 0.03)", "reference", 1)
+    assert figures["first_call_s"] < 60
+    assert figures["peak_gb"] < 4
+
+
+@pytest.mark.slow
+def test_untrained_network_drops_nothing(folder):
+    """65,536 Gaussians at the origin: tile lists of ten thousands, 8 views."""
+    figures = _measure(folder, "untrained(65536, 8, 64)", "xla", 1)
+    assert figures["peak_gb"] < 4
+
+
+@pytest.mark.slow
+def test_demo_step(folder):
+    """4 scenes x 4 views of 96 x 96 pixels, 3,456 Gaussians each."""
+    figures = _measure(folder, "ball(4, 3456, 4, 96, 0.03)", "xla", 5)
+    assert figures["peak_gb"] < 4
