@@ -48,6 +48,12 @@ def data_section(size: int, input_size: int) -> ConfigDict:
     )
 
 
+def loss_section() -> ConfigDict:
+    """The weight of every loss term; zero: not computed."""
+    terms = ("rgb_mse", "rgb_mse_fg", "alpha_mse", "ssim", "depth_l1")
+    return ConfigDict(dict.fromkeys((*terms, "depth_scale_invariant"), 0.0))
+
+
 def optim_section(learning_rate: float, warmup_steps: int) -> ConfigDict:
     """LGM's AdamW: one cycle, beta1 .95 -> .85 -> .95, decay on every parameter."""
     return ConfigDict(

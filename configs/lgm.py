@@ -36,7 +36,8 @@ def get_config(argument: str = "") -> ConfigDict:
         {"name": "lgm", "variant": variant, "dtype": "bfloat16", "overrides": {}}
     )
     config.data = common.data_section(target_size, input_size)
-    config.loss = ConfigDict({"rgb_mse": 1.0, "alpha_mse": 1.0})
+    config.loss = common.loss_section()
+    config.loss.update({"rgb_mse": 1.0, "alpha_mse": 1.0})
     config.optim = common.optim_section(learning_rate=4e-4, warmup_steps=1000)
     config.optim.beta1_peak = 0.85
     config.render = ConfigDict({"backend": "", "antialiased": False})

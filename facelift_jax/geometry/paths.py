@@ -61,7 +61,7 @@ def orbit_cameras(
         ],
         axis=-1,
     )
-    up = normalize(np.asarray(up, np.float64))
+    up = np.asarray(normalize(np.asarray(up, np.float64)))
     eyes = np.asarray(center) + radius * offsets @ _rotation_from_z(up).T
     viewmats = look_at(eyes, np.broadcast_to(center, eyes.shape), up)
     Ks = np.broadcast_to(np.asarray(K, np.float32), (len(eyes), 3, 3))

@@ -59,7 +59,7 @@ def untrained(n, num_views, size):
 
 
 def ball(num_scenes, n, num_views, size, scale):
-    """Trained output: a shell of small Gaussians, a third of them nearly transparent."""
+    """Trained output: a shell of small Gaussians, a third of them transparent."""
     scenes = []
     for scene in range(num_scenes):
         rng = _rng(SEED + scene)

@@ -22,7 +22,7 @@ N = 12
 
 def splats_of(seed, scale, thinness, spread):
     rng = np.random.default_rng(seed)
-    means = rng.uniform(-spread, spread, (N, 3)) + (0, 0, 2)
+    means = rng.uniform(-spread, spread, (N, 3)) + np.array([0, 0, 2])
     means[: N // 2, 2] = rng.choice([1.5, 2.0], N // 2)  # equal depths
     scales = scale * np.exp(thinness * rng.standard_normal((N, 3)))
     arrays = (means, rng.standard_normal((N, 4)), scales, rng.uniform(0, 1, N))
@@ -54,7 +54,7 @@ def pairs(piece):
 
 
 def contributing(splats):
-    """{(tile, Gaussian)} with alpha >= ALPHA_MIN at some pixel, and near misses left out."""
+    """{(tile, Gaussian)} with alpha >= ALPHA_MIN at some pixel of the tile."""
     s = jax.tree.map(lambda x: np.asarray(x, np.float64), splats)
     y, x = np.mgrid[: GRID.height, : GRID.width] + 0.5
     tile = (y // GRID.tile_size) * GRID.columns + x // GRID.tile_size
