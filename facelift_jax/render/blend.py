@@ -140,7 +140,7 @@ def differentiate_lists(state, d_pixels, lists: Lists, alpha_max: float, window:
         walk_group, (jnp.int32(0), rows), grouped
     )
     lane_index = jnp.arange(order.shape[0], dtype=jnp.int32)
-    places = jnp.zeros_like(order).at[order].set(lane_index, unique_indices=True)
+    places = jnp.zeros_like(lane_index).at[order].set(lane_index, unique_indices=True)
     return _from_groups(state, order), Rows(rows, firsts, num_ranks, places)
 
 

@@ -64,8 +64,9 @@ def composite(splats: Splats, width: int, height: int, config: RenderConfig) -> 
     """Blends the pictures of splats [i n ...] through their tile lists."""
     num_pictures, n = splats.depths.shape
     if n == 0:
-        blank = jnp.zeros((num_pictures, height, width))
-        colors = jnp.zeros((*blank.shape, 3))
+        dtype = splats.depths.dtype
+        blank = jnp.zeros((num_pictures, height, width), dtype)
+        colors = jnp.zeros((*blank.shape, 3), dtype)
         return Pixels(colors, blank, blank + 1, jnp.zeros(num_pictures, jnp.int32))
     return _composite(make_plan(n, width, height, config), splats)
 
@@ -144,13 +145,13 @@ def _in_blocks(function, plan, *args):
 def _forward(plan, splats):
     """Pixels of one block of pictures."""
     num_pictures = splats.depths.shape[0]
-    canvas = _to_lanes(plan, jnp.ones(_picture_shape(plan, num_pictures)), -1)
+    canvas = _blank_lanes(plan, splats)
 
     def draw(first, piece, lists, state, dropped):
         state = blend.blend_lists(state, lists, plan.alpha_max)
         return state, dropped + piece.num_left
 
-    start = (canvas, jnp.zeros((4, *canvas.shape)))
+    start = (canvas, jnp.zeros((4, *canvas.shape), canvas.dtype))
     dropped = jnp.zeros(num_pictures, jnp.int32)
     (canvas, sums), dropped = _walk(plan, splats, draw, start, dropped)
     transmittances, *sums = [
@@ -168,7 +169,7 @@ def _backward(plan, splats, pixels, d_pixels):
     d_colors, d_depths, d_transmittances = d_pixels
     rest = jnp.sum(pixels.colors * d_colors, axis=-1) + pixels.depths * d_depths
     rest = _to_lanes(plan, rest + pixels.transmittances * d_transmittances, 0)
-    canvas = _to_lanes(plan, jnp.ones(_picture_shape(plan, num_pictures)), -1)
+    canvas = _blank_lanes(plan, splats)
     d_values = [_to_lanes(plan, d_colors[..., c], 0) for c in range(3)]
     d_values = jnp.stack([*d_values, _to_lanes(plan, d_depths, 0)])
 
@@ -180,7 +181,8 @@ def _backward(plan, splats, pixels, d_pixels):
         # Gaussians not taken have zeros here; the next slice writes over them.
         return state, jax.vmap(_write)(d_records, d_taken, first)
 
-    d_records = jnp.zeros((num_pictures, n + plan.window, blend.NUM_FIELDS))
+    shape = (num_pictures, n + plan.window, blend.NUM_FIELDS)
+    d_records = jnp.zeros(shape, canvas.dtype)
     _, d_records = _walk(plan, splats, draw, (canvas, rest), d_records)
     order = jax.vmap(tiling.depth_order)(splats)
     return jax.vmap(_scatter_rows)(order, d_records[:, :n])
@@ -277,7 +279,7 @@ def _segment_sums(values, counts, owners):
     its run from itself on. The same additions in the same order every time, on any
     device, where a scatter-add on a GPU adds in any order.
     """
-    ends = jnp.cumsum(counts, axis=1)
+    ends = jnp.cumsum(counts, axis=1, dtype=jnp.int32)
     slots = jnp.arange(values.shape[1], dtype=jnp.int32)[None]
     behind = jnp.take_along_axis(ends, owners, axis=1) - slots
     longest = jnp.max(counts)
@@ -296,8 +298,10 @@ def _segment_sums(values, counts, owners):
     return jnp.where((counts > 0)[..., None], sums, 0)
 
 
-def _picture_shape(plan, num_pictures):
-    return num_pictures, plan.grid.height, plan.grid.width
+def _blank_lanes(plan, splats):
+    """Transmittances before anything is drawn; beyond the border pixels have ended."""
+    shape = (splats.depths.shape[0], plan.grid.height, plan.grid.width)
+    return _to_lanes(plan, jnp.ones(shape, splats.depths.dtype), -1)
 
 
 def _pad_lanes(x, value):

@@ -29,7 +29,7 @@ class RenderConfig:
     antialiased: bool = False
     max_entries: int | None = None
     interpret: bool = False
-    tile_size: int = 16
+    tile_size: int = 8
     slice_entries: int | None = None
 
     def __post_init__(self):

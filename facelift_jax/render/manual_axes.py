@@ -4,10 +4,12 @@ from typing import TypeVar
 
 import jax
 
+from facelift_jax.numerics import Array
+
 Tree = TypeVar("Tree")
 
 
-def vary_like(tree: Tree, like: jax.Array) -> Tree:
+def vary_like(tree: Tree, like: Array) -> Tree:
     """Marks arrays as differing between devices wherever `like` does.
 
     A loop's carry must have the same type before and after an iteration; constants

@@ -53,7 +53,7 @@ class Slice(NamedTuple):
       tiles: [capacity] tile of each entry in that order; num_tiles where there is none.
       starts: [num_tiles + 1] where each tile's run begins in `order`.
       num_taken: [] Gaussians taken; the next slice starts behind them.
-      num_left: [] entries of the window's Gaussians that were not taken.
+      num_left: [] entries of the window's Gaussians that were not taken, to 2^30.
     """
 
     gaussians: Int[Array, "*i window"]
@@ -149,11 +149,10 @@ def next_slice(
     corners = rectangles[gaussians]
     counts = _open_areas(corners, is_open.reshape(grid.rows, grid.columns))
     counts = jnp.where(ranks < n, counts, 0)
-    ends = jnp.cumsum(counts)
+    ends = _running_totals(counts)
     is_taken = ends <= capacity
-    num_left = jnp.sum(jnp.where(is_taken, 0, counts))
     counts = jnp.where(is_taken, counts, 0)
-    total = jnp.sum(counts)
+    total = jnp.sum(counts, dtype=jnp.int32)
 
     slots = jnp.arange(capacity, dtype=jnp.int32)
     owners = _owners(counts, ends, capacity)
@@ -178,17 +177,24 @@ def next_slice(
         tiles=sorted_tiles,
         starts=jnp.searchsorted(sorted_tiles, bounds).astype(jnp.int32),
         num_taken=jnp.sum(is_taken, dtype=jnp.int32),
-        num_left=num_left.astype(jnp.int32),
+        num_left=ends[-1] - total,
     )
 
 
 def _open_areas(corners, is_open):
     """Tiles of each rectangle, 0 where none of them is open (summed-area table)."""
-    table = jnp.cumsum(jnp.cumsum(is_open.astype(jnp.int32), axis=0), axis=1)
+    table = is_open.astype(jnp.int32)
+    for axis in (0, 1):
+        table = jnp.cumsum(table, axis=axis, dtype=jnp.int32)
     table = jnp.pad(table, ((1, 0), (1, 0)))
     x0, y0, x1, y1 = jnp.moveaxis(corners, -1, 0)
     num_open = table[y1, x1] - table[y0, x1] - table[y1, x0] + table[y0, x0]
     return jnp.where(num_open > 0, (x1 - x0) * (y1 - y0), 0)
+
+
+def _running_totals(counts):
+    """Inclusive sums that stay at 2^30 - 1 instead of overflowing int32."""
+    return lax.associative_scan(lambda a, b: jnp.minimum(a + b, 2**30 - 1), counts)
 
 
 def _owners(counts, ends, capacity):

@@ -1,5 +1,6 @@
 """Scenes and comparisons shared by the renderer's tests."""
 
+import functools
 import pathlib
 
 import jax
@@ -76,13 +77,11 @@ def stack(*trees):
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
-def cotangents(cameras, seed=7):
+def cotangents(width, height):
     """One fixed random cotangent per output, shared by all views."""
-    rng = np.random.default_rng(seed)
-    shape = (cameras.height, cameras.width)
-    return [
-        jnp.asarray(rng.standard_normal((*shape, c)), jnp.float32) for c in (3, 1, 1)
-    ]
+    rng = np.random.default_rng(7)
+    shapes = [(height, width, channels) for channels in (3, 1, 1)]
+    return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
 
 
 def picture_loss(out, weights):
@@ -94,17 +93,22 @@ def picture_loss(out, weights):
     )
 
 
-def render_and_grad(gaussians, cameras, background, config=RenderConfig(), **kwargs):
-    """Pictures, and gradients to (gaussians, viewmats, background), under jit."""
-    weights = cotangents(cameras)
+@functools.cache
+def _compiled(width, height, config, backend):
+    weights = cotangents(width, height)
 
-    def loss(gaussians, viewmats, background):
-        moved = Cameras(viewmats, cameras.Ks, cameras.width, cameras.height)
-        out = render(gaussians, moved, background, config=config, **kwargs)
+    def loss(gaussians, viewmats, Ks, background):
+        cameras = Cameras(viewmats, Ks, width, height)
+        out = render(gaussians, cameras, background, config=config, backend=backend)
         return picture_loss(out, weights), out
 
-    gradient = quick_jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
-    gradients, out = gradient(gaussians, cameras.viewmats, background)
+    return quick_jit(jax.grad(loss, argnums=(0, 1, 3), has_aux=True))
+
+
+def render_and_grad(gaussians, cameras, background, config=RenderConfig(), *, backend):
+    """Pictures, and gradients to (gaussians, viewmats, background), under jit."""
+    gradient = _compiled(cameras.width, cameras.height, config, backend)
+    gradients, out = gradient(gaussians, cameras.viewmats, cameras.Ks, background)
     return out, gradients
 
 
@@ -116,8 +120,12 @@ def worst(found, expected, fragile=None):
     return float(error.max(initial=0.0))
 
 
-def assert_trees_close(found, expected, rtol=1e-4, atol=1e-5):
-    """Leaves agree to rtol of each leaf's largest entry plus atol."""
+def assert_trees_close(found, expected, rtol=3e-4, atol=1e-5):
+    """Leaves agree to rtol of each leaf's largest entry plus atol.
+
+    For the same numbers by another program. Expected depth divides by alpha, down to
+    1/255, and its gradients carry 5e-5 of rounding against float64 in these scenes.
+    """
     for f, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         largest = float(np.abs(np.asarray(e)).max(initial=0.0))
         np.testing.assert_allclose(f, e, rtol=0, atol=rtol * largest + atol)

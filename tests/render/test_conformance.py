@@ -205,7 +205,7 @@ def test_backgrounds_per_view(scene, backend):
     black = draw(gaussians, cameras, backend, background=None)
     expected = black.colors + (1 - out.alphas) * background[:, None, None]
     assert worst(out.colors, expected) < 2e-6
-    weights = cotangents(cameras)[0]
+    weights = cotangents(WIDTH, HEIGHT)[0]
     expected = np.sum((1 - np.asarray(out.alphas)) * weights[None], axis=(1, 2))
     assert worst(d_background, expected) < 1e-3
 
@@ -272,7 +272,17 @@ def test_twice_the_same_bits(scene, backend):
     assert_same_bits(again, results[backend])
 
 
-@pytest.mark.parametrize("tile_size", [5, 64])
+def test_float32_where_float64_is_enabled(scene, backend):
+    """Nothing inside takes its dtype from JAX's default."""
+    gaussians, cameras, background, results = scene
+    with jax.enable_x64(True):
+        found = render_and_grad(gaussians, cameras, background, backend=backend)
+    assert {x.dtype for x in jax.tree.leaves(found[1])} == {jnp.dtype("float32")}
+    assert found[0].dropped.dtype == jnp.int32
+    assert_trees_close(found, results[backend])
+
+
+@pytest.mark.parametrize("tile_size", [5, 16])
 def test_tile_size_changes_nothing(scene, tile_size):
     gaussians, cameras, background, results = scene
     config = RenderConfig(tile_size=tile_size)
@@ -295,7 +305,7 @@ def test_slices_change_nothing(scene):
 def test_explicit_cap_drops_the_farthest_and_counts(scene):
     """What is drawn is the picture of the nearest Gaussians whose entries fit."""
     gaussians, cameras, background, results = scene
-    cap = 40
+    cap = 60
 
     def draw_with(opacities, max_entries):
         thinned = dataclasses.replace(gaussians, opacities=opacities)

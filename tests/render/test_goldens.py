@@ -10,8 +10,8 @@ from facelift_jax.render import RenderConfig, render
 from facelift_jax.structs import Cameras, Gaussians
 
 VARIANTS = ("gsplat64", "aa64")
-# Several times what was measured (1e-6 and 4e-6 in float32, 4e-15 and 8e-15 in float64),
-# which is rounding of exponents and of sums over pixels.
+# Several times what was measured (1e-6 and 4e-6 in float32, 4e-15 and 8e-15 in
+# float64), which is rounding of exponents and of sums over pixels.
 OUTPUT_BOUND = {"float32": 1e-5, "float64": 1e-12}
 GRADIENT_BOUND = {"float32": 2e-5, "float64": 1e-12}
 

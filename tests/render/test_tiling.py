@@ -130,6 +130,11 @@ def test_what_does_not_fit_is_counted():
     assert not ranks[np.argmin(ranks) :].any(), "not the farthest that are left"
 
 
+def test_totals_beyond_int32_are_not_taken():
+    totals = tiling._running_totals(jnp.full(5, 2**29, jnp.int32))
+    np.testing.assert_array_equal(totals, [2**29] + [2**30 - 1] * 4)
+
+
 def test_wide_keys_sort_like_narrow_ones():
     """A grid whose (tile, slot) keys need more than 32 bits sorts pairs instead."""
     tiles = jnp.asarray(np.random.default_rng(0).integers(0, 50, 300), jnp.int32)
