@@ -1,8 +1,9 @@
 """LGM: an asymmetric U-Net with attention across views (Tang et al., ECCV 2024).
 
-Every pixel of every view's output map is one Gaussian with an absolute position. Names
-of modules follow the published checkpoints: `unet/down_blocks_0/nets_0/conv1/kernel`
-is `unet.down_blocks.0.nets.0.conv1.weight`.
+Every pixel of every view's output map is one Gaussian: LGM predicts its absolute
+position, the `mini` variant its offset from the pixel's ray. Names of modules follow
+the published checkpoints: `unet/down_blocks_0/nets_0/conv1/kernel` is
+`unet.down_blocks.0.nets.0.conv1.weight`.
 """
 
 import math
@@ -14,10 +15,10 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from facelift_jax.geometry.rays import plucker_rays
+from facelift_jax.geometry.rays import nearest_point_rays, plucker_rays
 from facelift_jax.models import layers
 from facelift_jax.models.heads import LGM_HEADS, activate, num_channels
-from facelift_jax.structs import Gaussians, Views, check
+from facelift_jax.structs import Cameras, Gaussians, Views, check
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet, as torchvision documents it
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -48,8 +49,10 @@ VARIANTS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
             "up_channels": (512, 256, 128),
             "up_attention": (True, False, False),
         },
-        # Ours, for two CPU cores; the output map has half the input's side.
+        # Ours, for two CPU cores; the output map has half the input's side. Anchored to
+        # its rays it places a surface within minutes, which LGM learns in days.
         "mini": {
+            "anchor": "ray",
             "down_channels": (16, 32, 32, 96),
             "down_attention": (False, False, False, True),
             "mid_attention": True,
@@ -232,8 +235,19 @@ class UNet(nn.Module):
         return layers.Conv(self.out_channels, name="conv_out")(x)
 
 
+def resized(cameras: Cameras, side: int) -> Cameras:
+    """The same cameras for square pictures of another side, pixels."""
+    scale = jnp.asarray([side / cameras.width, side / cameras.height, 1.0], jnp.float32)
+    Ks = cameras.Ks * jnp.broadcast_to(scale[:, None], cameras.Ks.shape)
+    return Cameras(cameras.viewmats, Ks, side, side)
+
+
 class Model(nn.Module):
-    """LGM. Lists of sizes hold one entry a block; see VARIANTS."""
+    """LGM. Lists of sizes hold one entry a block; see VARIANTS.
+
+    `anchor` is what predicted positions are relative to: "origin", the world's (LGM),
+    or "ray", the point nearest the origin on the ray of the Gaussian's pixel.
+    """
 
     down_channels: tuple[int, ...]
     down_attention: tuple[bool, ...]
@@ -243,6 +257,7 @@ class Model(nn.Module):
     layers_per_block: int = 2
     num_heads: int = 16
     num_groups: int = 32
+    anchor: str = "origin"
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
@@ -287,7 +302,11 @@ class Model(nn.Module):
         )(x.reshape(b * v, side, side, -1), v)
         raw = layers.Conv(num_channels(LGM_HEADS), 1, name="conv")(raw)
         raw = raw.reshape(b, v, *raw.shape[1:])
-        gaussians = activate(raw.reshape(b, -1, raw.shape[-1]), LGM_HEADS)
+        placed = raw
+        if self.anchor == "ray":
+            points = nearest_point_rays(resized(inputs.cameras, raw.shape[-2]))[..., 3:]
+            placed = jnp.concatenate([points + raw[..., :3], raw[..., 3:]], axis=-1)
+        gaussians = activate(placed.reshape(b, -1, placed.shape[-1]), LGM_HEADS)
         return gaussians, {"raw": raw}
 
     def _check_inputs(self, inputs: Views) -> tuple[int, int, int]:
@@ -319,6 +338,8 @@ class Model(nn.Module):
 
 def _check_sizes(model: Model) -> None:
     """Raises ValueError where the sizes of the blocks do not fit together."""
+    if model.anchor not in ("origin", "ray"):
+        raise ValueError(f"lgm: anchor={model.anchor!r}: known: origin, ray")
     down, up = tuple(model.down_channels), tuple(model.up_channels)
     for name, channels, attention in (
         ("down", down, model.down_attention),

@@ -10,6 +10,7 @@ import pytest
 from lgm_recipe import MICRO, NANO, random_params, random_views
 
 from facelift_jax.convert import abstract_params
+from facelift_jax.geometry.rays import nearest_point_rays
 from facelift_jax.models import freeze_presets, get_model, layers
 from facelift_jax.models.lgm import FREEZE_PRESETS, VARIANTS
 from facelift_jax.training.tree import first_match, flatten_names
@@ -231,9 +232,13 @@ def test_freeze_presets_cover_every_variant(variant):
         ),
         (
             {"name": "lgm", "up_chanels": (1024,), "depth": 3},
-            "unknown lgm override depth, up_chanels; known: down_attention, "
+            "unknown lgm override depth, up_chanels; known: anchor, down_attention, "
             "down_channels, layers_per_block, mid_attention, num_groups, num_heads, "
             "up_attention, up_channels",
+        ),
+        (
+            {"name": "lgm", "anchor": "pixel"},
+            "lgm: anchor='pixel': known: origin, ray",
         ),
         (
             {"name": "lgm", "up_attention": (True,)},
@@ -316,3 +321,19 @@ def test_bad_pictures_are_refused(nano, spoil, line):
     with pytest.raises(ValueError, match="inputs") as caught:
         model.apply({"params": params}, spoil(random_views(2, 2, 8)))
     assert str(caught.value) == line
+
+
+def test_anchored_positions_are_offsets_from_the_rays():
+    """The offset between both anchors is the ray's point nearest the world origin."""
+    inputs = random_views(1, 2, 16)
+    free = get_model("lgm", **NANO)
+    anchored = get_model("lgm", **NANO, anchor="ray")
+    params = free.init(jax.random.key(0), inputs)["params"]
+    means, raw = (m.apply({"params": params}, inputs) for m in (free, anchored))
+    offset = np.asarray(raw[0].means - means[0].means).reshape(2, -1, 3)
+    np.testing.assert_array_equal(raw[1]["raw"], means[1]["raw"])
+    side = int(np.sqrt(offset.shape[1]))
+    step = 16 // side  # output pixels are this wide: compare with their corners' mean
+    points = nearest_point_rays(inputs.cameras)[0, ..., 3:]
+    blocks = np.asarray(points).reshape(2, side, step, side, step, 3).mean((2, 4))
+    np.testing.assert_allclose(offset, blocks.reshape(2, -1, 3), atol=5e-3)
