@@ -68,9 +68,9 @@ def test_vmap(plain, scenes):
     assert_trees_close(quick_jit(jax.vmap(function))(*scenes), expected)
 
 
-def test_vmap_of_one_argument(plain, scenes):
+def test_vmap_of_one_argument(results, scenes):
     """Only the cameras are batched; the Gaussians are shared."""
-    function, expected = plain
+    function, expected = _value_and_grad("xla"), results["xla"]
     gaussians, cameras = scenes
     first = jax.tree.map(lambda x: x[0], gaussians)
     out, _ = quick_jit(jax.vmap(function, in_axes=(None, 0)))(first, cameras)
