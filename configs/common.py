@@ -4,9 +4,9 @@ from ml_collections import ConfigDict, config_dict
 
 
 def parse_argument(
-    argument: str, variants: tuple[str, ...], options: tuple[str, ...], default: str
-) -> tuple[str, set[str]]:
-    """Splits "variant,option,..." into one variant (or the default) and the options.
+    argument: str, variants: tuple[str, ...], options: tuple[str, ...]
+) -> tuple[str | None, set[str]]:
+    """Splits "variant,option,..." into one variant (or None) and the options.
 
     Raises:
       ValueError: an unknown word, or more than one variant; lists what is known.
@@ -21,7 +21,7 @@ def parse_argument(
     chosen = [word for word in words if word in variants]
     if len(chosen) > 1:
         raise ValueError(f"choose one variant, not {' and '.join(chosen)}")
-    return (chosen or [default])[0], set(words) - set(chosen)
+    return (chosen or [None])[0], set(words) - set(chosen)
 
 
 def data_section(size: int, input_size: int) -> ConfigDict:
@@ -37,6 +37,8 @@ def data_section(size: int, input_size: int) -> ConfigDict:
             "input_size": input_size,
             "target_size": size,
             "num_inputs": 6,
+            # positions of the views to take inputs from; () takes the flagged ones
+            "input_views": (),
             "num_targets": 8,
             "min_held_out": 4,
             "background": (1.0, 1.0, 1.0),

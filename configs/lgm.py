@@ -27,9 +27,10 @@ OPTIONS = ("demo", "smoke")
 
 def get_config(argument: str = "") -> ConfigDict:
     """The recipe; `argument` is what follows the colon."""
-    variant, options = common.parse_argument(argument, tuple(SIZES), OPTIONS, "big")
-    if options:
-        variant = "mini"
+    variant, options = common.parse_argument(argument, tuple(SIZES), OPTIONS)
+    if options and variant not in (None, "mini"):
+        raise ValueError(f"{' and '.join(sorted(options))} take the mini variant only")
+    variant = variant or ("mini" if options else "big")
     input_size, target_size = SIZES[variant]
     config: Any = ConfigDict()
     config.model = ConfigDict(

@@ -9,6 +9,7 @@ only.
 import math
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -71,10 +72,11 @@ def step_cost(config: Any) -> tuple[int, float]:
         return weighted_loss(output, batch.targets, aux, {"rgb_mse": 1.0})[0]
 
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs)["params"])
-    if jax.devices()[0].platform != "cpu":
+    is_cpu = jax.devices()[0].platform == "cpu"  # its devices share one memory
+    if not is_cpu:
         loss = jax.checkpoint(loss, policy=is_product)
     kept = jax.eval_shape(lambda p, b: jax.vjp(loss, p, b)[1], params, batch)
-    share = jax.device_count()
+    share = 1 if is_cpu else jax.device_count()
     num_bytes = PARAM_COPIES * size_in_bytes(params) // run.fsdp
     num_bytes += (size_in_bytes(kept) + size_in_bytes(batch)) // share
     analysis = jax.jit(network).lower(params, batch).cost_analysis()
@@ -98,7 +100,10 @@ def memory_bytes() -> int:
     stats = jax.devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(physical, int(text)) if text.isdecimal() else physical
 
 
 def matmul_rate(size: int = 1024) -> float:

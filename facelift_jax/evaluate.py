@@ -8,20 +8,24 @@ Figures of input views and of held-out views have different names, always.
 import argparse
 import dataclasses
 import functools
+import hashlib
 import json
+import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from absl import logging
 
 from facelift_jax import export, pictures
+from facelift_jax.data.layouts import camera_file
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.pipeline import Source, evaluation_batches
-from facelift_jax.data.sources import open_source
+from facelift_jax.data.sources import FolderSource, open_source
 from facelift_jax.geometry.paths import turntable_cameras
 from facelift_jax.models import get_model
 from facelift_jax.objectives import (
@@ -32,11 +36,13 @@ from facelift_jax.objectives import (
 )
 from facelift_jax.render import RenderConfig, render
 from facelift_jax.structs import Batch, Cameras, Gaussians, RenderOutput
+from facelift_jax.training import writer
 from facelift_jax.training.checkpoint import load_params
 
 RenderFn = Callable[[Gaussians, Cameras], RenderOutput]
 EvalStep = Callable[[Any, Batch], tuple[Gaussians, RenderOutput, dict[str, jax.Array]]]
 VIDEO_FPS = 24
+SECONDS_BETWEEN_REPORTS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +107,7 @@ def evaluate(
         in their number of held-out views.
     """
     rows, per_view, first = [], [], None
+    start = shown = time.monotonic()
     for index, batch in enumerate(evaluation_batches(source, options, batch_size=1)):
         name = source[int(batch.scene_id[0])].name
         gaussians, output, metrics = jax.device_get(eval_step(params, batch))
@@ -115,6 +122,13 @@ def evaluate(
         per_view.append(metrics)
         if picture_dir is not None and index < num_picture_scenes:
             write_sheets(picture_dir, name, batch, output, metrics)
+        now, done = time.monotonic(), index + 1
+        if now - shown > SECONDS_BETWEEN_REPORTS:
+            shown, left = now, (now - start) / done * (len(source) - done)
+            writer.show_progress(
+                f"judged {done}/{len(source)} scenes  "
+                f"{writer.format_seconds(left)} left"
+            )
         if first is None:
             first = jax.tree.map(lambda x: x[0], (gaussians, batch.inputs.cameras))
     assert first is not None, "a source holds at least one scene"
@@ -205,13 +219,49 @@ def write_figures(path: Path, evaluation: Evaluation) -> None:
     strict = jax.tree.map(
         lambda x: None if isinstance(x, float) and not np.isfinite(x) else x, content
     )
-    path.write_text(json.dumps(strict, indent=2, allow_nan=False) + "\n")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(strict, indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
 
 
 def build_model(section: Mapping[str, Any]) -> Any:
-    """The network that a config's `model` section names."""
-    return get_model(
-        section["name"], section["variant"], section["dtype"], **section["overrides"]
+    """The network that a config's `model` section names.
+
+    Raises:
+      ValueError: unknown names, or values of the wrong kind.
+    """
+    name, variant, dtype = (section[key] for key in ("name", "variant", "dtype"))
+    try:
+        return get_model(name, variant, dtype, **section["overrides"])
+    except TypeError as error:
+        raise ValueError(f"model: {error}") from error
+
+
+def fingerprints(source: FolderSource) -> list[str]:
+    """What tells scenes apart wherever they lie: a digest of each camera file."""
+    files = [camera_file(folder) for folder in source.folders]
+    return [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files]
+
+
+def leave_out_trained(source: FolderSource, trained_on: list[str]) -> FolderSource:
+    """The scenes that were not trained on; says how many were.
+
+    Raises:
+      ValueError: all of them were.
+    """
+    seen = set(trained_on)
+    fresh = [i for i, mark in enumerate(fingerprints(source)) if mark not in seen]
+    num_seen = len(source) - len(fresh)
+    if not fresh:
+        raise ValueError(
+            f"all {num_seen} scenes were trained on, so nothing is left to judge by"
+        )
+    if num_seen:
+        logging.warning(
+            "%d of %d scenes were trained on and are left out", num_seen, len(source)
+        )
+    return FolderSource(
+        tuple(source.folders[i] for i in fresh), tuple(source.names[i] for i in fresh)
     )
 
 
@@ -219,8 +269,8 @@ def data_options(section: Mapping[str, Any], num_held_out_views: int) -> DataOpt
     """How scenes become examples, from a config's `data` section."""
     names = {field.name for field in dataclasses.fields(DataOptions)}
     chosen = {name: section[name] for name in section if name in names}
-    if "background" in chosen:
-        chosen["background"] = tuple(chosen["background"])  # JSON has lists
+    for name in {"background", "input_views"} & chosen.keys():
+        chosen[name] = tuple(chosen[name]) or None  # JSON has lists
     return DataOptions(**chosen, eval_targets=num_held_out_views)
 
 
@@ -235,6 +285,11 @@ def report(
     turntable_frames: int,
 ) -> Evaluation:
     """Evaluates and writes sheets, figures.json, scene.ply and turntable.mp4."""
+    is_ours = (directory / "figures.json").is_file()
+    if directory.is_dir() and any(directory.iterdir()) and not is_ours:
+        raise ValueError(
+            f"{directory}: not empty and no evaluation of ours; choose another folder"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     eval_step = make_eval_step(model, render_fn)
     sheets = directory / "pictures"
@@ -247,9 +302,16 @@ def report(
     return evaluation
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports bad usage in one line, as every user error here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"evaluate: {message}; see --help\n")
+
+
 def main(arguments: list[str]) -> None:
     """The command: any checkpoint, any data set."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m facelift_jax.evaluate",
         description="Held-out figures, sheets, PLY and turntable of a checkpoint.",
     )
@@ -262,14 +324,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--picture-scenes", type=int, default=4, metavar="N")
     parser.add_argument("--turntable-frames", type=int, default=120, metavar="N")
     flags = parser.parse_args(arguments)
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(lambda line: "facelift_jax" in line.pathname)
     params, config = load_params(flags.checkpoint)
+    if "model" not in config:
+        raise ValueError(f"{flags.checkpoint}: its metadata do not name a network")
     # converted weights know their network; the rest is then LGM's: the defaults
     options = data_options(config.get("data", {}), flags.held_out_views)
     evaluation = report(
         Path(flags.out),
         build_model(config["model"]),
         params,
-        open_source(flags.data),
+        leave_out_trained(open_source(flags.data), config.get("trained_on", [])),
         options,
         make_renderer(options.background, **config.get("render", {})),
         flags.picture_scenes,
@@ -282,6 +348,6 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

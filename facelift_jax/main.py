@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from facelift_jax import cost, evaluate
 from facelift_jax.data import rodent
 from facelift_jax.data.sources import FolderSource, open_source, split_source
-from facelift_jax.train import check_settings, train
+from facelift_jax.train import check_settings, plain, train
 from facelift_jax.training.checkpoint import load_params
 
 config_flags.DEFINE_config_file(
@@ -26,17 +26,21 @@ FLAGS = flags.FLAGS
 BAD_INPUT = 2
 
 
-def main(_: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Runs the mode that the flags ask for; bad input ends with one line, exit 2."""
+    if len(arguments) > 1:
+        fail(f"unexpected argument {arguments[1]!r}; a config is given by --config")
     config = FLAGS.config
+    workdir = Path(FLAGS.workdir or default_workdir())
     try:
-        workdir = Path(FLAGS.workdir or default_workdir())
+        if config.data.path and not Path(config.data.path).exists():
+            raise ValueError(f"{config.data.path}: there is no such folder or list")
         if FLAGS.mode == "eval":
             evaluation = evaluate_run(config, workdir)
         else:
             check_settings(config)
             cost.announce(config)
-            evaluation = train(config, workdir, *open_data(config))
+            evaluation = train(config, workdir, lambda: open_data(config))
     except (ValueError, OSError, RuntimeError) as error:
         fail(str(error))
     print(evaluate.table(evaluation))
@@ -47,32 +51,54 @@ def main(_: Sequence[str]) -> None:
 
 def default_workdir() -> str:
     """`runs/lgm-demo` for `configs/lgm.py:demo`."""
-    file, _, argument = config_flags.get_config_filename(FLAGS["config"]).partition(":")
+    name = config_flags.get_config_filename(FLAGS["config"])
+    file, _, argument = name.partition(":")
     return "-".join(["runs/" + Path(file).stem, *argument.split(",")]).rstrip("-")
 
 
 def open_data(config: Any) -> tuple[FolderSource, FolderSource]:
     """Scenes to train on and held-out scenes; makes the rodents where they lack."""
     section = config.data
-    path = Path(section.path or f"data/rodent-{section.size}")
-    if not section.path:
+    if section.path:
+        source = open_source(section.path)
+    else:
+        path = Path(f"data/rodent-{section.size}")
         rodent.generate(path, section.num_scenes, section.size)
-    return split_source(open_source(path), section.num_held_out_scenes)
+        source = open_source(path)
+        # another recipe may have made more: this one keeps to its own number
+        wanted = slice(section.num_scenes)
+        source = FolderSource(source.folders[wanted], source.names[wanted])
+    return split_source(source, section.num_held_out_scenes)
 
 
 def evaluate_run(config: Any, workdir: Path) -> evaluate.Evaluation:
-    """Judges the run's last checkpoint on the config's held-out scenes."""
+    """Judges the run's last checkpoint on the config's held-out scenes.
+
+    Raises:
+      ValueError: no checkpoint, one of another config, or scenes it was trained on.
+    """
+    params, stored = load_params(workdir)
+    asked = plain(config)
+    changed = [
+        f"{section}.{key}"
+        for section in ("model", "data", "render")
+        for key in asked[section]
+        if asked[section][key] != stored[section].get(key)
+    ]
+    if changed:
+        raise ValueError(
+            f"{workdir}: trained with another {', '.join(changed)}; give the config it "
+            "was started with"
+        )
     _, held_out = open_data(config)
-    params, _ = load_params(workdir)
     options = evaluate.data_options(config.data, config.eval.num_targets)
-    render_fn = evaluate.make_renderer(options.background, **config.render)
     return evaluate.report(
         workdir / "evaluation",
         evaluate.build_model(config.model),
         params,
-        held_out,
+        evaluate.leave_out_trained(held_out, stored["trained_on"]),
         options,
-        render_fn,
+        evaluate.make_renderer(options.background, **config.render),
         config.eval.num_picture_scenes,
         config.eval.turntable_frames,
     )
@@ -92,7 +118,8 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         key = str(error).strip("\"'")
         fail(f"unknown config key '{key}'; the config file has the known ones")
     except (flags.Error, ValueError, OSError) as error:
-        fail(str(error).strip().splitlines()[-1])  # a config's traceback comes before
+        # a config's own error comes last, behind a traceback and its class
+        fail(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
 
 
 def log_our_own_lines() -> None:

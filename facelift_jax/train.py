@@ -20,7 +20,8 @@ from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from facelift_jax import evaluate, pictures
-from facelift_jax.data.pipeline import Source, training_batches
+from facelift_jax.data.pipeline import training_batches
+from facelift_jax.data.sources import FolderSource
 from facelift_jax.geometry.paths import fov_intrinsics, orbit_cameras
 from facelift_jax.models import freeze_presets
 from facelift_jax.objectives import validate_weights, weighted_loss
@@ -29,6 +30,11 @@ from facelift_jax.training import checkpoint, optim, writer
 
 SCENES = PartitionSpec(("data", "fsdp"))
 MIN_SHARDED_SIZE = 2**16  # smaller leaves cost more to gather than to keep
+AT_LEAST_ONE = (
+    *(f"run.{x}" for x in ("num_steps", "batch_size", "fsdp", "keep_checkpoints")),
+    *(f"run.{x}" for x in ("log_every", "save_every")),
+    *(f"eval.{x}" for x in ("every", "num_targets", "turntable_frames")),
+)
 # a resumed run may judge, save and report at other moments than it was started with
 MAY_CHANGE = (r"eval\..*", r"run\.(log_every|save_every|keep_checkpoints)")
 
@@ -59,6 +65,10 @@ def check_settings(config: Any) -> None:
     Raises:
       ValueError: the first one found; one line.
     """
+    for name in AT_LEAST_ONE:
+        section, field = name.split(".")
+        if config[section][field] < 1:
+            raise ValueError(f"{name}={config[section][field]}: must be at least 1")
     validate_weights(config.loss.to_dict())
     evaluate.build_model(config.model)
     evaluate.data_options(config.data, config.eval.num_targets)
@@ -228,12 +238,14 @@ def summarize(
 
 
 def train(
-    config: Any, workdir: Path, source: Source, held_out: Source
+    config: Any, workdir: Path, open_data: Callable[[], tuple[FolderSource, ...]]
 ) -> evaluate.Evaluation:
     """Trains to `run.num_steps`, from the run directory's checkpoint if it has one.
 
-    Returns the last evaluation. The run directory holds config, metrics, checkpoints,
-    pictures, curves, one scene's PLY and turntable, and at the end `complete.json`.
+    `open_data` gives the scenes to train on and the held-out ones; it is called when
+    all else has been found good. Returns the last evaluation. The run directory holds
+    config, metrics, checkpoints, pictures, curves, one scene's PLY and turntable, and
+    at the end `complete.json`.
 
     Raises:
       ValueError: settings, data or a checkpoint that do not fit; one line.
@@ -252,10 +264,12 @@ def train(
     init, optimizer, report = make_initializer(model, views, settings, run.seed)
     logging.info("parameters\n%s", report)
 
-    # state: resume this run, else start from other weights, else from scratch
+    # run directory and data
     if is_writer:
         for change in writer.open_run(workdir, plain(config), MAY_CHANGE):
             logging.info("since the last start: %s", change)
+    source, held_out = open_data()
+    trained_on = evaluate.fingerprints(source)
     batches = training_batches(
         source,
         options,
@@ -264,6 +278,8 @@ def train(
         jax.process_index(),
         jax.process_count(),
     )
+
+    # state: resume this run, else start from other weights, else from scratch
     shardings = state_shardings(mesh, jax.eval_shape(init))
     state = jax.jit(init, out_shardings=shardings)()
     checkpoints, skipped_steps = workdir / "checkpoints", []
@@ -271,6 +287,11 @@ def train(
         state, metadata = checkpoint.restore_checkpoint(
             checkpoints, state, data_iterator=batches
         )
+        if metadata["trained_on"] != trained_on:
+            raise ValueError(
+                f"{workdir}: the scenes to train on are not those it was started with; "
+                "restore the data set or choose another --workdir"
+            )
         skipped_steps = metadata["skipped_steps"]
         logging.info("resumed at step %d", int(state.step))
     elif run.init_from:
@@ -336,7 +357,11 @@ def train(
                 checkpoints,
                 step,
                 state,
-                metadata={**plain(config), "skipped_steps": skipped_steps},
+                metadata={
+                    **plain(config),
+                    "skipped_steps": skipped_steps,
+                    "trained_on": trained_on,
+                },
                 keep=run.keep_checkpoints,
                 data_iterator=batches,
             )

@@ -127,6 +127,8 @@ def test_unknown_config_argument_lists_the_known_ones():
         get_config("bigg")
     with pytest.raises(ValueError, match="choose one variant, not big and tiny"):
         get_config("big,tiny")
+    with pytest.raises(ValueError, match="smoke take the mini variant only"):
+        get_config("tiny,smoke")
 
 
 @pytest.mark.slow

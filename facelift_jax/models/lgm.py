@@ -340,6 +340,9 @@ def _check_sizes(model: Model) -> None:
     """Raises ValueError where the sizes of the blocks do not fit together."""
     if model.anchor not in ("origin", "ray"):
         raise ValueError(f"lgm: anchor={model.anchor!r}: known: origin, ray")
+    for name in ("layers_per_block", "num_heads", "num_groups"):
+        if getattr(model, name) < 1:
+            raise ValueError(f"lgm: {name}={getattr(model, name)}: must be at least 1")
     down, up = tuple(model.down_channels), tuple(model.up_channels)
     for name, channels, attention in (
         ("down", down, model.down_attention),

@@ -1,0 +1,49 @@
+"""What a step costs is said before anything is made."""
+
+import logging
+
+import pytest
+
+from configs.lgm import get_config
+from facelift_jax import cost
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """A step of 10 GiB and 1 TFLOP, on a machine of 10 GFLOP/s."""
+    monkeypatch.setattr(cost, "step_cost", lambda config: (10 * 2**30, 1e12))
+    monkeypatch.setattr(cost, "matmul_rate", lambda: 1e10)
+    return lambda gigabytes: monkeypatch.setattr(
+        cost, "memory_bytes", lambda: gigabytes * 2**30
+    )
+
+
+def test_a_step_that_fits_is_announced(figures, caplog):
+    figures(12)
+    with caplog.at_level(logging.INFO, logger="absl"):
+        cost.announce(get_config("demo"))
+    assert "lgm mini, 4 scenes: a step takes about 10.0 GiB and about" in caplog.text
+    assert "configs/lgm.py:demo is made for two CPU cores" in caplog.text
+
+
+def test_a_step_that_does_not_fit_is_refused(figures):
+    figures(11)
+    with pytest.raises(
+        ValueError, match=r"about 10\.0 GiB .* this machine has 11\.0"
+    ) as e:
+        cost.announce(get_config("big"))
+    assert str(e.value).startswith("lgm big, 8 scenes: a step takes about 10.0 GiB")
+    assert str(e.value).endswith("--config configs/lgm.py:demo fits two CPU cores")
+
+
+def test_big_needs_more_than_a_small_machine():
+    """Parameters, gradients and moments alone are 6 GiB; activations dominate."""
+    num_bytes, flops = cost.step_cost(get_config("big"))
+    assert num_bytes > 30 * 2**30
+    assert flops > 1e12
+    small, _ = cost.step_cost(get_config("smoke"))
+    assert small < 2**30
+
+
+def test_memory_is_at_most_the_machines():
+    assert 2**28 < cost.memory_bytes() < 2**45
