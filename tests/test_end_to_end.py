@@ -87,7 +87,7 @@ def test_a_run_leaves_everything_a_user_needs(run):
     assert [line["step"] for line in lines] == [1, 2, 4, 5, 6, 8, 10]
     assert lines[-1]["train/total"] < 0.7 * lines[0]["train/total"]
     sides = {f"{side}/{m}" for side in ("inputs", "held_out") for m in METRICS}
-    assert sides | {"gap", "train/rgb_mse", "train/alpha_mse"} <= lines[-1].keys()
+    assert sides | {"gap", "train/rgb_mse_fg", "train/alpha_mse"} <= lines[-1].keys()
     gap = lines[-1]["inputs/psnr_fg"] - lines[-1]["held_out/psnr_fg"]
     assert lines[-1]["gap"] == pytest.approx(gap)
     assert all(line["train/dropped"] == 0 for line in lines)
@@ -180,7 +180,7 @@ def test_a_run_directory_keeps_to_its_config(run, rodents, tmp_path):
     code, _, err = finish(smoke(run, rodents, other, cwd=tmp_path))
     assert code == 2
     assert last_line(err) == (
-        f"main: {run}: started with another config: optim.learning_rate was 0.001, "
+        f"main: {run}: started with another config: optim.learning_rate was 0.0008, "
         "is 0.5: choose another --workdir"
     )
 
