@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv and installs the locked requirements: bash launch/setup.sh [cpu]
+# Makes .venv and installs the locked requirements: bash launch/setup.sh [cpu|gpu]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 kind=${1:-cpu}
@@ -9,12 +9,15 @@ python=${PYTHON:-python3}
   exit 2
 }
 case $kind in
-  cpu) lock=requirements.txt ;;
-  *) echo "setup.sh: unknown kind '$kind'; known: cpu" >&2; exit 2 ;;
+  cpu | gpu) ;;
+  *) echo "setup.sh: unknown kind '$kind'; known: cpu, gpu" >&2; exit 2 ;;
 esac
-stamp=.venv/installed-$(sha256sum "$lock" | cut -c1-16)
+stamp=.venv/installed-$kind-$(sha256sum requirements.txt | cut -c1-16)
 if [ ! -e "$stamp" ]; then
   [ -x .venv/bin/python ] || "$python" -m venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r "$lock"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+  if [ "$kind" = gpu ]; then # CUDA libraries of the locked jax
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check "jax[cuda13]"
+  fi
   touch "$stamp"
 fi
