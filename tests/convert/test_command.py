@@ -157,7 +157,7 @@ def test_a_pt_file_that_holds_code_is_refused(tmp_path, convert):
         (["--variant", "huge"], "unknown lgm variant 'huge'; known: big, lrm, mini,"),
         (["--overrides", "{"], "--overrides: not JSON: Expecting property name"),
         (["--overrides", "[1]"], "--overrides: expected a JSON object, found [1]"),
-        (["--overrides", '{"depth": 3}'], "unknown lgm override depth; known: down_"),
+        (["--overrides", '{"depth": 3}'], "unknown lgm override depth; known: anchor,"),
         (["--src", "x.bin"], "x.bin: expected a .safetensors, .pt or .pth file"),
         (["--src", "y.pt"], "y.pt: no such file"),
         (["--frobnicate"], "unrecognized arguments: --frobnicate; see --help"),
