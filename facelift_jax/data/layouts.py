@@ -34,7 +34,8 @@ NERF_FILE = "transforms.json"
 CAMERA_FILES = (OPENCV_FILE, NERF_FILE)
 _DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 _PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV")
-MAX_NUMBER = 1e30  # squares of camera numbers stay finite in float64
+# what a camera holds stays finite in float32, its squares in float64
+MAX_NUMBER = 1e30
 _SPLITS = ("input", "novel")
 
 
@@ -288,6 +289,8 @@ def _matrix(values: dict, key: str) -> np.ndarray:
         raise DataError(f'"{key}" must be a 4 x 4 matrix of numbers') from error
     if matrix.shape != (4, 4):
         raise DataError(f'"{key}" must be a 4 x 4 matrix, found shape {matrix.shape}')
-    if not np.isfinite(matrix).all():
-        raise DataError(f'"{key}" holds NaN or infinity')
+    bounded = np.abs(matrix) < MAX_NUMBER  # False for NaN
+    if not bounded.all():
+        found = float(matrix[~bounded][0])
+        raise DataError(f'"{key}" must hold finite numbers, found {_shown(found)}')
     return matrix

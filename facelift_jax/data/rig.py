@@ -66,7 +66,7 @@ def rig_similarity(
         )
     center = np.asarray(rig_center(exact))
     distances = np.einsum("vi,vi->v", axes, center - exact.centers)
-    if (distances <= 0).any():
+    if not (distances > 0).all():  # NaN is not in front either
         raise DataError(
             f"{where}: input camera {int(np.argmin(distances))} looks away from the "
             "rig's centre; are the poses camera-to-world, or of another convention?"

@@ -7,8 +7,8 @@ pictures when they are taken.
 import collections
 import dataclasses
 import functools
+import hashlib
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -167,10 +167,20 @@ class FolderSource:
         index = range(len(self))[index]
         return StoredScene(name, folder, layout.frames, layout.depth_unit, index)
 
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits (of SHA-256) that stand for the scenes and their order.
+
+        A function of `names` alone: the same in every process and place that holds the
+        same scenes, another one as soon as a scene comes, goes, moves or is renamed.
+        """
+        # no file's name holds a zero byte, so no two tuples of names join alike
+        joined = "\0".join(self.names).encode(errors="surrogateescape")
+        return hashlib.sha256(joined).hexdigest()[:16]
+
     def __repr__(self) -> str:
         """The same in every process and place that holds the same scenes."""
-        digest = zlib.crc32("\n".join(self.names).encode())
-        return f"FolderSource({len(self)} scenes, {digest:08x})"
+        return f"FolderSource({len(self)} scenes, {self.digest})"
 
 
 def open_source(path: str | os.PathLike[str]) -> FolderSource:

@@ -91,7 +91,15 @@ BAD_CAMERAS = {
     ),
     "pose overflows": (
         camera_text(lambda text: re.sub(r'"w2c": \[\[[^,]*', '"w2c": [[1e999', text)),
-        f'{JSON}: "w2c" holds NaN or infinity',
+        f'{JSON}: "w2c" must hold finite numbers, found inf',
+    ),
+    "pose overflows float32": (
+        pose(lambda w2c: w2c + 1e300 * np.eye(4, k=3)),
+        f'{JSON}: "w2c" must hold finite numbers, found 1e+300',
+    ),
+    "pose of nothing": (
+        frame_0(w2c=[[None] * 4] * 4),
+        f'{JSON}: "w2c" must hold finite numbers, found nan',
     ),
     "broken JSON": (
         camera_text(lambda text: "{]"),

@@ -87,5 +87,9 @@ def test_rigs_without_a_centre_are_refused(scene, folder):
     backwards = scene.cameras.viewmats[:2] * np.float32([1, -1, -1, 1])[:, None]
     with pytest.raises(DataError, match=r"input camera \d looks away from the rig's"):
         rig_similarity(Cameras(backwards, Ks, 24, 24), 1.5, "world")
+    nowhere = scene.cameras.viewmats[:2].copy()
+    nowhere[1, 0, 3] = np.nan
+    with pytest.raises(DataError, match=r"input camera \d looks away from the rig's"):
+        rig_similarity(Cameras(nowhere, Ks, 24, 24), 1.5, "world")
     with pytest.raises(ValueError, match=r"frame must be one of .*, found 'opengl'"):
         rig_similarity(scene.cameras, 1.5, "opengl")

@@ -228,6 +228,29 @@ def test_the_command(complete, tmp_path, monkeypatch, capsys):
     assert "cut the object off" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ((), "error: the following arguments are required: --size; see --help\n"),
+        (
+            ("--size", "big"),
+            "error: argument --size: invalid int value: 'big'; see --help\n",
+        ),
+        (
+            ("--size", SIZE, "--frobnicate"),
+            "error: unrecognized arguments: --frobnicate; see --help\n",
+        ),
+    ],
+)
+def test_bad_usage_ends_with_one_line(tmp_path, monkeypatch, capsys, arguments, line):
+    out = tmp_path / "set"
+    with pytest.raises(SystemExit) as leaving:
+        run_command(monkeypatch, "--out", out, "--scenes", 1, *arguments)
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err == line
+    assert not out.exists()
+
+
 def test_a_dead_worker_gives_exit_code_1(tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
         raise RuntimeError("a worker process died")

@@ -20,9 +20,13 @@ from facelift_jax.data.rodent.rigs import (
 from facelift_jax.data.rodent.scene import sample_cameras
 from facelift_jax.structs import check
 
-# of the camera's distance: depth is exact to 1e-6, what is left is interpolating B's
-# depth between pixel centres; the median at 256 px is required to stay below 2e-4
-REPROJECTION = 2e-4
+# Depth carried from view to view, pooled over PAIRS at 256 px: what is required;
+# measured are a median of 5e-5, kept 0.906, floating 5e-5 and off 0.
+# Depth is exact to 1e-6; what is left is interpolating B's depth between pixel centres.
+REPROJECTION = 2e-4  # median error, of the camera's distance
+KEPT = 0.87  # the rest is hidden in B behind another part of the animal
+ASTRAY = 1e-3  # no true point floats before what B sees, or lies off B's silhouette
+PAIRS = ((0, 1), (3, 2), (6, 4), (5, 7))
 
 
 @pytest.fixture(scope="module")
@@ -32,34 +36,72 @@ def scene():
 
 def test_depth_carries_points_from_view_to_view(scene):
     """A point seen at A's depth lies, where B sees it too, at B's depth."""
-    errors = []
-    for a, b in ((0, 1), (3, 2), (6, 4), (5, 7)):
-        errors.append(reprojection_errors(scene, a, b))
-        assert len(errors[-1]) > 100
-    error = np.median(np.concatenate(errors))
-    print(f"median reprojection error {error:.2g} of the camera distance, 256 px")
+    error, kept, floating, off = carried(scene.depths, scene.cameras)
+    print(
+        f"median reprojection error {error:.2g} of the camera distance, 256 px; of the "
+        f"points that face B {kept:.3f} kept; {floating:.1g} floating, {off:.1g} off"
+    )
     assert error < REPROJECTION
+    assert kept > KEPT
+    assert max(floating, off) < ASTRAY
 
 
-def reprojection_errors(scene, a, b):
-    depths = scene.depths.astype(float)
-    viewmats = scene.cameras.viewmats.astype(float)
-    Ks = scene.cameras.Ks.astype(float)
-    rows, cols = np.nonzero(depths[a])
-    ones = np.ones(len(rows))
-    rays = np.linalg.inv(Ks[a]) @ np.stack([cols + 0.5, rows + 0.5, ones])
-    points = np.concatenate([rays * depths[a][rows, cols], ones[None]])
-    local = (viewmats[b] @ np.linalg.inv(viewmats[a]) @ points)[:3]
+@pytest.mark.parametrize("view", range(8))
+def test_depth_wrong_on_half_an_animal_in_one_view_would_be_seen(scene, view):
+    depths = scene.depths.copy()
+    middle = int(np.median(np.nonzero(depths[view])[1]))
+    depths[view, :, :middle] *= 1.03
+    # the median over the points that agree need not move: it is not asked
+    _, kept, floating, off = carried(depths, scene.cameras)
+    assert kept < KEPT or max(floating, off) > ASTRAY
+    if view < 4:  # the pairs of neighbours, whose points mostly face both cameras
+        assert kept < KEPT
+
+
+def carried(depths, cameras):
+    """Of PAIRS together: median error, and the shares kept, floating and off.
+
+    kept: of the points whose surface faces B (by its normal, whatever B's depth says),
+    those that B sees at their depth; floating: of the points that land on a smooth part
+    of B's depth, those clearly nearer than it; off: of all, those where B sees nothing.
+    """
+    parts = [carry(depths.astype(float), cameras, a, b) for a, b in PAIRS]
+    assert all(agree.sum() > 100 for _, agree, *_ in parts)
+    errors, agree, facing, smooth, off = map(np.concatenate, zip(*parts, strict=True))
+    floating = smooth & (errors > 0.02)
+    return (
+        np.median(np.abs(errors[agree])) / 2.7,
+        agree[facing].mean(),
+        floating.sum() / smooth.sum(),
+        off.mean(),
+    )
+
+
+def carry(depths, cameras, a, b):
+    """For each point of A [n]: B's depth less its own, and whether it agrees, faces B,
+    lands on a smooth part of B's depth, and lands where B sees nothing."""
+    viewmats, Ks = cameras.viewmats.astype(float), cameras.Ks.astype(float)
+    pixels = np.moveaxis(np.indices(depths[a].shape)[::-1] + 0.5, 0, -1)
+    rays = np.dstack([pixels, np.ones_like(depths[a])]) @ np.linalg.inv(Ks[a]).T
+    a_to_b = viewmats[b] @ np.linalg.inv(viewmats[a])
+    points = (rays * depths[a][..., None]) @ a_to_b[:3, :3].T + a_to_b[:3, 3]
+    # down x right points towards camera A, from any surface that A sees
+    normals = np.cross(np.gradient(points, axis=0), np.gradient(points, axis=1))
+    lengths = np.linalg.norm(normals, axis=-1) * np.linalg.norm(points, axis=-1)
+    inside = scipy.ndimage.minimum_filter(depths[a], 3) > 0
+    facing = inside & (-(normals * points).sum(-1) > 0.3 * lengths)
+
+    on_animal = depths[a] > 0
+    local = points[on_animal].T
     x, y = (Ks[b] @ local)[:2] / local[2] - 0.5
     left, top = np.floor(x).astype(int), np.floor(y).astype(int)
     corners = [depths[b][top + i, left + j] for i in (0, 1) for j in (0, 1)]
     s, t = x - left, y - top
     weights = [(1 - t) * (1 - s), (1 - t) * s, t * (1 - s), t * s]
-    seen = sum(w * d for w, d in zip(weights, corners, strict=True))
-    # Both views see it: depth in B is smooth here and near the point's.
+    errors = sum(w * d for w, d in zip(weights, corners, strict=True)) - local[2]
     smooth = (np.min(corners, 0) > 0) & (np.ptp(corners, axis=0) < 0.05)
-    visible = smooth & (np.abs(seen - local[2]) < 0.02)
-    return np.abs(seen - local[2])[visible] / np.linalg.norm(viewmats[b][:3, 3])
+    agree = smooth & (np.abs(errors) < 0.02)
+    return errors, agree, facing[on_animal], smooth, np.max(corners, 0) == 0
 
 
 def test_mesh_comes_back_from_stored_parameters(scene):

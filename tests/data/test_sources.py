@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from tiny_scenes import (
 )
 
 from facelift_jax.data.files import DataError
-from facelift_jax.data.sources import open_source, split_source
+from facelift_jax.data.sources import FolderSource, open_source, split_source
 from facelift_jax.structs import check
 
 
@@ -145,11 +147,24 @@ def test_a_source_is_the_same_in_every_process_and_place(tmp_path):
     write_scenes(tmp_path / "there", 3, num_views=2)
     (tmp_path / "here" / ".cache").mkdir()
     source = open_source(tmp_path / "here")
-    assert repr(source) == "FolderSource(3 scenes, f8f0f59c)"
+    assert source.digest == "889dfa0a425ff4d2"
+    assert open_source(tmp_path / "there").digest == source.digest
+    assert repr(source) == f"FolderSource(3 scenes, {source.digest})"
     assert repr(open_source(tmp_path / "there")) == repr(source)
     assert repr(pickle.loads(pickle.dumps(source))) == repr(source)
     scene = pickle.loads(pickle.dumps(source[1]))
     np.testing.assert_array_equal(scene.rgba, source[1].rgba)
+
+
+def test_a_digest_stands_for_the_scenes_and_their_order():
+    def digest(*names):
+        return FolderSource(tuple(map(Path, names)), names).digest
+
+    assert re.fullmatch("[0-9a-f]{16}", digest("a", "b"))
+    assert FolderSource((Path("/x/a"),), ("a",)).digest == digest("a")
+    others = [(), ("a",), ("b", "a"), ("a", "b", "c"), ("a", "c"), ("ab",), ("a\nb",)]
+    assert len({digest(*names) for names in [("a", "b"), *others]}) == 8
+    assert digest("caf\udce9") != digest("cafe")  # a name that is not UTF-8 on disk
 
 
 def test_scenes_are_split_once_and_for_all(tmp_path):
@@ -157,6 +172,8 @@ def test_scenes_are_split_once_and_for_all(tmp_path):
     train, held_out = split_source(source, 2)
     assert train.names == ("000", "001", "002")
     assert held_out.names == ("003", "004")
+    assert len({s.digest for s in (source, train, held_out)}) == 3
+    assert split_source(source, 1)[0].digest != train.digest
     for count in (0, 5, -1):
         with pytest.raises(ValueError, match=f"cannot hold out {count} of 5 scenes"):
             split_source(source, count)

@@ -6,12 +6,20 @@ python -m facelift_jax.data.rodent --out data/rodent --scenes 1600 --size 256
 import argparse
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from facelift_jax.data.rodent.dataset import generate
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports bad usage in one line, as every user error here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see --help\n")
+
+
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m facelift_jax.data.rodent",
         description="Makes synthetic rodent scenes of six input cameras and further "
         "held-out cameras: RGBA pictures, exact depth, cameras. Resumable: start the "
