@@ -75,7 +75,8 @@ def run(rodents, tmp_path_factory):
 
 
 def lines_of(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    text = (run / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.mark.slow
