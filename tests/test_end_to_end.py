@@ -107,7 +107,7 @@ def test_a_killed_run_ends_bit_identical(run, rodents, tmp_path):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()  # also closes its pipes
     assert not (tmp_path / "killed" / "complete.json").exists()
     code, _, err = finish(smoke("killed", rodents, cwd=tmp_path))
     assert code == 0, err
