@@ -5,23 +5,21 @@
 Figures of input views and of held-out views have different names, always.
 """
 
-import argparse
 import dataclasses
 import functools
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
-from facelift_jax import export, pictures
+from facelift_jax import atomic, command, export, pictures
 from facelift_jax.data.layouts import camera_file
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.pipeline import Source, evaluation_batches
@@ -219,9 +217,7 @@ def write_figures(path: Path, evaluation: Evaluation) -> None:
     strict = jax.tree.map(
         lambda x: None if isinstance(x, float) and not np.isfinite(x) else x, content
     )
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(strict, indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    atomic.write_text(path, json.dumps(strict, indent=2, allow_nan=False) + "\n")
 
 
 def build_model(section: Mapping[str, Any]) -> Any:
@@ -302,16 +298,9 @@ def report(
     return evaluation
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports bad usage in one line, as every user error here."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"evaluate: {message}; see --help\n")
-
-
 def main(arguments: list[str]) -> None:
     """The command: any checkpoint, any data set."""
-    parser = _Parser(
+    parser = command.Parser(
         prog="python -m facelift_jax.evaluate",
         description="Held-out figures, sheets, PLY and turntable of a checkpoint.",
     )
@@ -324,8 +313,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--picture-scenes", type=int, default=4, metavar="N")
     parser.add_argument("--turntable-frames", type=int, default=120, metavar="N")
     flags = parser.parse_args(arguments)
-    logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(lambda line: "facelift_jax" in line.pathname)
+    command.log_own_lines()
     params, config = load_params(flags.checkpoint)
     if "model" not in config:
         raise ValueError(f"{flags.checkpoint}: its metadata do not name a network")
@@ -349,5 +337,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        command.fail("evaluate", error)

@@ -1,7 +1,6 @@
 """Gaussians to 3DGS PLY files and back, and frames of a turntable."""
 
 import io
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import plyfile
 from jaxtyping import Float, UInt8
 
+from facelift_jax import atomic
 from facelift_jax.structs import Cameras, Gaussians, RenderOutput, check
 
 MIN_OPACITY = 0.005  # Gaussians below it are left out of files (LGM)
@@ -73,7 +73,7 @@ def write_ply(
     element = plyfile.PlyElement.describe(np.asarray(table), "vertex")
     content = io.BytesIO()
     plyfile.PlyData([element], byte_order="<", comments=comments).write(content)
-    _write_atomically(Path(path), content.getvalue())
+    atomic.write_bytes(Path(path), content.getvalue())
     return written, pruned
 
 
@@ -221,12 +221,3 @@ def _check_header(path: Path, content: bytes) -> None:
             f"{path}: PLY header promises at least {promised} bytes but {held} follow "
             "it; the file is truncated or damaged"
         )
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -3,33 +3,37 @@
 python -m facelift_jax.main --config configs/lgm.py:demo --workdir runs/demo
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from facelift_jax import cost, evaluate
+from facelift_jax import command, cost, evaluate
 from facelift_jax.data import rodent
 from facelift_jax.data.sources import FolderSource, open_source, split_source
 from facelift_jax.train import check_settings, plain, train
 from facelift_jax.training.checkpoint import load_params
 
 config_flags.DEFINE_config_file(
-    "config", "configs/lgm.py", "Config file, with its argument after a colon."
+    "config",
+    "configs/lgm.py",
+    "Config file, with its argument after a colon; its fields are flags of their own, "
+    "--config.run.seed=1: configs/README.md lists them.",
 )
 flags.DEFINE_string("workdir", "", "Run directory; default runs/<config>-<argument>.")
 flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate only.")
 FLAGS = flags.FLAGS
-BAD_INPUT = 2
+NAME = "main"
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the mode that the flags ask for; bad input ends with one line, exit 2."""
     if len(arguments) > 1:
-        fail(f"unexpected argument {arguments[1]!r}; a config is given by --config")
+        command.fail(
+            NAME, f"unexpected argument {arguments[1]!r}; a config is given by --config"
+        )
     config = FLAGS.config
     workdir = Path(FLAGS.workdir or default_workdir())
     try:
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
             cost.announce(config)
             evaluation = train(config, workdir, lambda: open_data(config))
     except (ValueError, OSError, RuntimeError) as error:
-        fail(str(error))
+        command.fail(NAME, error)
     print(evaluate.table(evaluation))
     print(
         f"{workdir}: config, metrics, checkpoints, pictures, scene.ply, turntable.mp4"
@@ -104,35 +108,21 @@ def evaluate_run(config: Any, workdir: Path) -> evaluate.Evaluation:
     )
 
 
-def fail(message: str) -> NoReturn:
-    """One line on stderr, exit code 2."""
-    print(f"main: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(BAD_INPUT)
-
-
 def parse_flags(arguments: Sequence[str]) -> list[str]:
     """absl's parser, but bad flags and configs end like any other bad input."""
     try:
         return FLAGS(arguments)
     except (KeyError, AttributeError) as error:  # ml_collections' for unknown keys
         key = str(error).strip("\"'")
-        fail(f"unknown config key '{key}'; the config file has the known ones")
+        command.fail(
+            NAME, f"unknown config key '{key}'; the config file has the known ones"
+        )
     except (flags.Error, ValueError, OSError) as error:
         # a config's own error comes last, behind a traceback and its class
-        fail(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
-
-
-def log_our_own_lines() -> None:
-    """Shows the package's information, and of other libraries warnings only."""
-    package = str(Path(__file__).parent)
-    handler = logging.get_absl_handler()
-    handler.setFormatter(None)
-    handler.addFilter(
-        lambda line: line.pathname.startswith(package) or line.levelname != "INFO"
-    )
-    logging.set_verbosity(logging.INFO)
+        line = str(error).strip().splitlines()[-1]
+        command.fail(NAME, line.removeprefix("ValueError: "))
 
 
 if __name__ == "__main__":
-    log_our_own_lines()
+    command.log_own_lines()
     app.run(main, flags_parser=parse_flags)

@@ -1,4 +1,4 @@
-"""Arithmetic that stays finite, and the array types every module shares.
+"""Arithmetic that stays finite; the array type and constant that modules share.
 
 Each function takes NumPy or JAX arrays and answers in kind: NumPy in, NumPy out.
 """
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array | np.ndarray
+SH_C0 = 0.28209479177387814  # 1 / (2 sqrt(pi)): the harmonic of degree 0
 
 
 def namespace(*arrays: Array) -> types.ModuleType:

@@ -1,10 +1,8 @@
 """Everything a person looks at: sheets, error and depth maps, curves, PNG and mp4."""
 
 import math
-import os
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from facelift_jax import atomic
 from facelift_jax.geometry.rigid import rig_up
 from facelift_jax.numerics import Array, normalize
 from facelift_jax.objectives import METRICS, TERMS
@@ -189,13 +188,13 @@ def write_curves(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     }
     text = [note.format(latest[key]) for key, note in notes.items() if key in latest]
     figure.supxlabel(",  ".join(text), size=9)
-    with _replaced(Path(path)) as partial:
+    with atomic.replaced(Path(path)) as partial:
         figure.savefig(partial, format="png")
 
 
 def write_png(path: str | Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
     """Writes a PNG that appears whole or not at all."""
-    with _replaced(Path(path)) as partial:
+    with atomic.replaced(Path(path)) as partial:
         Image.fromarray(image).save(partial, format="PNG")
 
 
@@ -223,7 +222,7 @@ def write_video(
     source += ["-r", str(fps), "-i", "-"]
     codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18"]
     codec += ["-movflags", "+faststart", "-f", "mp4"]
-    with _replaced(path.absolute()) as partial:
+    with atomic.replaced(path.absolute()) as partial:
         command = [ffmpeg, "-y", "-loglevel", "error", *source, *codec, str(partial)]
         try:
             subprocess.run(
@@ -364,14 +363,3 @@ def _colored(values: Float[np.ndarray, "*b"], colors: str) -> UInt8[np.ndarray, 
 
 def _to_uint8(values: Float[Array, "..."]) -> UInt8[np.ndarray, "..."]:
     return np.rint(np.clip(np.asarray(values), 0, 1) * 255).astype(np.uint8)
-
-
-@contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
-    """A path to write to that takes the place of `path` on success."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -270,6 +270,7 @@ def train(
             logging.info("since the last start: %s", change)
     source, held_out = open_data()
     trained_on = evaluate.fingerprints(source)
+    bad_scenes: set[int] = set()
     batches = training_batches(
         source,
         options,
@@ -277,6 +278,7 @@ def train(
         run.seed,
         jax.process_index(),
         jax.process_count(),
+        bad_scenes=bad_scenes,
     )
 
     # state: resume this run, else start from other weights, else from scratch
@@ -293,6 +295,7 @@ def train(
                 "restore the data set or choose another --workdir"
             )
         skipped_steps = metadata["skipped_steps"]
+        bad_scenes.update(metadata["bad_scenes"])
         logging.info("resumed at step %d", int(state.step))
     elif run.init_from:
         params, excused = checkpoint.init_from(
@@ -330,6 +333,7 @@ def train(
         skipped_steps, window = [*skipped_steps, *skipped], []
         rate = (step - start) / (time.monotonic() - clock)
         line["train/scenes_per_second"] = rate * run.batch_size
+        line["train/bad_scenes"] = len(bad_scenes)
         if is_evaluated:
             sheets = workdir / "pictures" / f"step_{step:06d}" if is_writer else None
             evaluation = evaluate.evaluate(
@@ -360,6 +364,7 @@ def train(
                 metadata={
                     **plain(config),
                     "skipped_steps": skipped_steps,
+                    "bad_scenes": sorted(bad_scenes),
                     "trained_on": trained_on,
                 },
                 keep=run.keep_checkpoints,

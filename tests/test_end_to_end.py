@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,15 +17,20 @@ import pytest
 from facelift_jax.data import rodent
 from facelift_jax.export import read_ply
 from facelift_jax.objectives import DEFINITIONS
-from facelift_jax.training.checkpoint import load_params
+from facelift_jax.training.checkpoint import load_params, save_params
 from facelift_jax.training.tree import flatten_names
 
 ROOT = Path(__file__).parent.parent
 METRICS = tuple(DEFINITIONS)
 
 
-def command(*arguments, cwd, module="main"):
-    """A started process of one of our commands, on one device, as a user has it."""
+def command(*arguments, cwd, module="main", largest_file=None):
+    """A started process of one of our commands, on one device, as a user has it.
+
+    Where given, it can write no file of more than `largest_file` bytes, as on a disk
+    that is nearly full.
+    """
+    limit = (largest_file, largest_file)
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment["PYTHONPATH"] = str(ROOT)
     return subprocess.Popen(
@@ -33,6 +40,8 @@ def command(*arguments, cwd, module="main"):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=largest_file
+        and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)),
     )
 
 
@@ -47,14 +56,32 @@ def last_line(err):
     return err.splitlines()[-1]
 
 
-def smoke(workdir, data, *flags, cwd):
+def smoke(workdir, data, *flags, cwd, largest_file=None):
     return command(
         f"--config={ROOT}/configs/lgm.py:smoke",
         f"--workdir={workdir}",
         f"--config.data.path={data}",
         *flags,
         cwd=cwd,
+        largest_file=largest_file,
     )
+
+
+def kill_after_first_checkpoint(process, run):
+    """Kills a run of the smoke recipe when step 5, its first checkpoint, is saved."""
+    saved = run / "checkpoints" / "5" / "_CHECKPOINT_METADATA"
+    while not saved.exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()  # also closes its pipes
+
+
+def assert_same_params(run, expected):
+    ours, theirs = (flatten_names(load_params(x)[0]) for x in (run, expected))
+    assert ours.keys() == theirs.keys()
+    for name, leaf in theirs.items():
+        np.testing.assert_array_equal(ours[name], leaf, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -102,19 +129,11 @@ def test_a_run_leaves_everything_a_user_needs(run):
 @pytest.mark.slow
 def test_a_killed_run_ends_bit_identical(run, rodents, tmp_path):
     process = smoke("killed", rodents, cwd=tmp_path)
-    saved = tmp_path / "killed" / "checkpoints" / "5" / "_CHECKPOINT_METADATA"
-    while not saved.exists():
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()  # also closes its pipes
+    kill_after_first_checkpoint(process, tmp_path / "killed")
     assert not (tmp_path / "killed" / "complete.json").exists()
     code, _, err = finish(smoke("killed", rodents, cwd=tmp_path))
     assert code == 0, err
-    params, _ = load_params(tmp_path / "killed")
-    expected, _ = load_params(run)
-    for name, leaf in flatten_names(expected).items():
-        np.testing.assert_array_equal(flatten_names(params)[name], leaf, err_msg=name)
+    assert_same_params(tmp_path / "killed", run)
     timing = "train/scenes_per_second"
     # the line of a restart's first step is not there in an uninterrupted run, and means
     # are over the steps since the last line
@@ -122,6 +141,50 @@ def test_a_killed_run_ends_bit_identical(run, rodents, tmp_path):
     theirs = {line["step"]: line for line in lines_of(run)}
     for step in (1, 2, 4, 5, 10):
         assert {**mine[step], timing: 0} == {**theirs[step], timing: 0}
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_with_one_line_and_loses_nothing(run, rodents, tmp_path):
+    full = tmp_path / "full"
+    kill_after_first_checkpoint(smoke("full", rodents, cwd=tmp_path), full)
+    code, _, err = finish(smoke("full", rodents, cwd=tmp_path, largest_file=2**20))
+    assert code == 2
+    assert re.match(r"main: .*/full/checkpoints/10: cannot be saved: ", last_line(err))
+    assert [path.name for path in (full / "checkpoints").iterdir()] == ["5"]
+    code, _, err = finish(smoke("full", rodents, cwd=tmp_path))
+    assert code == 0, err
+    assert_same_params(full, run)
+
+
+@pytest.mark.slow
+def test_a_damaged_scene_stops_training_unless_allowed(rodents, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(rodents, data)
+    picture = data / "scene_000003" / "images" / "cam_002.png"
+    picture.write_bytes(picture.read_bytes()[:300])
+    code, _, err = finish(smoke("run", data, cwd=tmp_path))
+    assert code == 2
+    assert re.match(
+        r"main: .*scene_000003.*cam_002\.png: truncated or damaged", last_line(err)
+    )
+    allowed = "--config.data.bad_scenes_allowed=1"
+    code, _, err = finish(smoke("allowed", data, allowed, cwd=tmp_path))
+    assert code == 0, err
+    assert lines_of(tmp_path / "allowed")[-1]["train/bad_scenes"] == 1
+
+
+@pytest.mark.slow
+def test_weights_of_another_shape_are_refused_by_name(run, rodents, tmp_path):
+    params, _ = load_params(run)
+    params["conv"]["bias"] = params["conv"]["bias"][:-1]
+    save_params(tmp_path / "weights", params, {})
+    flag = f"--config.run.init_from={tmp_path / 'weights'}"
+    code, _, err = finish(smoke("run", rodents, flag, cwd=tmp_path))
+    assert code == 2
+    assert last_line(err) == (
+        f"main: {tmp_path / 'weights'}: does not fit: conv/bias: expected float32[14], "
+        "found float32[13]: or excuse them"
+    )
 
 
 @pytest.mark.slow

@@ -6,15 +6,14 @@ DIR gets the checkpoint (parameters alone, as step 0) and `conversion.json`: the
 source's name and SHA-256, model, variant, overrides and licence.
 """
 
-import argparse
 import hashlib
 import importlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from facelift_jax import command
 from facelift_jax.convert import convert_state
 from facelift_jax.convert.files import open_tensors
 from facelift_jax.models import DEFAULT_VARIANTS
@@ -23,15 +22,8 @@ from facelift_jax.training.checkpoint import save_params
 NOTE = "conversion.json"
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports bad usage in one line, as every user error here."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{message}; see --help\n")
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+def _parse(argv: Sequence[str] | None) -> Any:
+    parser = command.Parser(
         prog="python -m facelift_jax.convert",
         description="Convert published PyTorch weights to an orbax checkpoint.",
     )
@@ -94,19 +86,17 @@ def convert(
     return note
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; 0, or 2 after one line on stderr."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command; bad input ends with one line on stderr, exit code 2."""
     args = _parse(argv)
     try:
         overrides = _parse_overrides(args.overrides)
         note = convert(args.model, args.variant, overrides, args.src, args.dst)
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return 2
+        command.fail("convert", error)
     print(f"{args.dst}: {args.model} {note['model']['variant']} from {note['source']}")
     print(note["licence"])
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -40,6 +40,7 @@ def training_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = NUM_THREADS,
+    bad_scenes: set[int] | None = None,
 ) -> grain.DatasetIterator[Batch]:
     """Endless random batches: inputs over [b v], targets over [b t], scene_id [b].
 
@@ -48,13 +49,16 @@ def training_batches(
     what one process with n times the batch would. The number of threads changes
     nothing (0 reads in the calling thread).
 
+    Scenes that cannot be used are added to `bad_scenes` when they are met, up to
+    `bad_scenes_allowed`; those already in it count.
+
     `get_state` and `set_state` save and restore the position exactly, also through
     `grain.checkpoint.CheckpointSave`; `close` ends the threads.
 
     Raises (when iterated):
       DataError: a scene cannot be used, and `bad_scenes_allowed` is used up.
     """
-    reader = _Reader(source, options)
+    reader = _Reader(source, options, set() if bad_scenes is None else bad_scenes)
     stream = (
         grain.MapDataset.range(len(source))
         .seed(seed)
@@ -79,7 +83,7 @@ def evaluation_batches(
       DataError: as `training_batches`; also scenes of one batch that differ in their
         number of target views or of which only some have depth.
     """
-    reader = _Reader(source, options)
+    reader = _Reader(source, options, set())
     examples = grain.MapDataset.range(len(source)).map(reader.evaluation_example)
     batches = _read_ahead(examples, batch_size, num_threads, drop_remainder=False)
     iterator = iter(batches)
@@ -130,11 +134,11 @@ def _read_ahead(
 class _Reader:
     """Makes examples in many threads and counts the scenes that had to be left out."""
 
-    def __init__(self, source: Source, options: DataOptions):
+    def __init__(self, source: Source, options: DataOptions, bad_scenes: set[int]):
         self._source = source
         self._options = options
         self._lock = threading.Lock()
-        self._bad_scenes: set[int] = set()
+        self._bad_scenes = bad_scenes
 
     def training_example(self, index: int, rng: np.random.Generator) -> Batch | None:
         """The example, or None for a bad scene that the allowance covers."""

@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from facelift_jax.numerics import Array, normalize
+from facelift_jax.numerics import SH_C0, Array, normalize
 from facelift_jax.structs import Gaussians
 
-SH_DEGREE_0 = 0.28209479177387814  # 1 / (2 sqrt(pi)); rgb = SH_DEGREE_0 * sh + 0.5
 LGM_BOX = 1.0  # objects lie in [-1, 1]^3 (LGM, arXiv 2402.05054, released code)
 LGM_SCALE = 0.1  # world units at softplus(x) = 1 (LGM, released code)
 
@@ -38,8 +37,8 @@ def softplus_scale(x: Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:
 
 
 def tanh_colour(x: Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:
-    """Degree-0 coefficients of rgb = 0.5 tanh(x) + 0.5, which is sigmoid(2 x)."""
-    return 0.5 / SH_DEGREE_0 * jnp.tanh(x)
+    """Degree-0 coefficients of rgb = SH_C0 * sh + 0.5 = sigmoid(2 x)."""
+    return 0.5 / SH_C0 * jnp.tanh(x)
 
 
 LGM_HEADS = (

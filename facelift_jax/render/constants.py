@@ -9,7 +9,6 @@ TRANSMITTANCE_MIN = 1e-4  # a pixel ends before the Gaussian that would pass thi
 FRUSTUM_MARGIN = (
     0.3  # of tan(fov / 2): how far outside the picture the Jacobian follows
 )
-SH_C0 = 0.28209479177387814  # 1 / (2 sqrt(pi)), the constant harmonic
 MEANS2D_LIMIT = 1e15  # pixels; beyond it the exponent's terms overflow float32
 AXIS_LIMIT = 1e9  # pixels; a longer axis looks the same and would overflow float32
 ROUNDING_SLACK = 4e-6  # float32 rounding of the exponent, per unit of its largest term

@@ -31,12 +31,12 @@ MAX_SKIPPED_IN_WINDOW = 10
 class OptimConfig:
     """Settings of the optimizer; the `optim` section of a config.
 
-    Exactly one of `warmup_steps` and `warmup_fraction` (of total_steps) is given.
-    `beta1_peak` is the beta1 in force at the peak rate (one_cycle only; None keeps
-    beta1 constant). `decay` says what weight_decay shrinks: "all" parameters or
-    "matrices" (two or more dimensions). `clip_norm` bounds the global norm of the
-    trained gradients (None: no bound). `rules` are ordered (regex, value) pairs over
-    whole parameter names: None freezes, a number scales the learning rate.
+    `warmup_steps` need not be whole (torch gives a fraction of the total). `beta1_peak`
+    is the beta1 in force at the peak rate (one_cycle only; None keeps beta1 constant).
+    `decay` says what weight_decay shrinks: "all" parameters or "matrices" (two or more
+    dimensions). `clip_norm` bounds the global norm of the trained gradients (None: no
+    bound). `rules` are ordered (regex, value) pairs over whole parameter names: None
+    freezes, a number scales the learning rate.
     """
 
     schedule: str
@@ -47,8 +47,7 @@ class OptimConfig:
     eps: float
     weight_decay: float
     clip_norm: float | None
-    warmup_steps: int | None = None
-    warmup_fraction: float | None = None
+    warmup_steps: float
     beta1_peak: float | None = None
     decay: str = "all"
     rules: Sequence[tuple[str, float | None]] = ((".*", 1.0),)
@@ -60,14 +59,9 @@ class OptimConfig:
             _refuse("decay", self.decay, "'all' or 'matrices'")
         if self.total_steps < 1:
             _refuse("total_steps", self.total_steps, "at least 1")
-        if (self.warmup_steps is None) == (self.warmup_fraction is None):
+        if not 0 <= self.warmup_steps < self.total_steps:
             raise ValueError(
-                f"optim: warmup_steps={self.warmup_steps} and "
-                f"warmup_fraction={self.warmup_fraction}: give exactly one of them"
-            )
-        if not 0 <= self.num_warmup_steps < self.total_steps:
-            raise ValueError(
-                f"optim: a warm-up of {self.num_warmup_steps:g} steps does not fit in "
+                f"optim: a warm-up of {self.warmup_steps:g} steps does not fit in "
                 f"total_steps={self.total_steps}: shorten it"
             )
         if self.beta1_peak is not None and self.schedule != "one_cycle":
@@ -86,14 +80,6 @@ class OptimConfig:
             if value is not None and not 0 < value < math.inf:
                 _refuse(f"rules {pattern!r}", value, "positive, or None to freeze")
 
-    @property
-    def num_warmup_steps(self) -> float:
-        """Length of the warm-up in steps; a fraction may give part of a step."""
-        if self.warmup_steps is not None:
-            return self.warmup_steps
-        assert self.warmup_fraction is not None
-        return self.warmup_fraction * self.total_steps
-
 
 def learning_rate(config: OptimConfig) -> Schedule:
     """The learning rate in force at optimizer step `count` (a function of it).
@@ -105,7 +91,7 @@ def learning_rate(config: OptimConfig) -> Schedule:
     if config.schedule == "one_cycle":
         start = peak / START_DIVISOR
         return _one_cycle(config, start, peak, start / END_DIVISOR)
-    warmup = config.num_warmup_steps
+    warmup = config.warmup_steps
 
     def schedule(count):
         count = jnp.asarray(count, jnp.float32)
@@ -289,7 +275,7 @@ def _scale_leaves(multipliers: Any) -> optax.GradientTransformation:
 def _one_cycle(config: OptimConfig, start: float, peak: float, end: float) -> Schedule:
     """Cosine from start to peak over the warm-up, then to end at the last step."""
     # torch counts ticks: a warm-up of W steps peaks at W - 1, T steps end at T - 1.
-    top = config.num_warmup_steps - 1
+    top = config.warmup_steps - 1
     last = config.total_steps - 1
 
     def schedule(count):

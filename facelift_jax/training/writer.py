@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from facelift_jax import atomic
+
 CONFIG = "config.json"
 SOURCE = "source.json"  # also says that the directory is ours
 METRICS = "metrics.jsonl"
@@ -35,7 +37,7 @@ def open_run(
     changes = []
     revisions = []
     if directory.is_dir() and any(
-        p.name != f"{SOURCE}.tmp" for p in directory.iterdir()
+        p.name != SOURCE + atomic.SUFFIX for p in directory.iterdir()
     ):
         if not _is_ours(directory):
             raise ValueError(
@@ -129,18 +131,13 @@ def cut_metrics(directory: str | Path, step: int) -> int:
     kept = [json.dumps(x) for x in read_metrics(directory) if x["step"] <= step]
     num_lines = len(path.read_text().splitlines())
     if len(kept) < num_lines:
-        _replace(path, "".join(line + "\n" for line in kept))
+        atomic.write_text(path, "".join(line + "\n" for line in kept))
     return num_lines - len(kept)
 
 
 def mark_complete(directory: str | Path, summary: Mapping[str, Any]) -> None:
     """Write `complete.json`, the last thing a finished run does; strict JSON."""
     _write(Path(directory) / COMPLETE, summary)
-
-
-def is_complete(directory: str | Path) -> bool:
-    """Whether the run in this directory has finished."""
-    return (Path(directory) / COMPLETE).is_file()
 
 
 def progress_line(
@@ -244,11 +241,4 @@ def _read(path: Path) -> Any:
 
 
 def _write(path: Path, value: Any) -> None:
-    _replace(path, json.dumps(value, allow_nan=False, indent=2) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a whole file or leave the old one."""
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
+    atomic.write_text(path, json.dumps(value, allow_nan=False, indent=2) + "\n")

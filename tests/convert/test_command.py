@@ -17,6 +17,16 @@ from facelift_jax.convert.__main__ import main
 from facelift_jax.training.checkpoint import load_params
 
 
+def run_command(capsys, *arguments):
+    """(exit code, stderr) of the command."""
+    code = 0
+    try:
+        main(arguments)
+    except SystemExit as leaving:
+        code = leaving.code
+    return code, capsys.readouterr().err
+
+
 @pytest.fixture
 def convert(tmp_path, capsys):
     """Runs the command on a file; exit code and what it wrote to stderr."""
@@ -24,8 +34,9 @@ def convert(tmp_path, capsys):
     def run(src, *more, dst=tmp_path / "out"):
         overrides = json.dumps(MICRO)
         arguments = ["--model", "lgm", "--src", str(src), "--dst", str(dst)]
-        code = main([*arguments, "--variant", "big", "--overrides", overrides, *more])
-        return code, capsys.readouterr().err
+        return run_command(
+            capsys, *arguments, "--variant", "big", "--overrides", overrides, *more
+        )
 
     return run
 
@@ -56,7 +67,7 @@ def test_half_precision_safetensors_become_a_checkpoint(tmp_path, convert):
     code, line = convert(path)  # again, onto itself
     assert code == 2
     assert line == (
-        f"{tmp_path / 'out'}: exists and is not an empty folder; choose another\n"
+        f"convert: {tmp_path / 'out'}: exists and is not an empty folder; choose another\n"
     )
 
 
@@ -88,7 +99,7 @@ def test_damaged_safetensors_are_refused(tmp_path, convert, write, reason):
     code, line = convert(path)
     assert code == 2
     assert line == (
-        f"{path}: not a whole safetensors file (Error while deserializing header: "
+        f"convert: {path}: not a whole safetensors file (Error while deserializing header: "
         f"{reason}); fetch it again\n"
     )
     assert not (tmp_path / "out").exists()
@@ -101,7 +112,7 @@ def test_tensors_that_do_not_fit_end_with_one_line(tmp_path, convert):
     save_file(state, path)
     assert convert(path) == (
         2,
-        "1 problem in the state dictionary: missing conv/bias\n",
+        "convert: 1 problem in the state dictionary: missing conv/bias\n",
     )
 
 
@@ -113,8 +124,8 @@ def test_a_pt_file_without_pytorch(tmp_path, convert):
     path.write_bytes(b"anything")
     assert convert(path) == (
         2,
-        f"{path}: reading it needs PyTorch, which is not installed: pip install torch, "
-        "or convert a .safetensors file\n",
+        f"convert: {path}: reading it needs PyTorch, which is not installed: pip "
+        "install torch, or convert a .safetensors file\n",
     )
 
 
@@ -168,13 +179,9 @@ def test_bad_usage_ends_with_one_line(tmp_path, monkeypatch, capsys, arguments, 
     save_file({"conv.bias": np.zeros(14, np.float32)}, tmp_path / "x.safetensors")
     (tmp_path / "x.bin").write_bytes(b"1")
     usual = ["--model", "lgm", "--src", "x.safetensors", "--dst", "out"]
-    try:
-        code = main([*usual, *arguments])
-    except SystemExit as leaving:
-        code = leaving.code
-    error = capsys.readouterr().err
+    code, error = run_command(capsys, *usual, *arguments)
     assert code == 2
-    assert error.startswith(line)
+    assert error.startswith(f"convert: {line}")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

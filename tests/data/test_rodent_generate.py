@@ -78,7 +78,7 @@ def test_the_layout_on_disk(complete):
         )
     marker = json.loads((complete / "dataset.json").read_text())
     assert marker["scenes"] == SCENES
-    assert not list(complete.rglob("*.tmp"))
+    assert not list(complete.rglob("*.partial"))
     vertices, _ = posed_mesh(document["rodent"])
     made = make_scene(1, Options(SIZE, views=1))
     assert vertices.tobytes() == posed_mesh(made.parameters)[0].tobytes()
@@ -95,7 +95,7 @@ def test_unfinished_scenes_are_made_anew_and_others_kept(complete, tmp_path):
     no_cameras = folder / "scene_000000"
     (no_cameras / "opencv_cameras.json").unlink()
     (no_cameras / "images/cam_003.png").write_bytes(b"half a pic")
-    (no_cameras / "images/cam_004.png.tmp").write_bytes(b"half")
+    (no_cameras / "images/cam_004.png.partial").write_bytes(b"half")
     (folder / "scene_000002/depths/cam_000.png").unlink()
     kept = folder / "scene_000001/opencv_cameras.json"
     stamp = kept.stat().st_mtime_ns
@@ -161,7 +161,7 @@ def test_a_foreign_folder_is_refused_and_untouched(tmp_path):
 
 
 def test_a_start_killed_at_its_marker_is_no_foreign_folder(complete, tmp_path):
-    (tmp_path / "dataset.json.tmp").write_text("{")
+    (tmp_path / "dataset.json.partial").write_text("{")
     assert make(tmp_path) == SCENES
     assert contents(tmp_path) == contents(complete)
 
@@ -191,7 +191,7 @@ def test_a_full_disk_is_one_line_and_the_next_start_finishes(
     complete, tmp_path, monkeypatch
 ):
     written = []
-    really_write = write.write_atomically
+    really_write = write.atomic.write_bytes
 
     def write_until_full(path, content):
         written.append(path)
@@ -200,7 +200,7 @@ def test_a_full_disk_is_one_line_and_the_next_start_finishes(
         really_write(path, content)
 
     with monkeypatch.context() as patched:
-        patched.setattr(write, "write_atomically", write_until_full)
+        patched.setattr(write.atomic, "write_bytes", write_until_full)
         with pytest.raises(OSError, match="disk is full with 1 of 3 scenes complete"):
             make(tmp_path / "set")
     assert make(tmp_path / "set") == SCENES - 1
@@ -209,7 +209,10 @@ def test_a_full_disk_is_one_line_and_the_next_start_finishes(
 
 def run_command(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["rodent", *map(str, arguments)])
-    return command.main()
+    try:
+        return command.main()
+    except SystemExit as leaving:
+        return leaving.code
 
 
 def test_the_command(complete, tmp_path, monkeypatch, capsys):
@@ -231,22 +234,20 @@ def test_the_command(complete, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ((), "error: the following arguments are required: --size; see --help\n"),
+        ((), "rodent: the following arguments are required: --size; see --help\n"),
         (
             ("--size", "big"),
-            "error: argument --size: invalid int value: 'big'; see --help\n",
+            "rodent: argument --size: invalid int value: 'big'; see --help\n",
         ),
         (
             ("--size", SIZE, "--frobnicate"),
-            "error: unrecognized arguments: --frobnicate; see --help\n",
+            "rodent: unrecognized arguments: --frobnicate; see --help\n",
         ),
     ],
 )
 def test_bad_usage_ends_with_one_line(tmp_path, monkeypatch, capsys, arguments, line):
     out = tmp_path / "set"
-    with pytest.raises(SystemExit) as leaving:
-        run_command(monkeypatch, "--out", out, "--scenes", 1, *arguments)
-    assert leaving.value.code == 2
+    assert run_command(monkeypatch, "--out", out, "--scenes", 1, *arguments) == 2
     assert capsys.readouterr().err == line
     assert not out.exists()
 
@@ -258,4 +259,4 @@ def test_a_dead_worker_gives_exit_code_1(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "generate", fail)
     options = ("--out", tmp_path / "set", "--scenes", 1, "--size", SIZE)
     assert run_command(monkeypatch, *options) == 1
-    assert capsys.readouterr().err == "error: a worker process died\n"
+    assert capsys.readouterr().err == "rodent: a worker process died\n"

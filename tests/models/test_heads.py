@@ -6,7 +6,8 @@ import numpy as np
 from lgm_recipe import GOLDENS
 
 from facelift_jax import structs
-from facelift_jax.models.heads import LGM_HEADS, SH_DEGREE_0, activate, num_channels
+from facelift_jax.models.heads import LGM_HEADS, activate, num_channels
+from facelift_jax.numerics import SH_C0
 
 
 def test_lgm_rows_match_the_original():
@@ -19,7 +20,7 @@ def test_lgm_rows_match_the_original():
     np.testing.assert_allclose(gaussians.opacities, expected[:, 3], rtol=3e-7)
     np.testing.assert_allclose(gaussians.scales, expected[:, 4:7], rtol=1e-6)
     np.testing.assert_allclose(gaussians.quats, expected[:, 7:11], atol=3e-7)
-    rgb = SH_DEGREE_0 * gaussians.sh[:, 0] + 0.5
+    rgb = SH_C0 * gaussians.sh[:, 0] + 0.5
     np.testing.assert_allclose(rgb, expected[:, 11:], atol=2e-7)
 
 

@@ -10,7 +10,7 @@ from facelift_jax.convert import convert_state, from_torch
 from facelift_jax.convert.lgm import RULES
 from facelift_jax.convert.rules import convert_tensors
 from facelift_jax.models import get_model
-from facelift_jax.models.heads import SH_DEGREE_0
+from facelift_jax.numerics import SH_C0
 from facelift_jax.training.tree import flatten_names
 
 # The goldens are float32 themselves: 2e-5 from a float64 run at values of std 1.2.
@@ -34,7 +34,7 @@ def micro():
                 gaussians.opacities[..., None],
                 gaussians.scales,
                 gaussians.quats,
-                SH_DEGREE_0 * gaussians.sh[..., 0, :] + 0.5,
+                SH_C0 * gaussians.sh[..., 0, :] + 0.5,
             ],
             axis=-1,
         ), aux["raw"]

@@ -6,20 +6,13 @@ python -m facelift_jax.data.rodent --out data/rodent --scenes 1600 --size 256
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
+from facelift_jax import command
 from facelift_jax.data.rodent.dataset import generate
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports bad usage in one line, as every user error here."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see --help\n")
-
-
-def _arguments() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _arguments() -> command.Parser:
+    parser = command.Parser(
         prog="python -m facelift_jax.data.rodent",
         description="Makes synthetic rodent scenes of six input cameras and further "
         "held-out cameras: RGBA pictures, exact depth, cameras. Resumable: start the "
@@ -56,10 +49,9 @@ def main() -> int:
             progress=lambda line: print(line, flush=True),
         )
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        command.fail("rodent", error)
     except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"rodent: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: start the same command again to go on", file=sys.stderr)

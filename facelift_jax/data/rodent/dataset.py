@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from facelift_jax import atomic
 from facelift_jax.data.rodent.rigs import NUM_INPUTS
 from facelift_jax.data.rodent.scene import (
     VERSION,
@@ -186,7 +187,7 @@ def _claim_folder(out: Path, scenes: int, options: Options) -> None:
 
 def _holds_anything(folder: Path) -> bool:
     """Whether there is more than a marker that was never finished."""
-    return any(path.name != f"{MARKER}.tmp" for path in folder.iterdir())
+    return any(path.name != MARKER + atomic.SUFFIX for path in folder.iterdir())
 
 
 def _is_complete(out: Path, index: int, options: Options) -> bool:

@@ -7,13 +7,13 @@ last: a scene without one is unfinished.
 import io
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from facelift_jax import atomic
 from facelift_jax.data.rodent.scene import RodentScene
 from facelift_jax.numerics import Array
 
@@ -31,8 +31,8 @@ def write_scene(folder: Path, scene: RodentScene) -> None:
     for view, (rgba, depth) in enumerate(zip(scene.rgba, scene.depths, strict=True)):
         picture_path, depth_path = view_paths(view)
         steps = np.rint(depth / unit).astype(np.uint16)
-        write_atomically(folder / picture_path, _png(rgba))
-        write_atomically(folder / depth_path, _png(steps))
+        atomic.write_bytes(folder / picture_path, _png(rgba))
+        atomic.write_bytes(folder / depth_path, _png(steps))
         frames.append(
             {
                 "file_path": picture_path,
@@ -62,15 +62,7 @@ def depth_unit(depths: Array) -> float:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Writes a JSON file that is either whole or not there; floats keep every bit."""
-    text = json.dumps(document, indent=1, allow_nan=False)
-    write_atomically(path, text.encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside the file, then renames."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
+    atomic.write_text(path, json.dumps(document, indent=1, allow_nan=False))
 
 
 def _camera_entry(scene: RodentScene, view: int) -> dict[str, Any]:

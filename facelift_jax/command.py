@@ -1,0 +1,35 @@
+"""What every command does alike: one-line errors, exit code 2, its own log lines."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from absl import logging
+
+BAD_INPUT = 2
+
+
+def fail(name: str, error: object) -> NoReturn:
+    """One line on stderr, `name: error`; exit code 2."""
+    print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(BAD_INPUT)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint about usage is one line too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        fail(self.prog.split(".")[-1], f"{message}; see --help")
+
+
+def log_own_lines() -> None:
+    """Shows the package's information, and of other libraries warnings only."""
+    package = str(Path(__file__).parent)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(None)
+    handler.addFilter(
+        lambda line: line.pathname.startswith(package) or line.levelname != "INFO"
+    )
+    logging.set_verbosity(logging.INFO)

@@ -1,0 +1,115 @@
+"""What the documents say a user can type is what the program takes."""
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.lgm import get_config
+from facelift_jax import evaluate
+from facelift_jax.convert import __main__ as convert
+from facelift_jax.data.rodent import __main__ as rodent
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "configs/README.md")),
+    *sorted((ROOT / "configs").glob("*.py")),
+    *sorted((ROOT / "facelift_jax").rglob("*.py")),
+    *sorted((ROOT / "facelift_jax").rglob("*.md")),
+]
+FLAGS = ("config", "workdir", "mode")  # of facelift_jax.main
+COMMANDS = {
+    "facelift_jax.evaluate": evaluate.main,
+    "facelift_jax.convert": convert.main,
+    "facelift_jax.data.rodent": rodent.main,
+}
+
+
+def documented():
+    """(document, words) of every `python -m` and `bash launch/` line."""
+    for path in DOCUMENTS:
+        text = path.read_text()
+        for line in re.findall(r"(?:python -m|bash launch/)[^\n`;,|\")]+", text):
+            words = shlex.split(re.sub(r"\s+[#(].*|\[.*?\]", "", line))
+            yield path.relative_to(ROOT), words
+
+
+def of_module(name):
+    found = [
+        (path, words[3:])
+        for path, words in documented()
+        if words[2:3] == [name] and words[3:]
+    ]
+    assert found, name
+    return found
+
+
+def test_every_documented_command_exists():
+    known = {*COMMANDS, "facelift_jax.main", "pytest"}
+    for path, words in documented():
+        if words[0] == "bash":
+            assert (ROOT / words[1]).is_file(), (path, words)
+        else:
+            assert words[2] in known, (path, words)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_documented_arguments_parse(name, monkeypatch):
+    """The command's own parser takes them; it stops before anything is done."""
+
+    class ParsedError(Exception):
+        pass
+
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(self, *arguments):
+        raise ParsedError(parse(self, *arguments))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    for _, arguments in of_module(name):
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        with pytest.raises(ParsedError):
+            COMMANDS[name](*([] if name.endswith("rodent") else [arguments]))
+
+
+def test_documented_flags_of_main_are_flags_of_its_config():
+    for path, arguments in of_module("facelift_jax.main"):
+        named = re.findall(r"--(\w+)=?([\w.:/,]*)", " ".join(arguments))
+        config = get_config()
+        for name, value in named:
+            assert name in FLAGS, (path, arguments)
+            if name == "config" and value.startswith("."):
+                section, field = value[1:].split(".")
+                assert field in config[section], (path, arguments)
+        for file, argument in re.findall(
+            r"configs/(\w+\.py):?([\w,]*)", str(arguments)
+        ):
+            assert (ROOT / "configs" / file).is_file()
+            get_config(argument)
+
+
+def test_the_table_of_fields_is_the_config():
+    rows = re.findall(
+        r"^\| `(\w+)` \| (.*) \|$", (ROOT / "configs/README.md").read_text(), re.M
+    )
+    config = get_config().to_dict()
+    assert sorted(name for name, _ in rows) == sorted(config)
+    for name, text in rows:
+        outside_brackets = re.sub(r"\([^()]*\)", "", text)
+        assert set(re.findall(r"`(\w+)`", outside_brackets)) == set(config[name]), name
+
+
+def test_help_names_every_flag():
+    done = subprocess.run(
+        [sys.executable, "-m", "facelift_jax.main", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert not done.stderr
+    assert set(re.findall(r"^  --(\w+)", done.stdout, re.M)) == set(FLAGS)
+    assert "configs/README.md lists them" in " ".join(done.stdout.split())
