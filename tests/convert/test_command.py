@@ -67,7 +67,8 @@ def test_half_precision_safetensors_become_a_checkpoint(tmp_path, convert):
     code, line = convert(path)  # again, onto itself
     assert code == 2
     assert line == (
-        f"convert: {tmp_path / 'out'}: exists and is not an empty folder; choose another\n"
+        f"convert: {tmp_path / 'out'}: exists and is not an empty folder; choose "
+        "another\n"
     )
 
 
@@ -99,8 +100,8 @@ def test_damaged_safetensors_are_refused(tmp_path, convert, write, reason):
     code, line = convert(path)
     assert code == 2
     assert line == (
-        f"convert: {path}: not a whole safetensors file (Error while deserializing header: "
-        f"{reason}); fetch it again\n"
+        f"convert: {path}: not a whole safetensors file (Error while deserializing "
+        f"header: {reason}); fetch it again\n"
     )
     assert not (tmp_path / "out").exists()
 
