@@ -64,6 +64,7 @@ def save_checkpoint(
     if data_iterator is not None:
         items["data"] = grain.checkpoint.CheckpointSave(data_iterator)
     _delete_unfinished(directory)
+    _check_space(directory, sum(x.nbytes for x in stored.values()))
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             # force: an uncommitted directory of that name may be in the way.
@@ -184,6 +185,17 @@ def init_from(
         for name, like in tree.flatten_names(params_like).items()
     ]
     return jax.tree.structure(params_like).unflatten(leaves), list(difference.values())
+
+
+def _check_space(directory: Path, num_bytes: int) -> None:
+    """Raises OSError if the disk has not that much left."""
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < num_bytes:
+        raise OSError(
+            f"{directory}: a checkpoint takes {num_bytes / 2**20:.1f} MiB, but the "
+            f"disk has {free / 2**20:.1f} MiB left: free some"
+        )
 
 
 def _stored(leaf: Any) -> Any:

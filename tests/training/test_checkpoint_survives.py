@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,18 @@ def test_a_full_disk_leaves_the_step_before_it(tmp_path):
     assert as_bytes(restore(tmp_path, big)) == as_bytes(big)
     save(tmp_path, 2, later, keep=1)
     assert as_bytes(restore(tmp_path, big)) == as_bytes(later)
+
+
+def test_too_little_space_is_said_before_writing(tmp_path, monkeypatch):
+    state = {"params": jnp.ones(2**18)}
+    save(tmp_path, 1, state)
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**19)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(
+        OSError, match=r"takes 1\.0 MiB, but the disk has 0\.5 MiB left"
+    ):
+        save(tmp_path, 2, state)
+    assert os.listdir(tmp_path) == ["1"]
 
 
 CHILD = """
