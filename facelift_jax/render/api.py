@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from facelift_jax.numerics import Array, safe_divide
-from facelift_jax.render import composite_reference, composite_xla
+from facelift_jax.render import composite_pallas, composite_reference, composite_xla
 from facelift_jax.render.config import RenderConfig
 from facelift_jax.render.projection import project
 from facelift_jax.render.records import Pixels, Splats
@@ -20,6 +20,7 @@ BACKENDS = ("reference", "xla", "pallas")
 _COMPOSITE = {
     "reference": composite_reference.composite,
     "xla": composite_xla.composite,
+    "pallas": composite_pallas.composite,
 }
 
 _log = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from jax import lax
 
 from facelift_jax.render import blend, tiling
 from facelift_jax.render.config import RenderConfig
+from facelift_jax.render.folding import folding_vmap
 from facelift_jax.render.manual_axes import vary_like
 from facelift_jax.render.records import Pixels, Splats
 from facelift_jax.render.tiling import Grid, Slice
@@ -73,7 +74,7 @@ def composite(splats: Splats, width: int, height: int, config: RenderConfig) -> 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _composite(plan, splats):
-    return _folding_vmap(_forward, plan)(splats)
+    return folding_vmap(functools.partial(_in_blocks, _forward), plan)(splats)
 
 
 def _composite_fwd(plan, splats):
@@ -84,7 +85,8 @@ def _composite_fwd(plan, splats):
 def _composite_bwd(plan, residuals, cotangent):
     splats, pixels = residuals
     d_pixels = (cotangent.colors, cotangent.depths, cotangent.transmittances)
-    d_records = _folding_vmap(_backward, plan)(splats, pixels, d_pixels)
+    backward = folding_vmap(functools.partial(_in_blocks, _backward), plan)
+    d_records = backward(splats, pixels, d_pixels)
     d_splats = Splats(
         means2d=d_records[..., 0:2],
         conics=d_records[..., 2:5],
@@ -99,33 +101,6 @@ def _composite_bwd(plan, residuals, cotangent):
 
 
 _composite.defvjp(_composite_fwd, _composite_bwd)
-
-
-def _folding_vmap(function, plan):
-    """function(plan, *pictures) whose `vmap` folds the new axis into the pictures'.
-
-    A while loop under plain `vmap` would run every member until the last one ends and
-    select between old and new carry each time.
-    """
-    folding = jax.custom_batching.custom_vmap(
-        functools.partial(_in_blocks, function, plan)
-    )
-
-    @folding.def_vmap
-    def _fold(axis_size, is_batched, *args):
-        def fold(x, has_axis):
-            x = x if has_axis else jnp.broadcast_to(x[None], (axis_size, *x.shape))
-            return x.reshape(-1, *x.shape[2:])
-
-        def unfold(x):
-            return x.reshape(axis_size, -1, *x.shape[1:])
-
-        out = jax.tree.map(
-            unfold, folding(*jax.tree.map(fold, args, tuple(is_batched)))
-        )
-        return out, jax.tree.map(lambda _: True, out)
-
-    return folding
 
 
 def _in_blocks(function, plan, *args):

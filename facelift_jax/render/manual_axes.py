@@ -22,3 +22,12 @@ def vary_like(tree: Tree, like: Array) -> Tree:
         return jax.lax.pcast(x, tuple(missing), to="varying") if missing else x
 
     return jax.tree.map(vary, tree)
+
+
+def shape_like(
+    shape: tuple[int, ...], dtype: jax.typing.DTypeLike, like: Array
+) -> jax.ShapeDtypeStruct:
+    """Shape of a kernel's output that differs between devices wherever `like` does."""
+    return jax.ShapeDtypeStruct(
+        shape, dtype, manual_axis_type=jax.typeof(like).manual_axis_type
+    )

@@ -1,0 +1,193 @@
+"""Times the renderer: forward, forward + backward, stages, list entries, peak memory.
+
+    python -m benchmarks.render --out render.json lgm gslrm n64k
+
+Each load runs in a process of its own, so that its peak memory is its own. Times are
+medians after warm-up, whole calls of `render`, gradients to means, quats, scales,
+opacities and colours.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import scenes
+from facelift_jax import command
+from facelift_jax.render import RenderConfig, api, render
+from facelift_jax.render import composite_pallas as pallas
+from facelift_jax.render import kernels_triton as kernels
+
+REPEATS = 20
+
+
+def parse(arguments: list[str]):
+    """Flags of the command."""
+    parser = command.Parser(prog="python -m benchmarks.render", description=__doc__)
+    parser.add_argument("loads", nargs="+", choices=sorted(scenes.LOADS))
+    parser.add_argument("--backend", default="pallas")
+    parser.add_argument("--tile-size", type=int, default=RenderConfig.tile_size)
+    parser.add_argument("--slice-entries", type=int)
+    parser.add_argument("--interpret", action="store_true", help="kernels without GPU")
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--stages", action="store_true", help="time each stage alone")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--alone", action="store_true", help="in this very process")
+    return parser.parse_args(arguments)
+
+
+def milliseconds(function, *arguments, repeats: int) -> float:
+    """Median time of a call, after two to compile and warm up."""
+    for _ in range(2):
+        jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(times))
+
+
+def measure(name: str, flags) -> dict[str, float]:
+    """Everything about one load, in this process."""
+    config = RenderConfig(
+        tile_size=flags.tile_size,
+        slice_entries=flags.slice_entries,
+        interpret=flags.interpret,
+    )
+    gaussians, cameras, cotangents = jax.device_put(scenes.make(name))
+    white = jnp.ones(3)
+
+    @jax.jit
+    def forward(gaussians, cameras):
+        return render(gaussians, cameras, white, config=config, backend=flags.backend)
+
+    def loss(gaussians, cameras):
+        out = forward(gaussians, cameras)
+        pictures = (out.colors, out.alphas, out.depths)
+        pairs = zip(pictures, cotangents, strict=True)
+        total = sum(jnp.sum(p * jnp.broadcast_to(w, p.shape)) for p, w in pairs)
+        return total, out.dropped.sum()
+
+    both = jax.jit(jax.grad(loss, has_aux=True))
+    gradients, dropped = both(gaussians, cameras)
+    finite = all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
+    row = {
+        "forward_ms": milliseconds(forward, gaussians, cameras, repeats=flags.repeats),
+        "both_ms": milliseconds(both, gaussians, cameras, repeats=flags.repeats),
+        "dropped": int(dropped),
+        "is_finite": finite,
+    }
+    stats = jax.devices()[0].memory_stats() or {}
+    row["peak_gib"] = stats.get("peak_bytes_in_use", float("nan")) / 2**30
+    if flags.stages:
+        row |= stages(gaussians, cameras, config, flags.repeats)
+    return row
+
+
+def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
+    """Milliseconds of each stage of the first slice, and what its lists hold."""
+
+    @jax.jit
+    def project(gaussians, cameras):
+        lead = (*gaussians.means.shape[:-2], cameras.viewmats.shape[-3])
+        return api._project_all(gaussians, cameras, lead, config)
+
+    splats = project(gaussians, cameras)
+    pictures, n = splats.depths.shape
+    sizes = pallas.make_sizes(pictures, n, (cameras.width, cameras.height, config))
+    prepare = jax.jit(lambda s: pallas._prepare(sizes, s, config)[:2])
+    records, order = prepare(splats)
+    is_open, first = jnp.ones(sizes.num_tiles, jnp.int32), jnp.int32(0)
+    count = jax.jit(lambda *a: kernels.count_tiles(sizes, *a))
+    lister = jax.jit(lambda *a: pallas._list(sizes, *a))
+    lists = lister(records, order, is_open, first)
+    totals = jax.jit(pallas._running_totals)
+    emit = jax.jit(lambda *a: kernels.emit_entries(sizes, *a))
+    shape = (5, pictures, cameras.height, cameras.width)
+    state = jnp.zeros(shape, jnp.float32).at[0].set(1)
+    blend = jax.jit(lambda *a: kernels.blend(sizes, *a))
+    differentiate = jax.jit(lambda *a: kernels.differentiate(sizes, *a))
+    args = (records, lists.entries, lists.starts)
+    d_pixels = jnp.ones((4, *shape[1:]), jnp.float32)
+    back = (*args, state[:2], d_pixels)
+    _, _, rows, ends = differentiate(*back)
+    sums = jnp.zeros((sizes.num_records, kernels.RECORD), jnp.float32)
+    add = jax.jit(lambda *a: kernels.sum_rows(sizes, *a))
+    places = jnp.zeros_like(lists.slots)
+    places = places.at[lists.slots].set(jnp.arange(sizes.capacity, dtype=jnp.int32))
+    counts = count(records, order, is_open, first)
+    calls = {
+        "project": (project, gaussians, cameras),
+        "prepare": (prepare, splats),
+        "list": (lister, records, order, is_open, first),
+        "list_count": (count, records, order, is_open, first),
+        "list_totals": (totals, counts),
+        "list_emit": (emit, records, order, is_open, lists.counts, lists.firsts),
+        "blend": (blend, *args, state),
+        "differentiate": (differentiate, *back),
+        "sum_rows": (
+            *(add, rows, ends, places, lists.tiles),
+            *(order, lists.counts, lists.firsts, sums),
+        ),
+    }
+    row = {
+        f"{name}_ms": milliseconds(*call, repeats=repeats)
+        for name, call in calls.items()
+    }
+    begins = lists.starts[:-1]
+    return row | {
+        "capacity": sizes.capacity,
+        "entries": int(jnp.sum(counts.astype(jnp.float32))),
+        "entries_slice": int(jnp.sum(lists.counts)),
+        "entries_read": int(jnp.sum(jnp.maximum(ends - begins, 0))),
+        "taken": int(lists.num_taken),
+    }
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """One line a load."""
+    lines = []
+    for name, row in rows.items():
+        cells = "  ".join(
+            f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in row.items()
+        )
+        lines.append(f"{name:<9} {cells}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command."""
+    flags = parse(arguments)
+    rows = {}
+    for name in flags.loads:
+        if flags.alone:
+            rows[name] = measure(name, flags)
+            continue
+        rest = [word for word in arguments if word not in flags.loads]
+        if flags.out:
+            rest = [w for w in rest if w not in ("--out", str(flags.out))]
+        child = [sys.executable, "-m", "benchmarks.render", *rest, "--alone", name]
+        done = subprocess.run(child, capture_output=True, text=True, check=False)
+        if done.returncode:
+            rows[name] = {"failed": done.stderr.strip().splitlines()[-1]}
+            print(done.stderr[-3000:], file=sys.stderr)
+        else:
+            rows[name] = json.loads(done.stdout.strip().splitlines()[-1])
+    if flags.alone:
+        print(json.dumps(next(iter(rows.values()))))
+        return
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {flags.backend}")
+    print(table(rows))
+    if flags.out:
+        flags.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

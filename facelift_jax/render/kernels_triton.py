@@ -1,0 +1,532 @@
+"""GPU kernels of the `pallas` backend: the only file that uses Pallas' Triton lowering.
+
+All kernels see whole arrays. R = pictures x Gaussians, a Gaussian seen from one camera
+being a record; M = entries of one depth slice; a tile index counts through all pictures.
+Every sum has a fixed order and every address one writer: the same bits every time.
+
+Records are [R, RECORD] float32, 64 bytes each: u, v, the exponent's coefficients
+(-A/2, -B, -C/2) log2(e), opacity, red, green, blue, depth, the exponent's level for
+emission and for counting (base 2), half width and half height of the box, two spare.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+from jaxtyping import Bool, Float, Int, UInt
+
+from facelift_jax.numerics import Array
+from facelift_jax.render.constants import ALPHA_MIN, TRANSMITTANCE_MIN
+from facelift_jax.render.manual_axes import shape_like
+from facelift_jax.render.tiling import Grid
+
+RECORD = 16
+ROW = 12  # floats a gradient row takes; ten are used, 48 bytes keep rows aligned
+NUM_SUMS = 10  # moments 1, x, y, xx, xy, yy of d_exponent; red, green, blue, depth
+LOG2_E = math.log2(math.e)
+
+_GAUSSIANS, _TILES = 8, 16  # looked at together when listing
+_BOUNDS = 128  # tiles whose lists' starts one program finds
+_SUMMED = 8  # Gaussians whose rows one program adds up
+_UNROLL = 8  # records a forward step blends
+_UNROLL_BACKWARD = 2
+
+
+class Sizes(NamedTuple):
+    """Static sizes: tiles of one picture, Gaussians of one, pictures, entries."""
+
+    grid: Grid
+    n: int
+    pictures: int
+    capacity: int
+    alpha_max: float
+    interpret: bool
+
+    @property
+    def num_records(self) -> int:
+        """R."""
+        return self.pictures * self.n
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of all pictures."""
+        return self.pictures * self.grid.num_tiles
+
+
+def count_tiles(
+    sizes: Sizes,
+    records: Float[Array, "r 16"],
+    order: Int[Array, "r"],
+    is_open: Int[Array, "tiles"],
+    first: Int[Array, ""],
+) -> Int[Array, "r"]:
+    """Open tiles that the Gaussian of each depth rank reaches; 0 before rank `first`.
+
+    Never less than `emit_entries` will find: its level is a rounding error higher.
+    """
+    num_programs = pl.cdiv(sizes.num_records, _GAUSSIANS)
+    return _call(
+        functools.partial(_count_kernel, sizes),
+        num_programs,
+        shape_like((sizes.num_records,), jnp.int32, records),
+        "splat_count",
+        sizes,
+    )(records, order, is_open, first[None])
+
+
+def emit_entries(
+    sizes: Sizes,
+    records: Float[Array, "r 16"],
+    order: Int[Array, "r"],
+    is_open: Int[Array, "tiles"],
+    counts: Int[Array, "r"],
+    starts: Int[Array, "r"],
+) -> tuple[Int[Array, "m"], Int[Array, "m"]]:
+    """(tile, record) of every entry, Gaussian by Gaussian in depth order.
+
+    Entries of rank i lie at starts[i] and behind, counts[i] of them; those that miss
+    after all have tile `sizes.num_tiles`. Slots of no Gaussian stay unwritten.
+    """
+    shape = shape_like((sizes.capacity,), jnp.int32, records)
+    return _call(
+        functools.partial(_emit_kernel, sizes),
+        pl.cdiv(sizes.num_records, _GAUSSIANS),
+        [shape, shape],
+        "splat_emit",
+        sizes,
+    )(records, order, is_open, counts, starts)
+
+
+def list_starts(sizes: Sizes, tiles: UInt[Array, "m"]) -> Int[Array, "bounds"]:
+    """Where each tile's list starts among sorted `tiles`; the end of the last, too."""
+    num_bounds = sizes.num_tiles + 1
+    return _call(
+        functools.partial(_starts_kernel, sizes, num_bounds),
+        pl.cdiv(num_bounds, _BOUNDS),
+        shape_like((num_bounds,), jnp.int32, tiles),
+        "splat_starts",
+        sizes,
+    )(tiles)
+
+
+def blend(
+    sizes: Sizes,
+    records: Float[Array, "r 16"],
+    entries: Int[Array, "m"],
+    starts: Int[Array, "bounds"],
+    state: Float[Array, "5 i h w"],
+) -> tuple[Float[Array, "5 i h w"], Int[Array, "tiles"]]:
+    """Draws one slice over `state` (T; red, green, blue, depth); tiles still open."""
+    return _call(
+        functools.partial(_blend_kernel, sizes),
+        sizes.num_tiles,
+        [
+            shape_like(state.shape, jnp.float32, state),
+            shape_like((sizes.num_tiles,), jnp.int32, state),
+        ],
+        "splat_blend",
+        sizes,
+        aliases={3: 0},
+    )(records, entries, starts, state)
+
+
+def differentiate(
+    sizes: Sizes,
+    records: Float[Array, "r 16"],
+    entries: Int[Array, "m"],
+    starts: Int[Array, "bounds"],
+    state: Float[Array, "2 i h w"],
+    d_pixels: Float[Array, "4 i h w"],
+) -> tuple[Float[Array, "2 i h w"], Int[Array, "tiles"], Float[Array, "m*12"], Array]:
+    """Gradient rows of one slice in list order; T and rest behind it.
+
+    Returns (state, open tiles, rows, ends): rows of a tile are written up to its end.
+    """
+    flags = shape_like((sizes.num_tiles,), jnp.int32, state)
+    return _call(
+        functools.partial(_differentiate_kernel, sizes),
+        sizes.num_tiles,
+        [
+            shape_like(state.shape, jnp.float32, state),
+            flags,
+            shape_like((sizes.capacity * ROW,), jnp.float32, state),
+            flags,
+        ],
+        "splat_differentiate",
+        sizes,
+        aliases={3: 0},
+    )(records, entries, starts, state, d_pixels)
+
+
+def sum_rows(
+    sizes: Sizes,
+    rows: Float[Array, "m*12"],
+    ends: Int[Array, "tiles"],
+    places: Int[Array, "m"],
+    tiles: Int[Array, "m"],
+    order: Int[Array, "r"],
+    counts: Int[Array, "r"],
+    starts: Int[Array, "r"],
+    sums: Float[Array, "r 16"],
+) -> Float[Array, "r 16"]:
+    """Adds up each listed Gaussian's rows in emission order, into its row of `sums`.
+
+    `places` says where among the sorted rows each emitted entry went.
+    """
+    return _call(
+        functools.partial(_sum_kernel, sizes),
+        pl.cdiv(sizes.num_records, _SUMMED),
+        shape_like(sums.shape, jnp.float32, sums),
+        "splat_sum_rows",
+        sizes,
+        aliases={7: 0},
+    )(rows, ends, places, tiles, order, counts, starts, sums)
+
+
+def _call(kernel, num_programs, out_shape, name, sizes, aliases=None):
+    return pl.pallas_call(
+        kernel,
+        grid=(num_programs,),
+        out_shape=out_shape,
+        input_output_aliases=aliases or {},
+        compiler_params=plt.CompilerParams(num_warps=1, num_stages=1),
+        interpret=sizes.interpret,
+        name=name,
+    )
+
+
+# Listing: [_GAUSSIANS, _TILES] candidate pairs at a time
+
+
+class _Candidates(NamedTuple):
+    """Gaussians [g 1] and the rectangle of tiles of each."""
+
+    u: Array
+    v: Array
+    a: Array
+    b: Array
+    c: Array
+    level: Array
+    x0: Array
+    y0: Array
+    columns: Array
+    area: Array
+    first_tile: Array
+
+
+def _candidates(sizes, records_ref, record, is_used, level_column):
+    def field(j):
+        return plt.load(records_ref.at[record, j], mask=is_used, other=0.0)
+
+    grid, size = sizes.grid, sizes.grid.tile_size
+
+    def span(center, radius, pixels):
+        first = jnp.clip(jnp.ceil(center - radius - 0.5), 0.0, float(pixels))
+        last = jnp.clip(jnp.floor(center + radius - 0.5) + 1, 0.0, float(pixels))
+        first, last = first.astype(jnp.int32), last.astype(jnp.int32)
+        return first // size, jnp.where(last > first, (last + size - 1) // size, 0)
+
+    u, v = field(0), field(1)
+    x0, x1 = span(u, field(12), grid.width)
+    y0, y1 = span(v, field(13), grid.height)
+    columns, rows = jnp.maximum(x1 - x0, 0), jnp.maximum(y1 - y0, 0)
+    area = jnp.where(is_used & (field(5) > 0), columns * rows, 0)
+    return _Candidates(
+        *(u, v, field(2), field(3), field(4), field(level_column), x0, y0),
+        jnp.maximum(columns, 1),
+        area,
+        (record // sizes.n) * grid.num_tiles,
+    )
+
+
+def _hits(sizes, found, steps, open_ref):
+    """Tile of each candidate pair [g tiles], and whether it is open and reached.
+
+    As `tiling.reaches_tile`: the exponent is concave, its maximum over the rectangle of
+    pixel centres lies at the mean or on the nearer sides.
+    """
+    size = sizes.grid.tile_size
+    row = steps // found.columns
+    column = found.x0 + steps - row * found.columns
+    row = found.y0 + row
+    x0 = (column * size).astype(jnp.float32) + 0.5 - found.u
+    y0 = (row * size).astype(jnp.float32) + 0.5 - found.v
+    x1, y1 = x0 + (size - 1), y0 + (size - 1)
+    side_x, side_y = jnp.clip(0.0, x0, x1), jnp.clip(0.0, y0, y1)
+
+    def power(dx, dy):
+        return dx * (found.a * dx + found.b * dy) + found.c * dy * dy
+
+    vertical = power(side_x, jnp.clip(-found.b * side_x / (2 * found.c), y0, y1))
+    horizontal = power(jnp.clip(-found.b * side_y / (2 * found.a), x0, x1), side_y)
+    misses = jnp.maximum(vertical, horizontal) < -found.level
+    tile = found.first_tile + row * sizes.grid.columns + column
+    is_inside = steps < found.area
+    is_open = plt.load(open_ref.at[tile], mask=is_inside, other=0)
+    return tile, is_inside & ~misses & (is_open > 0)
+
+
+def _count_kernel(sizes, records_ref, order_ref, open_ref, first_ref, counts_ref):
+    rank = pl.program_id(0) * _GAUSSIANS + jnp.arange(_GAUSSIANS)
+    is_rank = rank < sizes.num_records
+    is_used = is_rank & (rank >= first_ref[0])
+    record = plt.load(order_ref.at[rank], mask=is_used, other=0)
+    found = _candidates(
+        sizes, records_ref, record[:, None], is_used[:, None], level_column=11
+    )
+    lanes = jnp.arange(_TILES)[None]
+
+    def body(chunk, total):
+        _, is_hit = _hits(sizes, found, chunk * _TILES + lanes, open_ref)
+        return total + jnp.sum(is_hit.astype(jnp.int32), axis=1)
+
+    num_chunks = (jnp.max(found.area) + _TILES - 1) // _TILES
+    zero = jnp.zeros((_GAUSSIANS,), jnp.int32)
+    total = lax.fori_loop(0, num_chunks, body, zero)
+    plt.store(counts_ref.at[rank], total, mask=is_rank)
+
+
+def _emit_kernel(
+    sizes,
+    records_ref,
+    order_ref,
+    open_ref,
+    counts_ref,
+    starts_ref,
+    tiles_ref,
+    entries_ref,
+):
+    rank = pl.program_id(0) * _GAUSSIANS + jnp.arange(_GAUSSIANS)
+    is_rank = rank < sizes.num_records
+    count = plt.load(counts_ref.at[rank], mask=is_rank, other=0)
+    is_used = count > 0
+    start = plt.load(starts_ref.at[rank], mask=is_used, other=0)[:, None]
+    record = plt.load(order_ref.at[rank], mask=is_used, other=0)[:, None]
+    found = _candidates(sizes, records_ref, record, is_used[:, None], level_column=10)
+    lanes = jnp.arange(_TILES)[None]
+    count = count[:, None]
+    entry = jnp.broadcast_to(record, (_GAUSSIANS, _TILES))
+
+    def body(chunk, done):
+        tile, is_hit = _hits(sizes, found, chunk * _TILES + lanes, open_ref)
+        hit = is_hit.astype(jnp.int32)
+        place = done[:, None] + jnp.cumsum(hit, axis=1) - hit
+        is_kept = is_hit & (place < count)
+        plt.store(tiles_ref.at[start + place], tile, mask=is_kept)
+        plt.store(entries_ref.at[start + place], entry, mask=is_kept)
+        return done + jnp.sum(hit, axis=1)
+
+    num_chunks = (jnp.max(found.area) + _TILES - 1) // _TILES
+    zero = jnp.zeros((_GAUSSIANS,), jnp.int32)
+    done = lax.fori_loop(0, num_chunks, body, zero)[:, None]
+    none = jnp.full((_GAUSSIANS, _TILES), sizes.num_tiles, jnp.int32)
+
+    def fill(chunk, carry):
+        place = done + chunk * _TILES + lanes
+        plt.store(tiles_ref.at[start + place], none, mask=place < count)
+        plt.store(entries_ref.at[start + place], entry, mask=place < count)
+        return carry
+
+    num_missing = jnp.max(jnp.where(is_used[:, None], count - done, 0))
+    lax.fori_loop(0, (num_missing + _TILES - 1) // _TILES, fill, num_missing)
+
+
+def _starts_kernel(sizes, num_bounds, tiles_ref, starts_ref):
+    bound = pl.program_id(0) * _BOUNDS + jnp.arange(_BOUNDS)
+    low = jnp.zeros((_BOUNDS,), jnp.int32)
+    high = jnp.full((_BOUNDS,), sizes.capacity, jnp.int32)
+
+    def halve(_, carry):
+        low, high = carry
+        middle = (low + high) // 2
+        is_going = low < high
+        tile = plt.load(tiles_ref.at[middle], mask=is_going, other=0)
+        is_before = tile.astype(jnp.int32) < bound
+        low = jnp.where(is_going & is_before, middle + 1, low)
+        return low, jnp.where(is_going & ~is_before, middle, high)
+
+    low, _ = lax.fori_loop(0, sizes.capacity.bit_length(), halve, (low, high))
+    plt.store(starts_ref.at[bound], low, mask=bound < num_bounds)
+
+
+# Blending: one program a tile, its pixels across the lanes of one warp
+
+
+def _tile_pixels(sizes):
+    """Tile of this program, its pixels' picture, row and column, and which exist."""
+    grid, size = sizes.grid, sizes.grid.tile_size
+    tile = pl.program_id(0)
+    picture = tile // grid.num_tiles
+    here = tile - picture * grid.num_tiles
+    pixel = jnp.arange(size * size)
+    x = (here % grid.columns) * size + pixel % size
+    y = (here // grid.columns) * size + pixel // size
+    return tile, picture, y, x, (x < grid.width) & (y < grid.height)
+
+
+def _record(records_ref, index):
+    return [records_ref[index, j] for j in range(10)]
+
+
+def _alpha(record, x, y, opacity, alpha_max):
+    """dx, dy, uncapped alpha, and alpha (0 where the record is not seen)."""
+    dx, dy = record[0] - x, record[1] - y
+    power = dx * (record[2] * dx + record[3] * dy) + record[4] * dy * dy
+    raw = opacity * jnp.exp2(power)
+    alpha = jnp.minimum(raw, alpha_max)
+    return dx, dy, raw, jnp.where((alpha >= ALPHA_MIN) & (power <= 0), alpha, 0.0)
+
+
+def _advance(transmittance, alpha):
+    """Weight of a record and the new T, negative once the pixel has ended."""
+    after = transmittance * (1 - alpha)
+    is_open = after > TRANSMITTANCE_MIN
+    weight = jnp.where(is_open, transmittance * alpha, 0.0)
+    return weight, jnp.where(is_open, after, -jnp.abs(transmittance))
+
+
+def _blend_kernel(sizes, records_ref, entries_ref, starts_ref, _, state_ref, open_ref):
+    tile, picture, row, column, is_pixel = _tile_pixels(sizes)
+    x, y = column.astype(jnp.float32) + 0.5, row.astype(jnp.float32) + 0.5
+    start, end = starts_ref[tile], starts_ref[tile + 1]
+
+    def pixels(channel):
+        return state_ref.at[channel, picture, row, column]
+
+    before = plt.load(pixels(0), mask=is_pixel, other=-1.0)
+    sums = [plt.load(pixels(j), mask=is_pixel, other=0.0) for j in range(1, 5)]
+
+    def is_going(carry):
+        return (carry[0] < end) & (carry[1] > 0)
+
+    def body(carry):
+        i, _, transmittance, *sums = carry
+        for step in range(_UNROLL):
+            record = _record(records_ref, entries_ref[jnp.minimum(i + step, end - 1)])
+            opacity = jnp.where(i + step < end, record[5], 0.0)
+            alpha = _alpha(record, x, y, opacity, sizes.alpha_max)[-1]
+            weight, transmittance = _advance(transmittance, alpha)
+            sums = [s + weight * c for s, c in zip(sums, record[6:], strict=True)]
+        return i + _UNROLL, jnp.max(transmittance), transmittance, *sums
+
+    carry = (start, jnp.max(before), before, *sums)
+    _, largest, *state = lax.while_loop(is_going, body, carry)
+    for channel, values in enumerate(state):
+        plt.store(pixels(channel), values, mask=is_pixel)
+    open_ref[tile] = (largest > 0).astype(jnp.int32)
+
+
+def _differentiate_kernel(
+    sizes,
+    records_ref,
+    entries_ref,
+    starts_ref,
+    _,
+    d_pixels_ref,
+    state_ref,
+    open_ref,
+    rows_ref,
+    ends_ref,
+):
+    tile, picture, row, column, is_pixel = _tile_pixels(sizes)
+    x, y = column.astype(jnp.float32) + 0.5, row.astype(jnp.float32) + 0.5
+    start, end = starts_ref[tile], starts_ref[tile + 1]
+
+    def pixels(ref, channel):
+        return ref.at[channel, picture, row, column]
+
+    before = plt.load(pixels(state_ref, 0), mask=is_pixel, other=-1.0)
+    rest = plt.load(pixels(state_ref, 1), mask=is_pixel, other=0.0)
+    d_pixels = [
+        plt.load(pixels(d_pixels_ref, j), mask=is_pixel, other=0.0) for j in range(4)
+    ]
+    sums = jnp.arange(16)
+
+    def body(carry):
+        # one integer decides: a condition of two crashes the compiler where it stores
+        i, _, transmittance, rest = carry
+        for step in range(_UNROLL_BACKWARD):
+            is_entry = i + step < end
+            record = _record(records_ref, entries_ref[jnp.minimum(i + step, end - 1)])
+            opacity = jnp.where(is_entry, record[5], 0.0)
+            dx, dy, raw, alpha = _alpha(record, x, y, opacity, sizes.alpha_max)
+            weight, after = _advance(transmittance, alpha)
+            pairs = list(zip(record[6:], d_pixels, strict=True))
+            value = sum(c * d for c, d in pairs[1:]) + pairs[0][0] * pairs[0][1]
+            rest = rest - weight * value
+            slope = raw * (transmittance * value - rest / (1 - alpha))
+            slope = jnp.where((weight > 0) & (raw <= sizes.alpha_max), slope, 0.0)
+            transmittance = after
+
+            def row_of(slope=slope, dx=dx, dy=dy, weight=weight):
+                by_x, by_y = slope * dx, slope * dy
+                terms = [slope, by_x, by_y, by_x * dx, by_x * dy, by_y * dy]
+                terms += [weight * d for d in d_pixels]
+                row = jnp.zeros((16,), jnp.float32)
+                for j, term in enumerate(terms):
+                    row = jnp.where(sums == j, jnp.sum(term), row)
+                return row
+
+            row = lax.cond(
+                jnp.max(weight) > 0, row_of, lambda: jnp.zeros((16,), jnp.float32)
+            )
+            place = (i + step) * ROW + sums
+            plt.store(rows_ref.at[place], row, mask=is_entry & (sums < NUM_SUMS))
+        reached = jnp.minimum(i + _UNROLL_BACKWARD, end)
+        is_open = jnp.max(transmittance) > 0
+        return jnp.where(is_open, reached, end), reached, transmittance, rest
+
+    first = jnp.where(jnp.max(before) > 0, start, end)
+    carry = lax.while_loop(
+        lambda carry: carry[0] < end, body, (first, start, before, rest)
+    )
+    _, reached, transmittance, rest = carry
+    plt.store(pixels(state_ref, 0), transmittance, mask=is_pixel)
+    plt.store(pixels(state_ref, 1), rest, mask=is_pixel)
+    open_ref[tile] = (jnp.max(transmittance) > 0).astype(jnp.int32)
+    ends_ref[tile] = reached
+
+
+def _sum_kernel(
+    sizes,
+    rows_ref,
+    ends_ref,
+    places_ref,
+    tiles_ref,
+    order_ref,
+    counts_ref,
+    starts_ref,
+    _,
+    sums_ref,
+):
+    rank = pl.program_id(0) * _SUMMED + jnp.arange(_SUMMED)
+    is_rank = rank < sizes.num_records
+    count = plt.load(counts_ref.at[rank], mask=is_rank, other=0)
+    is_used = count > 0
+    start = plt.load(starts_ref.at[rank], mask=is_used, other=0)
+    record = plt.load(order_ref.at[rank], mask=is_used, other=0)
+    columns = jnp.arange(RECORD)[None]
+
+    def body(step, total):
+        is_entry = step < count
+        slot = start + step
+        tile = plt.load(tiles_ref.at[slot], mask=is_entry, other=sizes.num_tiles)
+        is_entry = is_entry & (tile < sizes.num_tiles)
+        place = plt.load(places_ref.at[slot], mask=is_entry, other=0)
+        end = plt.load(ends_ref.at[tile], mask=is_entry, other=0)
+        is_row = (is_entry & (place < end))[:, None] & (columns < NUM_SUMS)
+        index = place[:, None] * ROW + columns
+        return total + plt.load(rows_ref.at[index], mask=is_row, other=0.0)
+
+    total = jnp.zeros((_SUMMED, RECORD), jnp.float32)
+    total = lax.fori_loop(0, jnp.max(count), body, total)
+    plt.store(
+        sums_ref.at[record[:, None], columns],
+        total,
+        mask=is_used[:, None] & (columns < RECORD),
+    )
