@@ -101,52 +101,51 @@ def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
     splats = project(gaussians, cameras)
     pictures, n = splats.depths.shape
     sizes = pallas.make_sizes(pictures, n, (cameras.width, cameras.height, config))
-    prepare = jax.jit(lambda s: pallas._prepare(sizes, s, config)[:2])
-    records, order = prepare(splats)
+    prepare = jax.jit(lambda s: pallas._prepare(sizes, s))
+    scene = prepare(splats)
     is_open, first = jnp.ones(sizes.num_tiles, jnp.int32), jnp.int32(0)
-    count = jax.jit(lambda *a: kernels.count_tiles(sizes, *a))
-    lister = jax.jit(lambda *a: pallas._list(sizes, *a))
-    lists = lister(records, order, is_open, first)
-    totals = jax.jit(pallas._running_totals)
+    count = jax.jit(
+        lambda s, o: pallas._running_totals(pallas._open_areas(sizes, s, o))
+    )
+    lister = jax.jit(lambda *a: pallas.make_lists(sizes, *a))
+    lists = lister(scene, is_open, first)
     emit = jax.jit(lambda *a: kernels.emit_entries(sizes, *a))
     shape = (5, pictures, cameras.height, cameras.width)
     state = jnp.zeros(shape, jnp.float32).at[0].set(1)
     blend = jax.jit(lambda *a: kernels.blend(sizes, *a))
     differentiate = jax.jit(lambda *a: kernels.differentiate(sizes, *a))
-    args = (records, lists.entries, lists.starts)
+    args = (scene.records, lists.entries, lists.starts, lists.ends)
     d_pixels = jnp.ones((4, *shape[1:]), jnp.float32)
     back = (*args, state[:2], d_pixels)
     _, _, rows, ends = differentiate(*back)
-    sums = jnp.zeros((sizes.num_records, kernels.RECORD), jnp.float32)
+    sums = jnp.zeros((kernels.num_sum_rows(sizes), kernels.RECORD), jnp.float32)
     add = jax.jit(lambda *a: kernels.sum_rows(sizes, *a))
-    places = jnp.zeros_like(lists.slots)
-    places = places.at[lists.slots].set(jnp.arange(sizes.capacity, dtype=jnp.int32))
-    counts = count(records, order, is_open, first)
+    listed = (lists.counts, lists.firsts)
     calls = {
         "project": (project, gaussians, cameras),
         "prepare": (prepare, splats),
-        "list": (lister, records, order, is_open, first),
-        "list_count": (count, records, order, is_open, first),
-        "list_totals": (totals, counts),
-        "list_emit": (emit, records, order, is_open, lists.counts, lists.firsts),
+        "list": (lister, scene, is_open, first),
+        "list_count": (count, scene, is_open),
+        "list_emit": (emit, scene.records, scene.order, is_open, *listed),
         "blend": (blend, *args, state),
         "differentiate": (differentiate, *back),
         "sum_rows": (
-            *(add, rows, ends, places, lists.tiles),
-            *(order, lists.counts, lists.firsts, sums),
+            *(add, rows, ends, lists.places, lists.tiles),
+            *(scene.order, *listed, sums),
         ),
     }
     row = {
         f"{name}_ms": milliseconds(*call, repeats=repeats)
         for name, call in calls.items()
     }
-    begins = lists.starts[:-1]
+    in_all = jnp.sum(count(scene, is_open)[0][-1])
     return row | {
         "capacity": sizes.capacity,
-        "entries": int(jnp.sum(counts.astype(jnp.float32))),
+        "entries": int(in_all),
         "entries_slice": int(jnp.sum(lists.counts)),
-        "entries_read": int(jnp.sum(jnp.maximum(ends - begins, 0))),
-        "taken": int(lists.num_taken),
+        "entries_kept": int(lists.ends[-1]),
+        "entries_read": int(jnp.sum(jnp.maximum(ends - lists.starts, 0))),
+        "taken": int(lists.num_taken[0]),
     }
 
 

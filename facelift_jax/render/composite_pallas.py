@@ -4,6 +4,7 @@ One depth order over all pictures; a slice takes as many Gaussians of it as fit,
 them in the tiles that still have a pixel to draw, and blends them. Slices go on until
 all Gaussians are drawn or all pixels have ended. The backward pass walks the same
 slices, writes a gradient row per entry and adds up each Gaussian's rows in fixed order.
+It finds the lists of the first slices kept and makes those of the others again.
 """
 
 import functools
@@ -18,15 +19,15 @@ from jaxtyping import Float, Int
 from facelift_jax.numerics import Array
 from facelift_jax.render import kernels_triton as kernels
 from facelift_jax.render.config import RenderConfig
-from facelift_jax.render.constants import ALPHA_MIN
 from facelift_jax.render.folding import folding_vmap
 from facelift_jax.render.kernels_triton import LOG2_E, RECORD, Sizes
 from facelift_jax.render.manual_axes import vary_like
 from facelift_jax.render.records import Pixels, Splats
-from facelift_jax.render.tiling import Grid
+from facelift_jax.render.tiling import Grid, tile_rectangles
 
 _ENTRIES_PER_RECORD = 8  # list entries a slice has room for, per Gaussian and picture
 _MAX_ENTRIES = 3 * 2**23  # of one slice; an entry takes about 90 bytes
+_NUM_KEPT = 3  # slices whose lists wait for the backward pass
 _SAFE_TOTAL = 2.0**30  # running totals beyond it are not trusted to int32
 
 
@@ -35,21 +36,39 @@ class Lists(NamedTuple):
 
     Attributes:
       tiles: [m] tile of each entry as emitted; num_tiles where there is none.
-      slots: [m] emission slots in list order.
+      places: [m] where in list order each emitted entry is.
       entries: [m] record of each entry in list order.
-      starts: [tiles + 1] where each tile's list begins.
+      starts: [tiles] where each tile's list begins.
+      ends: [tiles] where it ends.
       counts: [r] entries of the Gaussian at each depth rank, 0 where not taken.
       firsts: [r] slot of the first of them.
-      num_taken: [] Gaussians taken.
+      num_taken: [pictures] Gaussians taken, the same number in each.
     """
 
     tiles: Int[Array, "m"]
-    slots: Int[Array, "m"]
+    places: Int[Array, "m"]
     entries: Int[Array, "m"]
-    starts: Int[Array, "bounds"]
+    starts: Int[Array, "tiles"]
+    ends: Int[Array, "tiles"]
     counts: Int[Array, "r"]
     firsts: Int[Array, "r"]
-    num_taken: Int[Array, ""]
+    num_taken: Int[Array, "pictures"]
+
+
+class Scene(NamedTuple):
+    """What every slice reads.
+
+    Attributes:
+      records: [r RECORD] what the kernels know of every splat.
+      order: [r] records near to far, all pictures together.
+      corners: [r 4] tables' positions of the corners of each rank's tiles.
+      num_visible: [] ranks that can be seen.
+    """
+
+    records: Float[Array, "r 16"]
+    order: Int[Array, "r"]
+    corners: Int[Array, "r 4"]
+    num_visible: Int[Array, ""]
 
 
 def composite(splats: Splats, width: int, height: int, config: RenderConfig) -> Pixels:
@@ -68,14 +87,13 @@ def _composite(settings, splats):
 
 
 def _composite_fwd(settings, splats):
-    pixels = _composite(settings, splats)
-    return pixels, (splats, pixels)
+    pixels, kept = folding_vmap(_forward_and_keep, settings)(splats)
+    return pixels, (splats, pixels, kept)
 
 
 def _composite_bwd(settings, residuals, cotangent):
-    splats, pixels = residuals
     d_pixels = (cotangent.colors, cotangent.depths, cotangent.transmittances)
-    return (folding_vmap(_backward, settings)(splats, pixels, d_pixels),)
+    return (folding_vmap(_backward, settings)(*residuals, d_pixels),)
 
 
 _composite.defvjp(_composite_fwd, _composite_bwd)
@@ -89,132 +107,186 @@ def make_sizes(pictures: int, n: int, settings: Any) -> Sizes:
         _MAX_ENTRIES, _ENTRIES_PER_RECORD * pictures * n
     )
     capacity = min(max(wanted, grid.num_tiles), pictures * n * grid.num_tiles)
+    capacity = -(-capacity // pictures) * pictures  # what is kept is split by picture
     return Sizes(grid, n, pictures, capacity, config.alpha_max, config.interpret)
 
 
 def _forward(settings, splats):
+    return _draw(settings, splats, num_kept=0)[0]
+
+
+def _forward_and_keep(settings, splats):
+    return _draw(settings, splats, num_kept=_NUM_KEPT)
+
+
+def _draw(settings, splats, num_kept):
+    """Pixels, and the lists of the first slices, every array split by picture."""
     num_pictures, n = splats.depths.shape
     sizes = make_sizes(num_pictures, n, settings)
+    scene = _prepare(sizes, splats)
     shape = (5, num_pictures, sizes.grid.height, sizes.grid.width)
     state = jnp.zeros(shape, jnp.float32).at[0].set(1)
-    records, order, cap_counts = _prepare(sizes, splats, settings[2])
 
-    def draw(lists, state, extra):
+    def one_slice(carry):
+        first, is_open, state = carry
+        lists = make_lists(sizes, scene, is_open, first)
         state, is_open = kernels.blend(
-            sizes, records, lists.entries, lists.starts, state
+            sizes, scene.records, lists.entries, lists.starts, lists.ends, state
         )
-        return state, is_open, extra
+        return (first + lists.num_taken[0], is_open, state), lists
 
-    state, _ = _walk(sizes, splats, records, order, draw, state, ())
-    transmittances, red, green, blue, depths = state
+    carry, kept = _start(sizes, scene, state), []
+    for _ in range(num_kept):
+        carry, lists = lax.cond(
+            _is_going(scene, carry), one_slice, _skip_slice(one_slice, carry), carry
+        )
+        kept.append(lists)
+    carry = lax.while_loop(
+        functools.partial(_is_going, scene), lambda c: one_slice(c)[0], carry
+    )
+    transmittances, red, green, blue, depths = carry[-1]
     colors = jnp.stack([red, green, blue], axis=-1)
-    return Pixels(colors, depths, jnp.abs(transmittances), cap_counts)
+    dropped = jnp.zeros_like(splats.is_visible[:, 0], jnp.int32)
+    pixels = Pixels(colors, depths, jnp.abs(transmittances), dropped)
+    kept = jax.tree.map(lambda x: x.reshape(num_pictures, -1), kept)
+    return pixels, kept
 
 
-def _backward(settings, splats, pixels, d_pixels):
+def _backward(settings, splats, pixels, kept, d_pixels):
     num_pictures, n = splats.depths.shape
     sizes = make_sizes(num_pictures, n, settings)
+    scene = _prepare(sizes, splats)
     d_colors, d_depths, d_transmittances = d_pixels
     rest = jnp.sum(pixels.colors * d_colors, axis=-1) + pixels.depths * d_depths
     rest = rest + pixels.transmittances * d_transmittances
     state = jnp.stack([jnp.ones_like(rest), rest])
     d_sums = jnp.stack([*jnp.moveaxis(d_colors, -1, 0), d_depths])
-    records, order, _ = _prepare(sizes, splats, settings[2])
 
-    def draw(lists, state, sums):
+    def differentiate(lists, carry):
+        first, _, (state, sums) = carry
         state, is_open, rows, ends = kernels.differentiate(
-            sizes, records, lists.entries, lists.starts, state, d_sums
+            *(sizes, scene.records, lists.entries, lists.starts, lists.ends),
+            *(state, d_sums),
         )
-        slots = jnp.arange(sizes.capacity, dtype=jnp.int32)
-        places = jnp.zeros_like(slots).at[lists.slots].set(slots, unique_indices=True)
         sums = kernels.sum_rows(
-            *(sizes, rows, ends, places, lists.tiles),
-            *(order, lists.counts, lists.firsts, sums),
+            *(sizes, rows, ends, lists.places, lists.tiles),
+            *(scene.order, lists.counts, lists.firsts, sums),
         )
-        return state, is_open, sums
-
-    sums = jnp.zeros((sizes.num_records, RECORD), jnp.float32)
-    _, sums = _walk(sizes, splats, records, order, draw, state, sums)
-    return _record_gradients(splats, sums)
-
-
-def _walk(sizes, splats, records, order, draw, state, extra):
-    """state, extra after state, open, extra = draw(lists, state, extra) of all slices."""
-    num_visible = jnp.sum(splats.is_visible, dtype=jnp.int32)
+        return first + lists.num_taken[0], is_open, (state, sums)
 
     def one_slice(carry):
-        first, is_open, state, extra = carry
-        lists = _list(sizes, records, order, is_open, first)
-        state, is_open, extra = draw(lists, state, extra)
-        return first + lists.num_taken, is_open, state, extra
+        return differentiate(make_lists(sizes, scene, carry[1], carry[0]), carry)
 
-    def is_going(carry):
-        return (carry[0] < num_visible) & (jnp.max(carry[1]) > 0)
+    sums = jnp.zeros((kernels.num_sum_rows(sizes), RECORD), jnp.float32)
+    carry = _start(sizes, scene, (state, sums))
+    for lists in kept:
+        lists = jax.tree.map(jnp.ravel, lists)
+        carry = lax.cond(
+            _is_going(scene, carry),
+            functools.partial(differentiate, lists),
+            lambda carry: carry,
+            carry,
+        )
+    carry = lax.while_loop(functools.partial(_is_going, scene), one_slice, carry)
+    return _record_gradients(splats, carry[-1][1][: sizes.num_records])
 
+
+def _start(sizes, scene, state):
+    """(first rank, open tiles, state) before the first slice."""
     is_open = jnp.ones(sizes.num_tiles, jnp.int32)
-    carry = vary_like((jnp.int32(0), is_open, state, extra), records)
-    return lax.while_loop(is_going, one_slice, carry)[2:]
+    return vary_like((jnp.int32(0), is_open, state), scene.records)
 
 
-def _prepare(sizes, splats, config):
-    """Records [r RECORD], depth order [r] over all pictures, dropped entries [i]."""
-    records = _pack(splats)
+def _is_going(scene, carry):
+    return (carry[0] < scene.num_visible) & (jnp.max(carry[1]) > 0)
+
+
+def _skip_slice(one_slice, carry):
+    """The branch for pictures that are done: the same carry, empty lists."""
+    shapes = jax.eval_shape(one_slice, carry)[1]
+    return lambda carry: (
+        carry,
+        vary_like(jax.tree.map(jnp.zeros_like, shapes), carry[0]),
+    )
+
+
+def _prepare(sizes, splats) -> Scene:
+    is_visible, n = splats.is_visible, sizes.n
     bits = lax.bitcast_convert_type(splats.depths, jnp.uint32)
-    keys = jnp.where(splats.is_visible, bits, jnp.uint32(0xFFFFFFFF)).reshape(-1)
+    keys = jnp.where(is_visible, bits, jnp.uint32(0xFFFFFFFF)).reshape(-1)
     indices = jnp.arange(sizes.num_records, dtype=jnp.int32)
     order = lax.sort((keys, indices), num_keys=1, is_stable=True)[1]
-    dropped = vary_like(jnp.zeros(sizes.pictures, jnp.int32), records)
-    return records, order, dropped
+    rectangles = jax.vmap(lambda s: tile_rectangles(s, sizes.grid))(splats)
+    rectangles = rectangles.reshape(-1, 4)
+    x0, y0, x1, y1 = jnp.moveaxis(rectangles[order], -1, 0)
+    width = sizes.grid.columns + 1
+    table = (order // n) * (width * (sizes.grid.rows + 1))
+    corners = [(y1, x1), (y0, x1), (y1, x0), (y0, x0)]
+    return Scene(
+        records=lax.stop_gradient(_pack(splats, rectangles)),
+        order=order,
+        corners=jnp.stack([table + y * width + x for y, x in corners], axis=-1),
+        num_visible=jnp.sum(is_visible, dtype=jnp.int32),
+    )
 
 
-def _pack(splats: Splats) -> Float[Array, "r 16"]:
+def _pack(splats: Splats, rectangles) -> Float[Array, "r 16"]:
     """What the kernels read of every splat; kernels_triton.py names the columns."""
-    scale = jnp.asarray([-0.5 * LOG2_E, -LOG2_E, -0.5 * LOG2_E], jnp.float32)
-    safe = jnp.where(splats.is_visible, splats.opacities, 1)
-    slack = splats.levels - jnp.log(safe / ALPHA_MIN)
-    levels = jnp.stack([splats.levels, splats.levels + slack], axis=-1) * LOG2_E
+    x0, y0, x1, y1 = jnp.moveaxis(rectangles, -1, 0)
+    A, B, C = jnp.moveaxis(splats.conics.reshape(-1, 3), -1, 0)
     columns = [
-        splats.means2d,
-        splats.conics * scale[None, None],
-        splats.opacities[..., None],
-        splats.colors,
-        splats.depths[..., None],
-        levels,
-        splats.radii,
-        jnp.zeros_like(splats.radii),
+        *jnp.moveaxis(splats.means2d.reshape(-1, 2), -1, 0),
+        *(-0.5 * LOG2_E * A, -LOG2_E * B, -0.5 * LOG2_E * C),
+        splats.opacities.reshape(-1),
+        *jnp.moveaxis(splats.colors.reshape(-1, 3), -1, 0),
+        splats.depths.reshape(-1),
+        LOG2_E * splats.levels.reshape(-1),
+        *(x.astype(jnp.float32) for x in (x0, y0, x1 - x0, y1 - y0)),
     ]
-    records = jnp.concatenate(columns, axis=-1).reshape(-1, RECORD)
-    return lax.stop_gradient(records)
+    return jnp.stack([*columns, jnp.zeros_like(columns[0])], axis=-1)
 
 
-def _list(sizes, records, order, is_open, first) -> Lists:
-    """Entries of as many Gaussians from depth rank `first` on as fit, by tile."""
-    counts = kernels.count_tiles(sizes, records, order, is_open, first)
-    ends, is_trusted = _running_totals(counts)
+def make_lists(sizes, scene, is_open, first) -> Lists:
+    """Lists of as many Gaussians from depth rank `first` on as fit."""
+    counts = _open_areas(sizes, scene, is_open)
     ranks = jnp.arange(sizes.num_records, dtype=jnp.int32)
+    counts = jnp.where(ranks >= first, counts, 0)
+    ends, is_trusted = _running_totals(counts)
     is_taken = is_trusted & (ends <= sizes.capacity) & (ranks >= first)
     counts = jnp.where(is_taken, counts, 0)
-    firsts = ends - counts
     total = jnp.sum(counts, dtype=jnp.int32)
-    tiles, records_of = kernels.emit_entries(
-        sizes, records, order, is_open, counts, firsts
+    tiles, records = kernels.emit_entries(
+        sizes, scene.records, scene.order, is_open, counts, ends - counts
     )
     slots = jnp.arange(sizes.capacity, dtype=jnp.int32)
-    is_entry = slots < total
-    tiles = jnp.where(is_entry, tiles, sizes.num_tiles)
-    records_of = jnp.where(is_entry, records_of, 0)
+    tiles = jnp.where(slots < total, tiles, sizes.num_tiles)
     small = sizes.num_tiles < 2**16  # half the passes of the sort
     keys = tiles.astype(jnp.uint16 if small else jnp.uint32)
     keys, sorted_slots = lax.sort((keys, slots), num_keys=1, is_stable=True)
+    bounds = kernels.list_starts(sizes, keys)
+    records = jnp.where(slots < total, records, 0)
+    num_taken = jnp.sum(is_taken, dtype=jnp.int32)
     return Lists(
         tiles=tiles,
-        slots=sorted_slots,
-        entries=records_of[sorted_slots],
-        starts=kernels.list_starts(sizes, keys),
+        places=jnp.zeros_like(slots).at[sorted_slots].set(slots, unique_indices=True),
+        entries=records[sorted_slots],
+        starts=bounds[:-1],
+        ends=bounds[1:],
         counts=counts,
-        firsts=firsts,
-        num_taken=jnp.sum(is_taken, dtype=jnp.int32),
+        firsts=ends - counts,
+        num_taken=jnp.broadcast_to(num_taken, sizes.pictures),
     )
+
+
+def _open_areas(sizes, scene, is_open):
+    """Open tiles in the rectangle of each depth rank (summed-area table)."""
+    grid = sizes.grid
+    table = is_open.reshape(sizes.pictures, grid.rows, grid.columns)
+    for axis in (1, 2):
+        table = jnp.cumsum(table, axis=axis, dtype=jnp.int32)
+    table = jnp.pad(table, ((0, 0), (1, 0), (1, 0))).reshape(-1)
+    a, b, c, d = jnp.moveaxis(scene.corners, -1, 0)
+    return table[a] - table[b] - table[c] + table[d]
 
 
 def _running_totals(counts):

@@ -5,20 +5,19 @@ being a record; M = entries of one depth slice; a tile index counts through all 
 Every sum has a fixed order and every address one writer: the same bits every time.
 
 Records are [R, RECORD] float32, 64 bytes each: u, v, the exponent's coefficients
-(-A/2, -B, -C/2) log2(e), opacity, red, green, blue, depth, the exponent's level for
-emission and for counting (base 2), half width and half height of the box, two spare.
+(-A/2, -B, -C/2) log2(e), opacity, red, green, blue, depth, the exponent's level (base
+2), then the rectangle of tiles: column, row, columns, rows; one is spare.
 """
 
 import functools
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
-from jaxtyping import Bool, Float, Int, UInt
+from jaxtyping import Float, Int, UInt
 
 from facelift_jax.numerics import Array
 from facelift_jax.render.constants import ALPHA_MIN, TRANSMITTANCE_MIN
@@ -58,27 +57,6 @@ class Sizes(NamedTuple):
         return self.pictures * self.grid.num_tiles
 
 
-def count_tiles(
-    sizes: Sizes,
-    records: Float[Array, "r 16"],
-    order: Int[Array, "r"],
-    is_open: Int[Array, "tiles"],
-    first: Int[Array, ""],
-) -> Int[Array, "r"]:
-    """Open tiles that the Gaussian of each depth rank reaches; 0 before rank `first`.
-
-    Never less than `emit_entries` will find: its level is a rounding error higher.
-    """
-    num_programs = pl.cdiv(sizes.num_records, _GAUSSIANS)
-    return _call(
-        functools.partial(_count_kernel, sizes),
-        num_programs,
-        shape_like((sizes.num_records,), jnp.int32, records),
-        "splat_count",
-        sizes,
-    )(records, order, is_open, first[None])
-
-
 def emit_entries(
     sizes: Sizes,
     records: Float[Array, "r 16"],
@@ -89,8 +67,9 @@ def emit_entries(
 ) -> tuple[Int[Array, "m"], Int[Array, "m"]]:
     """(tile, record) of every entry, Gaussian by Gaussian in depth order.
 
-    Entries of rank i lie at starts[i] and behind, counts[i] of them; those that miss
-    after all have tile `sizes.num_tiles`. Slots of no Gaussian stay unwritten.
+    Entries of rank i lie at starts[i] and behind: one for each open tile of its
+    rectangle if counts[i] is not 0. Those of tiles that its ellipse misses have tile
+    `sizes.num_tiles`. Slots of no Gaussian stay unwritten.
     """
     shape = shape_like((sizes.capacity,), jnp.int32, records)
     return _call(
@@ -118,7 +97,8 @@ def blend(
     sizes: Sizes,
     records: Float[Array, "r 16"],
     entries: Int[Array, "m"],
-    starts: Int[Array, "bounds"],
+    starts: Int[Array, "tiles"],
+    list_ends: Int[Array, "tiles"],
     state: Float[Array, "5 i h w"],
 ) -> tuple[Float[Array, "5 i h w"], Int[Array, "tiles"]]:
     """Draws one slice over `state` (T; red, green, blue, depth); tiles still open."""
@@ -131,15 +111,16 @@ def blend(
         ],
         "splat_blend",
         sizes,
-        aliases={3: 0},
-    )(records, entries, starts, state)
+        aliases={4: 0},
+    )(records, entries, starts, list_ends, state)
 
 
 def differentiate(
     sizes: Sizes,
     records: Float[Array, "r 16"],
     entries: Int[Array, "m"],
-    starts: Int[Array, "bounds"],
+    starts: Int[Array, "tiles"],
+    list_ends: Int[Array, "tiles"],
     state: Float[Array, "2 i h w"],
     d_pixels: Float[Array, "4 i h w"],
 ) -> tuple[Float[Array, "2 i h w"], Int[Array, "tiles"], Float[Array, "m*12"], Array]:
@@ -159,8 +140,8 @@ def differentiate(
         ],
         "splat_differentiate",
         sizes,
-        aliases={3: 0},
-    )(records, entries, starts, state, d_pixels)
+        aliases={4: 0},
+    )(records, entries, starts, list_ends, state, d_pixels)
 
 
 def sum_rows(
@@ -176,7 +157,8 @@ def sum_rows(
 ) -> Float[Array, "r 16"]:
     """Adds up each listed Gaussian's rows in emission order, into its row of `sums`.
 
-    `places` says where among the sorted rows each emitted entry went.
+    `places` says where among the sorted rows each emitted entry went. `sums` has rows
+    for whole programs, `num_sum_rows(sizes)`.
     """
     return _call(
         functools.partial(_sum_kernel, sizes),
@@ -186,6 +168,11 @@ def sum_rows(
         sizes,
         aliases={7: 0},
     )(rows, ends, places, tiles, order, counts, starts, sums)
+
+
+def num_sum_rows(sizes: Sizes) -> int:
+    """Records rounded up to whole programs of `sum_rows`."""
+    return pl.cdiv(sizes.num_records, _SUMMED) * _SUMMED
 
 
 def _call(kernel, num_programs, out_shape, name, sizes, aliases=None):
@@ -203,94 +190,6 @@ def _call(kernel, num_programs, out_shape, name, sizes, aliases=None):
 # Listing: [_GAUSSIANS, _TILES] candidate pairs at a time
 
 
-class _Candidates(NamedTuple):
-    """Gaussians [g 1] and the rectangle of tiles of each."""
-
-    u: Array
-    v: Array
-    a: Array
-    b: Array
-    c: Array
-    level: Array
-    x0: Array
-    y0: Array
-    columns: Array
-    area: Array
-    first_tile: Array
-
-
-def _candidates(sizes, records_ref, record, is_used, level_column):
-    def field(j):
-        return plt.load(records_ref.at[record, j], mask=is_used, other=0.0)
-
-    grid, size = sizes.grid, sizes.grid.tile_size
-
-    def span(center, radius, pixels):
-        first = jnp.clip(jnp.ceil(center - radius - 0.5), 0.0, float(pixels))
-        last = jnp.clip(jnp.floor(center + radius - 0.5) + 1, 0.0, float(pixels))
-        first, last = first.astype(jnp.int32), last.astype(jnp.int32)
-        return first // size, jnp.where(last > first, (last + size - 1) // size, 0)
-
-    u, v = field(0), field(1)
-    x0, x1 = span(u, field(12), grid.width)
-    y0, y1 = span(v, field(13), grid.height)
-    columns, rows = jnp.maximum(x1 - x0, 0), jnp.maximum(y1 - y0, 0)
-    area = jnp.where(is_used & (field(5) > 0), columns * rows, 0)
-    return _Candidates(
-        *(u, v, field(2), field(3), field(4), field(level_column), x0, y0),
-        jnp.maximum(columns, 1),
-        area,
-        (record // sizes.n) * grid.num_tiles,
-    )
-
-
-def _hits(sizes, found, steps, open_ref):
-    """Tile of each candidate pair [g tiles], and whether it is open and reached.
-
-    As `tiling.reaches_tile`: the exponent is concave, its maximum over the rectangle of
-    pixel centres lies at the mean or on the nearer sides.
-    """
-    size = sizes.grid.tile_size
-    row = steps // found.columns
-    column = found.x0 + steps - row * found.columns
-    row = found.y0 + row
-    x0 = (column * size).astype(jnp.float32) + 0.5 - found.u
-    y0 = (row * size).astype(jnp.float32) + 0.5 - found.v
-    x1, y1 = x0 + (size - 1), y0 + (size - 1)
-    side_x, side_y = jnp.clip(0.0, x0, x1), jnp.clip(0.0, y0, y1)
-
-    def power(dx, dy):
-        return dx * (found.a * dx + found.b * dy) + found.c * dy * dy
-
-    vertical = power(side_x, jnp.clip(-found.b * side_x / (2 * found.c), y0, y1))
-    horizontal = power(jnp.clip(-found.b * side_y / (2 * found.a), x0, x1), side_y)
-    misses = jnp.maximum(vertical, horizontal) < -found.level
-    tile = found.first_tile + row * sizes.grid.columns + column
-    is_inside = steps < found.area
-    is_open = plt.load(open_ref.at[tile], mask=is_inside, other=0)
-    return tile, is_inside & ~misses & (is_open > 0)
-
-
-def _count_kernel(sizes, records_ref, order_ref, open_ref, first_ref, counts_ref):
-    rank = pl.program_id(0) * _GAUSSIANS + jnp.arange(_GAUSSIANS)
-    is_rank = rank < sizes.num_records
-    is_used = is_rank & (rank >= first_ref[0])
-    record = plt.load(order_ref.at[rank], mask=is_used, other=0)
-    found = _candidates(
-        sizes, records_ref, record[:, None], is_used[:, None], level_column=11
-    )
-    lanes = jnp.arange(_TILES)[None]
-
-    def body(chunk, total):
-        _, is_hit = _hits(sizes, found, chunk * _TILES + lanes, open_ref)
-        return total + jnp.sum(is_hit.astype(jnp.int32), axis=1)
-
-    num_chunks = (jnp.max(found.area) + _TILES - 1) // _TILES
-    zero = jnp.zeros((_GAUSSIANS,), jnp.int32)
-    total = lax.fori_loop(0, num_chunks, body, zero)
-    plt.store(counts_ref.at[rank], total, mask=is_rank)
-
-
 def _emit_kernel(
     sizes,
     records_ref,
@@ -301,39 +200,52 @@ def _emit_kernel(
     tiles_ref,
     entries_ref,
 ):
+    grid, size = sizes.grid, sizes.grid.tile_size
     rank = pl.program_id(0) * _GAUSSIANS + jnp.arange(_GAUSSIANS)
-    is_rank = rank < sizes.num_records
-    count = plt.load(counts_ref.at[rank], mask=is_rank, other=0)
+    count = plt.load(counts_ref.at[rank], mask=rank < sizes.num_records, other=0)
     is_used = count > 0
     start = plt.load(starts_ref.at[rank], mask=is_used, other=0)[:, None]
     record = plt.load(order_ref.at[rank], mask=is_used, other=0)[:, None]
-    found = _candidates(sizes, records_ref, record, is_used[:, None], level_column=10)
+
+    def field(j):
+        return plt.load(records_ref.at[record, j], mask=is_used[:, None], other=0.0)
+
+    u, v, a, b, c, level = (field(j) for j in (0, 1, 2, 3, 4, 10))
+    x0, y0, columns, rows = (field(j).astype(jnp.int32) for j in range(11, 15))
+    area = columns * rows
+    reciprocal = 1 / jnp.maximum(columns, 1).astype(jnp.float32)
+    first_tile = (record // sizes.n) * grid.num_tiles
     lanes = jnp.arange(_TILES)[None]
-    count = count[:, None]
     entry = jnp.broadcast_to(record, (_GAUSSIANS, _TILES))
 
+    def power(dx, dy):
+        return dx * (a * dx + b * dy) + c * dy * dy
+
     def body(chunk, done):
-        tile, is_hit = _hits(sizes, found, chunk * _TILES + lanes, open_ref)
-        hit = is_hit.astype(jnp.int32)
-        place = done[:, None] + jnp.cumsum(hit, axis=1) - hit
-        is_kept = is_hit & (place < count)
-        plt.store(tiles_ref.at[start + place], tile, mask=is_kept)
-        plt.store(entries_ref.at[start + place], entry, mask=is_kept)
-        return done + jnp.sum(hit, axis=1)
+        step = chunk * _TILES + lanes
+        # a float quotient half a step from the borders is exact below 2^22
+        row = ((step.astype(jnp.float32) + 0.5) * reciprocal).astype(jnp.int32)
+        column, row = x0 + step - row * columns, y0 + row
+        # As `tiling.reaches_tile`: the exponent is concave, its maximum over the
+        # pixel centres' rectangle lies at the mean or on the nearer sides.
+        left = (column * size).astype(jnp.float32) + 0.5 - u
+        top = (row * size).astype(jnp.float32) + 0.5 - v
+        right, bottom = left + (size - 1), top + (size - 1)
+        side_x, side_y = jnp.clip(0.0, left, right), jnp.clip(0.0, top, bottom)
+        vertical = power(side_x, jnp.clip(-b * side_x / (2 * c), top, bottom))
+        horizontal = power(jnp.clip(-b * side_y / (2 * a), left, right), side_y)
+        is_miss = jnp.maximum(vertical, horizontal) < -level
+        tile = first_tile + row * grid.columns + column
+        is_open = plt.load(open_ref.at[tile], mask=step < area, other=0)
+        place = start + done[:, None] + jnp.cumsum(is_open, axis=1) - is_open
+        tile = jnp.where(is_miss, sizes.num_tiles, tile)
+        plt.store(tiles_ref.at[place], tile, mask=is_open > 0)
+        plt.store(entries_ref.at[place], entry, mask=is_open > 0)
+        return done + jnp.sum(is_open, axis=1)
 
-    num_chunks = (jnp.max(found.area) + _TILES - 1) // _TILES
+    num_chunks = (jnp.max(area) + _TILES - 1) // _TILES
     zero = jnp.zeros((_GAUSSIANS,), jnp.int32)
-    done = lax.fori_loop(0, num_chunks, body, zero)[:, None]
-    none = jnp.full((_GAUSSIANS, _TILES), sizes.num_tiles, jnp.int32)
-
-    def fill(chunk, carry):
-        place = done + chunk * _TILES + lanes
-        plt.store(tiles_ref.at[start + place], none, mask=place < count)
-        plt.store(entries_ref.at[start + place], entry, mask=place < count)
-        return carry
-
-    num_missing = jnp.max(jnp.where(is_used[:, None], count - done, 0))
-    lax.fori_loop(0, (num_missing + _TILES - 1) // _TILES, fill, num_missing)
+    lax.fori_loop(0, num_chunks, body, zero)
 
 
 def _starts_kernel(sizes, num_bounds, tiles_ref, starts_ref):
@@ -390,10 +302,12 @@ def _advance(transmittance, alpha):
     return weight, jnp.where(is_open, after, -jnp.abs(transmittance))
 
 
-def _blend_kernel(sizes, records_ref, entries_ref, starts_ref, _, state_ref, open_ref):
+def _blend_kernel(
+    sizes, records_ref, entries_ref, starts_ref, list_ends_ref, _, state_ref, open_ref
+):
     tile, picture, row, column, is_pixel = _tile_pixels(sizes)
     x, y = column.astype(jnp.float32) + 0.5, row.astype(jnp.float32) + 0.5
-    start, end = starts_ref[tile], starts_ref[tile + 1]
+    start, end = starts_ref[tile], list_ends_ref[tile]
 
     def pixels(channel):
         return state_ref.at[channel, picture, row, column]
@@ -426,6 +340,7 @@ def _differentiate_kernel(
     records_ref,
     entries_ref,
     starts_ref,
+    list_ends_ref,
     _,
     d_pixels_ref,
     state_ref,
@@ -435,7 +350,7 @@ def _differentiate_kernel(
 ):
     tile, picture, row, column, is_pixel = _tile_pixels(sizes)
     x, y = column.astype(jnp.float32) + 0.5, row.astype(jnp.float32) + 0.5
-    start, end = starts_ref[tile], starts_ref[tile + 1]
+    start, end = starts_ref[tile], list_ends_ref[tile]
 
     def pixels(ref, channel):
         return ref.at[channel, picture, row, column]
@@ -509,7 +424,9 @@ def _sum_kernel(
     count = plt.load(counts_ref.at[rank], mask=is_rank, other=0)
     is_used = count > 0
     start = plt.load(starts_ref.at[rank], mask=is_used, other=0)
-    record = plt.load(order_ref.at[rank], mask=is_used, other=0)
+    # the interpreter writes masked lanes' old values back: no two may share an address
+    record = plt.load(order_ref.at[rank], mask=is_rank, other=0)
+    record = jnp.where(is_rank, record, rank)
     columns = jnp.arange(RECORD)[None]
 
     def body(step, total):
