@@ -104,9 +104,13 @@ def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
     prepare = jax.jit(lambda s: pallas._prepare(sizes, s))
     scene = prepare(splats)
     is_open, first = jnp.ones(sizes.num_tiles, jnp.int32), jnp.int32(0)
-    count = jax.jit(
-        lambda s, o: pallas._running_totals(pallas._open_areas(sizes, s, o))
-    )
+
+    @jax.jit
+    def count(scene, is_open):
+        table = pallas._open_table(sizes, is_open)
+        counts = kernels.count_tiles(sizes, scene.records, scene.order, table, first)
+        return pallas._running_totals(counts)
+
     lister = jax.jit(lambda *a: pallas.make_lists(sizes, *a))
     lists = lister(scene, is_open, first)
     emit = jax.jit(lambda *a: kernels.emit_entries(sizes, *a))
@@ -118,7 +122,7 @@ def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
     d_pixels = jnp.ones((4, *shape[1:]), jnp.float32)
     back = (*args, state[:2], d_pixels)
     _, _, rows, ends = differentiate(*back)
-    sums = jnp.zeros((kernels.num_sum_rows(sizes), kernels.RECORD), jnp.float32)
+    sums = jnp.zeros((sizes.num_records, kernels.RECORD), jnp.float32)
     add = jax.jit(lambda *a: kernels.sum_rows(sizes, *a))
     listed = (lists.counts, lists.firsts)
     calls = {

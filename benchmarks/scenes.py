@@ -116,7 +116,7 @@ def orbit(num_views, seed):
 
 
 def make(name: str):
-    """(gaussians [b n], cameras [b v], cotangents of colour, alpha and depth [h w c])."""
+    """(gaussians [b n], cameras [b v], (colour, alpha, depth) cotangents [h w c])."""
     load = LOADS[name]
     clouds = [load.cloud(load.n, SEED + scene) for scene in range(load.scenes)]
     stacked = {key: np.stack([c[key] for c in clouds]) for key in clouds[0]}
@@ -131,5 +131,5 @@ def make(name: str):
     rng = np.random.Generator(np.random.PCG64(SEED + 2000))
     noise = rng.standard_normal((load.size, load.size, 5)) / load.size**2
     cotangents = (noise[..., :3], noise[..., 3:4], noise[..., 4:5])
-    to_float32 = lambda x: np.ascontiguousarray(x, np.float32)
-    return jax.tree.map(to_float32, (gaussians, cameras, cotangents))
+    everything = (gaussians, cameras, cotangents)
+    return jax.tree.map(lambda x: np.ascontiguousarray(x, np.float32), everything)

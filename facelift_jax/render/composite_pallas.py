@@ -20,10 +20,10 @@ from facelift_jax.numerics import Array
 from facelift_jax.render import kernels_triton as kernels
 from facelift_jax.render.config import RenderConfig
 from facelift_jax.render.folding import folding_vmap
-from facelift_jax.render.kernels_triton import LOG2_E, RECORD, Sizes
+from facelift_jax.render.kernels_triton import RECORD, Sizes
 from facelift_jax.render.manual_axes import vary_like
 from facelift_jax.render.records import Pixels, Splats
-from facelift_jax.render.tiling import Grid, tile_rectangles
+from facelift_jax.render.tiling import Grid
 
 _ENTRIES_PER_RECORD = 8  # list entries a slice has room for, per Gaussian and picture
 _MAX_ENTRIES = 3 * 2**23  # of one slice; an entry takes about 90 bytes
@@ -61,14 +61,12 @@ class Scene(NamedTuple):
     Attributes:
       records: [r RECORD] what the kernels know of every splat.
       order: [r] records near to far, all pictures together.
-      corners: [r 4] tables' positions of the corners of each rank's tiles.
-      num_visible: [] ranks that can be seen.
+      num_visible: [pictures] ranks that can be seen, the same number in each.
     """
 
     records: Float[Array, "r 16"]
     order: Int[Array, "r"]
-    corners: Int[Array, "r 4"]
-    num_visible: Int[Array, ""]
+    num_visible: Int[Array, "pictures"]
 
 
 def composite(splats: Splats, width: int, height: int, config: RenderConfig) -> Pixels:
@@ -120,7 +118,7 @@ def _forward_and_keep(settings, splats):
 
 
 def _draw(settings, splats, num_kept):
-    """Pixels, and the lists of the first slices, every array split by picture."""
+    """Pixels; scene and lists of the first slices, every array split by picture."""
     num_pictures, n = splats.depths.shape
     sizes = make_sizes(num_pictures, n, settings)
     scene = _prepare(sizes, splats)
@@ -148,14 +146,15 @@ def _draw(settings, splats, num_kept):
     colors = jnp.stack([red, green, blue], axis=-1)
     dropped = jnp.zeros_like(splats.is_visible[:, 0], jnp.int32)
     pixels = Pixels(colors, depths, jnp.abs(transmittances), dropped)
-    kept = jax.tree.map(lambda x: x.reshape(num_pictures, -1), kept)
+    kept = jax.tree.map(lambda x: x.reshape(num_pictures, -1), (scene, kept))
     return pixels, kept
 
 
 def _backward(settings, splats, pixels, kept, d_pixels):
     num_pictures, n = splats.depths.shape
     sizes = make_sizes(num_pictures, n, settings)
-    scene = _prepare(sizes, splats)
+    scene, lists_kept = jax.tree.map(jnp.ravel, kept)
+    scene = scene._replace(records=scene.records.reshape(-1, RECORD))
     d_colors, d_depths, d_transmittances = d_pixels
     rest = jnp.sum(pixels.colors * d_colors, axis=-1) + pixels.depths * d_depths
     rest = rest + pixels.transmittances * d_transmittances
@@ -177,10 +176,9 @@ def _backward(settings, splats, pixels, kept, d_pixels):
     def one_slice(carry):
         return differentiate(make_lists(sizes, scene, carry[1], carry[0]), carry)
 
-    sums = jnp.zeros((kernels.num_sum_rows(sizes), RECORD), jnp.float32)
+    sums = jnp.zeros((sizes.num_records, RECORD), jnp.float32)
     carry = _start(sizes, scene, (state, sums))
-    for lists in kept:
-        lists = jax.tree.map(jnp.ravel, lists)
+    for lists in lists_kept:
         carry = lax.cond(
             _is_going(scene, carry),
             functools.partial(differentiate, lists),
@@ -188,17 +186,18 @@ def _backward(settings, splats, pixels, kept, d_pixels):
             carry,
         )
     carry = lax.while_loop(functools.partial(_is_going, scene), one_slice, carry)
-    return _record_gradients(splats, carry[-1][1][: sizes.num_records])
+    return _record_gradients(splats, carry[-1][1])
 
 
 def _start(sizes, scene, state):
     """(first rank, open tiles, state) before the first slice."""
-    is_open = jnp.ones(sizes.num_tiles, jnp.int32)
+    # the barrier keeps the compiler from evaluating the first slice's tables itself
+    is_open = lax.optimization_barrier(jnp.ones(sizes.num_tiles, jnp.int32))
     return vary_like((jnp.int32(0), is_open, state), scene.records)
 
 
 def _is_going(scene, carry):
-    return (carry[0] < scene.num_visible) & (jnp.max(carry[1]) > 0)
+    return (carry[0] < scene.num_visible[0]) & (jnp.max(carry[1]) > 0)
 
 
 def _skip_slice(one_slice, carry):
@@ -211,46 +210,24 @@ def _skip_slice(one_slice, carry):
 
 
 def _prepare(sizes, splats) -> Scene:
-    is_visible, n = splats.is_visible, sizes.n
+    is_visible = splats.is_visible
     bits = lax.bitcast_convert_type(splats.depths, jnp.uint32)
     keys = jnp.where(is_visible, bits, jnp.uint32(0xFFFFFFFF)).reshape(-1)
     indices = jnp.arange(sizes.num_records, dtype=jnp.int32)
     order = lax.sort((keys, indices), num_keys=1, is_stable=True)[1]
-    rectangles = jax.vmap(lambda s: tile_rectangles(s, sizes.grid))(splats)
-    rectangles = rectangles.reshape(-1, 4)
-    x0, y0, x1, y1 = jnp.moveaxis(rectangles[order], -1, 0)
-    width = sizes.grid.columns + 1
-    table = (order // n) * (width * (sizes.grid.rows + 1))
-    corners = [(y1, x1), (y0, x1), (y1, x0), (y0, x0)]
+    num_visible = jnp.sum(is_visible, dtype=jnp.int32)
     return Scene(
-        records=lax.stop_gradient(_pack(splats, rectangles)),
+        records=kernels.pack_records(sizes, splats),
         order=order,
-        corners=jnp.stack([table + y * width + x for y, x in corners], axis=-1),
-        num_visible=jnp.sum(is_visible, dtype=jnp.int32),
+        num_visible=jnp.broadcast_to(num_visible, sizes.pictures),
     )
-
-
-def _pack(splats: Splats, rectangles) -> Float[Array, "r 16"]:
-    """What the kernels read of every splat; kernels_triton.py names the columns."""
-    x0, y0, x1, y1 = jnp.moveaxis(rectangles, -1, 0)
-    A, B, C = jnp.moveaxis(splats.conics.reshape(-1, 3), -1, 0)
-    columns = [
-        *jnp.moveaxis(splats.means2d.reshape(-1, 2), -1, 0),
-        *(-0.5 * LOG2_E * A, -LOG2_E * B, -0.5 * LOG2_E * C),
-        splats.opacities.reshape(-1),
-        *jnp.moveaxis(splats.colors.reshape(-1, 3), -1, 0),
-        splats.depths.reshape(-1),
-        LOG2_E * splats.levels.reshape(-1),
-        *(x.astype(jnp.float32) for x in (x0, y0, x1 - x0, y1 - y0)),
-    ]
-    return jnp.stack([*columns, jnp.zeros_like(columns[0])], axis=-1)
 
 
 def make_lists(sizes, scene, is_open, first) -> Lists:
     """Lists of as many Gaussians from depth rank `first` on as fit."""
-    counts = _open_areas(sizes, scene, is_open)
+    table = _open_table(sizes, is_open)
+    counts = kernels.count_tiles(sizes, scene.records, scene.order, table, first)
     ranks = jnp.arange(sizes.num_records, dtype=jnp.int32)
-    counts = jnp.where(ranks >= first, counts, 0)
     ends, is_trusted = _running_totals(counts)
     is_taken = is_trusted & (ends <= sizes.capacity) & (ranks >= first)
     counts = jnp.where(is_taken, counts, 0)
@@ -278,15 +255,13 @@ def make_lists(sizes, scene, is_open, first) -> Lists:
     )
 
 
-def _open_areas(sizes, scene, is_open):
-    """Open tiles in the rectangle of each depth rank (summed-area table)."""
+def _open_table(sizes, is_open):
+    """[corners] open tiles above and left of each corner, picture by picture."""
     grid = sizes.grid
     table = is_open.reshape(sizes.pictures, grid.rows, grid.columns)
     for axis in (1, 2):
         table = jnp.cumsum(table, axis=axis, dtype=jnp.int32)
-    table = jnp.pad(table, ((0, 0), (1, 0), (1, 0))).reshape(-1)
-    a, b, c, d = jnp.moveaxis(scene.corners, -1, 0)
-    return table[a] - table[b] - table[c] + table[d]
+    return jnp.pad(table, ((0, 0), (1, 0), (1, 0))).reshape(-1)
 
 
 def _running_totals(counts):

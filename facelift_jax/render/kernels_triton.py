@@ -1,7 +1,7 @@
 """GPU kernels of the `pallas` backend: the only file that uses Pallas' Triton lowering.
 
 All kernels see whole arrays. R = pictures x Gaussians, a Gaussian seen from one camera
-being a record; M = entries of one depth slice; a tile index counts through all pictures.
+being a record; M = entries of one depth slice; a tile index runs over all pictures.
 Every sum has a fixed order and every address one writer: the same bits every time.
 
 Records are [R, RECORD] float32, 64 bytes each: u, v, the exponent's coefficients
@@ -22,6 +22,7 @@ from jaxtyping import Float, Int, UInt
 from facelift_jax.numerics import Array
 from facelift_jax.render.constants import ALPHA_MIN, TRANSMITTANCE_MIN
 from facelift_jax.render.manual_axes import shape_like
+from facelift_jax.render.records import Splats
 from facelift_jax.render.tiling import Grid
 
 RECORD = 16
@@ -29,11 +30,13 @@ ROW = 12  # floats a gradient row takes; ten are used, 48 bytes keep rows aligne
 NUM_SUMS = 10  # moments 1, x, y, xx, xy, yy of d_exponent; red, green, blue, depth
 LOG2_E = math.log2(math.e)
 
-_GAUSSIANS, _TILES = 8, 16  # looked at together when listing
+_RECORDS = 128  # packed or counted together, by four warps
+_GAUSSIANS, _TILES = 32, 8  # looked at together when listing
 _BOUNDS = 128  # tiles whose lists' starts one program finds
-_SUMMED = 8  # Gaussians whose rows one program adds up
+_SUMMED = 16  # Gaussians whose rows one program adds up
 _UNROLL = 8  # records a forward step blends
 _UNROLL_BACKWARD = 2
+_PREFETCH, _SKIP = True, True
 
 
 class Sizes(NamedTuple):
@@ -55,6 +58,48 @@ class Sizes(NamedTuple):
     def num_tiles(self) -> int:
         """Tiles of all pictures."""
         return self.pictures * self.grid.num_tiles
+
+
+def pack_records(sizes: Sizes, splats: Splats) -> Float[Array, "r 16"]:
+    """Records of all splats [i n ...]."""
+    r = sizes.num_records
+    means2d, conics, colors, radii = (
+        x.reshape(r * x.shape[-1])
+        for x in (splats.means2d, splats.conics, splats.colors, splats.radii)
+    )
+    opacities, depths, levels = (
+        x.reshape(r) for x in (splats.opacities, splats.depths, splats.levels)
+    )
+    return _call(
+        functools.partial(_pack_kernel, sizes),
+        pl.cdiv(r, _RECORDS),
+        shape_like((r, RECORD), jnp.float32, means2d),
+        "splat_pack",
+        sizes,
+        num_warps=4,
+    )(means2d, conics, opacities, colors, depths, levels, radii)
+
+
+def count_tiles(
+    sizes: Sizes,
+    records: Float[Array, "r 16"],
+    order: Int[Array, "r"],
+    table: Int[Array, "corners"],
+    first: Int[Array, ""],
+) -> Int[Array, "r"]:
+    """Open tiles in the rectangle of each depth rank; 0 before rank `first`.
+
+    `table` holds, for each picture, the number of open tiles above and left of each
+    corner of the grid.
+    """
+    return _call(
+        functools.partial(_count_kernel, sizes),
+        pl.cdiv(sizes.num_records, _RECORDS),
+        shape_like((sizes.num_records,), jnp.int32, records),
+        "splat_count",
+        sizes,
+        num_warps=4,
+    )(records, order, table, first[None])
 
 
 def emit_entries(
@@ -157,8 +202,7 @@ def sum_rows(
 ) -> Float[Array, "r 16"]:
     """Adds up each listed Gaussian's rows in emission order, into its row of `sums`.
 
-    `places` says where among the sorted rows each emitted entry went. `sums` has rows
-    for whole programs, `num_sum_rows(sizes)`.
+    `places` says where among the sorted rows each emitted entry went.
     """
     return _call(
         functools.partial(_sum_kernel, sizes),
@@ -170,24 +214,95 @@ def sum_rows(
     )(rows, ends, places, tiles, order, counts, starts, sums)
 
 
-def num_sum_rows(sizes: Sizes) -> int:
-    """Records rounded up to whole programs of `sum_rows`."""
-    return pl.cdiv(sizes.num_records, _SUMMED) * _SUMMED
-
-
-def _call(kernel, num_programs, out_shape, name, sizes, aliases=None):
+def _call(kernel, num_programs, out_shape, name, sizes, aliases=None, num_warps=1):
     return pl.pallas_call(
         kernel,
         grid=(num_programs,),
         out_shape=out_shape,
         input_output_aliases=aliases or {},
-        compiler_params=plt.CompilerParams(num_warps=1, num_stages=1),
+        compiler_params=plt.CompilerParams(num_warps=num_warps, num_stages=1),
         interpret=sizes.interpret,
         name=name,
     )
 
 
-# Listing: [_GAUSSIANS, _TILES] candidate pairs at a time
+# Listing
+
+
+def _pack_kernel(
+    sizes,
+    means2d_ref,
+    conics_ref,
+    opacities_ref,
+    colors_ref,
+    depths_ref,
+    levels_ref,
+    radii_ref,
+    records_ref,
+):
+    grid, size = sizes.grid, sizes.grid.tile_size
+    record = pl.program_id(0) * _RECORDS + jnp.arange(_RECORDS)
+    is_record = record < sizes.num_records
+
+    def field(ref, width=1, j=0):
+        return plt.load(ref.at[record * width + j], mask=is_record, other=0.0)
+
+    opacity = field(opacities_ref)
+
+    def span(axis, pixels):
+        """First tile and number of tiles, as `tiling.tile_rectangles`."""
+        center, radius = field(means2d_ref, 2, axis), field(radii_ref, 2, axis)
+        first = jnp.clip(jnp.ceil(center - radius - 0.5), 0.0, float(pixels))
+        last = jnp.clip(jnp.floor(center + radius - 0.5) + 1, 0.0, float(pixels))
+        is_there = (last > first) & (opacity > 0)
+        first, last = first.astype(jnp.int32), last.astype(jnp.int32)
+        begin = first // size
+        number = jnp.where(is_there, (last + size - 1) // size - begin, 0)
+        return begin.astype(jnp.float32), number.astype(jnp.float32)
+
+    (x0, columns), (y0, rows) = span(0, grid.width), span(1, grid.height)
+    scales = (-0.5 * LOG2_E, -LOG2_E, -0.5 * LOG2_E)
+    fields = [
+        *(field(means2d_ref, 2, j) for j in range(2)),
+        *(field(conics_ref, 3, j) * scale for j, scale in enumerate(scales)),
+        opacity,
+        *(field(colors_ref, 3, j) for j in range(3)),
+        field(depths_ref),
+        field(levels_ref) * LOG2_E,
+        *(x0, y0, columns, rows),
+    ]
+    which = jnp.arange(RECORD)[None]
+    out = jnp.zeros((_RECORDS, RECORD), jnp.float32)
+    for j, values in enumerate(fields):
+        out = jnp.where(which == j, values[:, None], out)
+    index = record[:, None] + 0 * which
+    plt.store(
+        records_ref.at[index, which + 0 * index], out, mask=index < sizes.num_records
+    )
+
+
+def _count_kernel(sizes, records_ref, order_ref, table_ref, first_ref, counts_ref):
+    grid = sizes.grid
+    rank = pl.program_id(0) * _RECORDS + jnp.arange(_RECORDS)
+    is_rank = rank < sizes.num_records
+    is_used = is_rank & (rank >= first_ref[0])
+    record = plt.load(order_ref.at[rank], mask=is_used, other=0)
+
+    def field(j):
+        value = plt.load(records_ref.at[record, j], mask=is_used, other=0.0)
+        return value.astype(jnp.int32)
+
+    x0, y0, columns, rows = (field(j) for j in range(11, 15))
+    width = grid.columns + 1
+    table = (record // sizes.n) * (width * (grid.rows + 1))
+    is_used = is_used & (columns * rows > 0)
+
+    def corner(x, y):
+        return plt.load(table_ref.at[table + y * width + x], mask=is_used, other=0)
+
+    x1, y1 = x0 + columns, y0 + rows
+    count = corner(x1, y1) - corner(x1, y0) - corner(x0, y1) + corner(x0, y0)
+    plt.store(counts_ref.at[rank], count, mask=is_rank)
 
 
 def _emit_kernel(
@@ -238,6 +353,8 @@ def _emit_kernel(
         tile = first_tile + row * grid.columns + column
         is_open = plt.load(open_ref.at[tile], mask=step < area, other=0)
         place = start + done[:, None] + jnp.cumsum(is_open, axis=1) - is_open
+        # the interpreter writes old values back in masked lanes: those point outside
+        place = jnp.where(is_open > 0, place, sizes.capacity)
         tile = jnp.where(is_miss, sizes.num_tiles, tile)
         plt.store(tiles_ref.at[place], tile, mask=is_open > 0)
         plt.store(entries_ref.at[place], entry, mask=is_open > 0)
@@ -281,15 +398,22 @@ def _tile_pixels(sizes):
     return tile, picture, y, x, (x < grid.width) & (y < grid.height)
 
 
-def _record(records_ref, index):
-    return [records_ref[index, j] for j in range(10)]
+def _load(records_ref, entries_ref, i, end, number):
+    """Ten fields of the next records of a list; opacity 0 past its end."""
+    records = []
+    for step in range(number):
+        index = entries_ref[jnp.clip(i + step, 0, jnp.maximum(end - 1, 0))]
+        record = [records_ref[index, j] for j in range(10)]
+        record[5] = jnp.where(i + step < end, record[5], 0.0)
+        records.append(record)
+    return records
 
 
-def _alpha(record, x, y, opacity, alpha_max):
+def _alpha(record, x, y, alpha_max):
     """dx, dy, uncapped alpha, and alpha (0 where the record is not seen)."""
     dx, dy = record[0] - x, record[1] - y
     power = dx * (record[2] * dx + record[3] * dy) + record[4] * dy * dy
-    raw = opacity * jnp.exp2(power)
+    raw = record[5] * jnp.exp2(power)
     alpha = jnp.minimum(raw, alpha_max)
     return dx, dy, raw, jnp.where((alpha >= ALPHA_MIN) & (power <= 0), alpha, 0.0)
 
@@ -318,12 +442,13 @@ def _blend_kernel(
     def is_going(carry):
         return (carry[0] < end) & (carry[1] > 0)
 
+    def load(i):
+        return _load(records_ref, entries_ref, i, end, _UNROLL)
+
     def body(carry):
         i, _, transmittance, *sums = carry
-        for step in range(_UNROLL):
-            record = _record(records_ref, entries_ref[jnp.minimum(i + step, end - 1)])
-            opacity = jnp.where(i + step < end, record[5], 0.0)
-            alpha = _alpha(record, x, y, opacity, sizes.alpha_max)[-1]
+        for record in load(i):
+            alpha = _alpha(record, x, y, sizes.alpha_max)[-1]
             weight, transmittance = _advance(transmittance, alpha)
             sums = [s + weight * c for s, c in zip(sums, record[6:], strict=True)]
         return i + _UNROLL, jnp.max(transmittance), transmittance, *sums
@@ -362,14 +487,18 @@ def _differentiate_kernel(
     ]
     sums = jnp.arange(16)
 
+    def load(i):
+        return _load(records_ref, entries_ref, i, end, _UNROLL_BACKWARD)
+
     def body(carry):
         # one integer decides: a condition of two crashes the compiler where it stores
-        i, _, transmittance, rest = carry
-        for step in range(_UNROLL_BACKWARD):
-            is_entry = i + step < end
-            record = _record(records_ref, entries_ref[jnp.minimum(i + step, end - 1)])
-            opacity = jnp.where(is_entry, record[5], 0.0)
-            dx, dy, raw, alpha = _alpha(record, x, y, opacity, sizes.alpha_max)
+        i, _, transmittance, rest, records = carry
+        if not _PREFETCH:
+            records = load(i)
+        # stores may alias loads: what comes next is loaded before this is stored
+        ahead = load(i + _UNROLL_BACKWARD) if _PREFETCH else records
+        for step, record in enumerate(records):
+            dx, dy, raw, alpha = _alpha(record, x, y, sizes.alpha_max)
             weight, after = _advance(transmittance, alpha)
             pairs = list(zip(record[6:], d_pixels, strict=True))
             value = sum(c * d for c, d in pairs[1:]) + pairs[0][0] * pairs[0][1]
@@ -387,20 +516,23 @@ def _differentiate_kernel(
                     row = jnp.where(sums == j, jnp.sum(term), row)
                 return row
 
-            row = lax.cond(
-                jnp.max(weight) > 0, row_of, lambda: jnp.zeros((16,), jnp.float32)
-            )
+            if _SKIP:
+                row = lax.cond(
+                    jnp.max(weight) > 0, row_of, lambda: jnp.zeros((16,), jnp.float32)
+                )
+            else:
+                row = row_of()
             place = (i + step) * ROW + sums
-            plt.store(rows_ref.at[place], row, mask=is_entry & (sums < NUM_SUMS))
+            is_entry = (i + step < end) & (sums < NUM_SUMS)
+            plt.store(rows_ref.at[place], row, mask=is_entry)
         reached = jnp.minimum(i + _UNROLL_BACKWARD, end)
         is_open = jnp.max(transmittance) > 0
-        return jnp.where(is_open, reached, end), reached, transmittance, rest
+        return jnp.where(is_open, reached, end), reached, transmittance, rest, ahead
 
     first = jnp.where(jnp.max(before) > 0, start, end)
-    carry = lax.while_loop(
-        lambda carry: carry[0] < end, body, (first, start, before, rest)
-    )
-    _, reached, transmittance, rest = carry
+    carry = (first, start, before, rest, load(first))
+    carry = lax.while_loop(lambda carry: carry[0] < end, body, carry)
+    _, reached, transmittance, rest, _ = carry
     plt.store(pixels(state_ref, 0), transmittance, mask=is_pixel)
     plt.store(pixels(state_ref, 1), rest, mask=is_pixel)
     open_ref[tile] = (jnp.max(transmittance) > 0).astype(jnp.int32)
@@ -424,9 +556,7 @@ def _sum_kernel(
     count = plt.load(counts_ref.at[rank], mask=is_rank, other=0)
     is_used = count > 0
     start = plt.load(starts_ref.at[rank], mask=is_used, other=0)
-    # the interpreter writes masked lanes' old values back: no two may share an address
-    record = plt.load(order_ref.at[rank], mask=is_rank, other=0)
-    record = jnp.where(is_rank, record, rank)
+    record = plt.load(order_ref.at[rank], mask=is_used, other=sizes.num_records)
     columns = jnp.arange(RECORD)[None]
 
     def body(step, total):
