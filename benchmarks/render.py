@@ -120,7 +120,7 @@ def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
     differentiate = jax.jit(lambda *a: kernels.differentiate(sizes, *a))
     args = (scene.records, lists.entries, lists.starts, lists.ends)
     d_pixels = jnp.ones((4, *shape[1:]), jnp.float32)
-    back = (*args, state[:2], d_pixels)
+    back = (*args[:2], lists.slots, *args[2:], state[:2], d_pixels)
     _, _, rows, ends = differentiate(*back)
     sums = jnp.zeros((sizes.num_records, kernels.RECORD), jnp.float32)
     add = jax.jit(lambda *a: kernels.sum_rows(sizes, *a))
@@ -134,21 +134,22 @@ def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
         "blend": (blend, *args, state),
         "differentiate": (differentiate, *back),
         "sum_rows": (
-            *(add, rows, ends, lists.places, lists.tiles),
-            *(scene.order, *listed, sums),
+            *(add, rows, ends, lists.tiles, scene.order),
+            *(*listed, sums),
         ),
     }
     row = {
         f"{name}_ms": milliseconds(*call, repeats=repeats)
         for name, call in calls.items()
     }
+    reached = ends.at[lists.tiles].get(mode="fill", fill_value=0)  # 0: in no list
     in_all = jnp.sum(count(scene, is_open)[0][-1])
     return row | {
         "capacity": sizes.capacity,
         "entries": int(in_all),
         "entries_slice": int(jnp.sum(lists.counts)),
         "entries_kept": int(lists.ends[-1]),
-        "entries_read": int(jnp.sum(jnp.maximum(ends - lists.starts, 0))),
+        "entries_read": int(jnp.sum(jnp.arange(sizes.capacity) < reached)),
         "taken": int(lists.num_taken[0]),
     }
 

@@ -36,8 +36,8 @@ class Lists(NamedTuple):
 
     Attributes:
       tiles: [m] tile of each entry as emitted; num_tiles where there is none.
-      places: [m] where in list order each emitted entry is.
       entries: [m] record of each entry in list order.
+      slots: [m] where each entry in list order was emitted.
       starts: [tiles] where each tile's list begins.
       ends: [tiles] where it ends.
       counts: [r] entries of the Gaussian at each depth rank, 0 where not taken.
@@ -46,8 +46,8 @@ class Lists(NamedTuple):
     """
 
     tiles: Int[Array, "m"]
-    places: Int[Array, "m"]
     entries: Int[Array, "m"]
+    slots: Int[Array, "m"]
     starts: Int[Array, "tiles"]
     ends: Int[Array, "tiles"]
     counts: Int[Array, "r"]
@@ -164,12 +164,12 @@ def _backward(settings, splats, pixels, kept, d_pixels):
     def differentiate(lists, carry):
         first, _, (state, sums) = carry
         state, is_open, rows, ends = kernels.differentiate(
-            *(sizes, scene.records, lists.entries, lists.starts, lists.ends),
-            *(state, d_sums),
+            *(sizes, scene.records, lists.entries, lists.slots),
+            *(lists.starts, lists.ends, state, d_sums),
         )
         sums = kernels.sum_rows(
-            *(sizes, rows, ends, lists.places, lists.tiles),
-            *(scene.order, lists.counts, lists.firsts, sums),
+            *(sizes, rows, ends, lists.tiles, scene.order),
+            *(lists.counts, lists.firsts, sums),
         )
         return first + lists.num_taken[0], is_open, (state, sums)
 
@@ -236,17 +236,17 @@ def make_lists(sizes, scene, is_open, first) -> Lists:
         sizes, scene.records, scene.order, is_open, counts, ends - counts
     )
     slots = jnp.arange(sizes.capacity, dtype=jnp.int32)
+    records = jnp.where(slots < total, records, 0)
     tiles = jnp.where(slots < total, tiles, sizes.num_tiles)
     small = sizes.num_tiles < 2**16  # half the passes of the sort
     keys = tiles.astype(jnp.uint16 if small else jnp.uint32)
-    keys, sorted_slots = lax.sort((keys, slots), num_keys=1, is_stable=True)
+    keys, slots = lax.sort((keys, slots), num_keys=1, is_stable=True)
     bounds = kernels.list_starts(sizes, keys)
-    records = jnp.where(slots < total, records, 0)
     num_taken = jnp.sum(is_taken, dtype=jnp.int32)
     return Lists(
         tiles=tiles,
-        places=jnp.zeros_like(slots).at[sorted_slots].set(slots, unique_indices=True),
-        entries=records[sorted_slots],
+        entries=records[slots],
+        slots=slots,
         starts=bounds[:-1],
         ends=bounds[1:],
         counts=counts,

@@ -13,6 +13,7 @@ import functools
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -34,9 +35,10 @@ _RECORDS = 128  # packed or counted together, by four warps
 _GAUSSIANS, _TILES = 32, 8  # looked at together when listing
 _BOUNDS = 128  # tiles whose lists' starts one program finds
 _SUMMED = 16  # Gaussians whose rows one program adds up
+_LANES = 32
 _UNROLL = 8  # records a forward step blends
 _UNROLL_BACKWARD = 2
-_PREFETCH, _SKIP = True, True
+_PREFETCH, _SKIP, _ASM = True, True, True
 
 
 class Sizes(NamedTuple):
@@ -164,14 +166,16 @@ def differentiate(
     sizes: Sizes,
     records: Float[Array, "r 16"],
     entries: Int[Array, "m"],
+    slots: Int[Array, "m"],
     starts: Int[Array, "tiles"],
     list_ends: Int[Array, "tiles"],
     state: Float[Array, "2 i h w"],
     d_pixels: Float[Array, "4 i h w"],
 ) -> tuple[Float[Array, "2 i h w"], Int[Array, "tiles"], Float[Array, "m*12"], Array]:
-    """Gradient rows of one slice in list order; T and rest behind it.
+    """Gradient rows of one slice, each at its entry's slot; T and rest behind it.
 
-    Returns (state, open tiles, rows, ends): rows of a tile are written up to its end.
+    Returns (state, open tiles, rows, ends): rows of a tile's entries are written for
+    slots before its end.
     """
     flags = shape_like((sizes.num_tiles,), jnp.int32, state)
     return _call(
@@ -185,33 +189,29 @@ def differentiate(
         ],
         "splat_differentiate",
         sizes,
-        aliases={4: 0},
-    )(records, entries, starts, list_ends, state, d_pixels)
+        aliases={5: 0},
+    )(records, entries, slots, starts, list_ends, state, d_pixels)
 
 
 def sum_rows(
     sizes: Sizes,
     rows: Float[Array, "m*12"],
     ends: Int[Array, "tiles"],
-    places: Int[Array, "m"],
     tiles: Int[Array, "m"],
     order: Int[Array, "r"],
     counts: Int[Array, "r"],
     starts: Int[Array, "r"],
     sums: Float[Array, "r 16"],
 ) -> Float[Array, "r 16"]:
-    """Adds up each listed Gaussian's rows in emission order, into its row of `sums`.
-
-    `places` says where among the sorted rows each emitted entry went.
-    """
+    """Adds up each listed Gaussian's rows in emission order, into its row of `sums`."""
     return _call(
         functools.partial(_sum_kernel, sizes),
         pl.cdiv(sizes.num_records, _SUMMED),
         shape_like(sums.shape, jnp.float32, sums),
         "splat_sum_rows",
         sizes,
-        aliases={7: 0},
-    )(rows, ends, places, tiles, order, counts, starts, sums)
+        aliases={6: 0},
+    )(rows, ends, tiles, order, counts, starts, sums)
 
 
 def _call(kernel, num_programs, out_shape, name, sizes, aliases=None, num_warps=1):
@@ -409,21 +409,27 @@ def _load(records_ref, entries_ref, i, end, number):
     return records
 
 
-def _alpha(record, x, y, alpha_max):
+def _alpha(sizes, record, x, y):
     """dx, dy, uncapped alpha, and alpha (0 where the record is not seen)."""
     dx, dy = record[0] - x, record[1] - y
-    power = dx * (record[2] * dx + record[3] * dy) + record[4] * dy * dy
-    raw = record[5] * jnp.exp2(power)
-    alpha = jnp.minimum(raw, alpha_max)
+    across = _fma(sizes, record[2], dx, record[3] * dy)
+    power = _fma(sizes, across, dx, record[4] * dy * dy)
+    raw = record[5] * _exp2(sizes, power)
+    alpha = jnp.minimum(raw, sizes.alpha_max)
     return dx, dy, raw, jnp.where((alpha >= ALPHA_MIN) & (power <= 0), alpha, 0.0)
 
 
-def _advance(transmittance, alpha):
+def _advance(sizes, transmittance, alpha):
     """Weight of a record and the new T, negative once the pixel has ended."""
-    after = transmittance * (1 - alpha)
+    after = _minus_product(sizes, alpha, transmittance, transmittance)
     is_open = after > TRANSMITTANCE_MIN
     weight = jnp.where(is_open, transmittance * alpha, 0.0)
     return weight, jnp.where(is_open, after, -jnp.abs(transmittance))
+
+
+def _any_positive(values):
+    """1 if any value is, else 0; integers are reduced in one instruction."""
+    return jnp.max((values > 0).astype(jnp.int32))
 
 
 def _blend_kernel(
@@ -448,22 +454,24 @@ def _blend_kernel(
     def body(carry):
         i, _, transmittance, *sums = carry
         for record in load(i):
-            alpha = _alpha(record, x, y, sizes.alpha_max)[-1]
-            weight, transmittance = _advance(transmittance, alpha)
-            sums = [s + weight * c for s, c in zip(sums, record[6:], strict=True)]
-        return i + _UNROLL, jnp.max(transmittance), transmittance, *sums
+            alpha = _alpha(sizes, record, x, y)[-1]
+            weight, transmittance = _advance(sizes, transmittance, alpha)
+            pairs = zip(record[6:], sums, strict=True)
+            sums = [_fma(sizes, weight, color, total) for color, total in pairs]
+        return i + _UNROLL, _any_positive(transmittance), transmittance, *sums
 
-    carry = (start, jnp.max(before), before, *sums)
-    _, largest, *state = lax.while_loop(is_going, body, carry)
+    carry = (start, _any_positive(before), before, *sums)
+    _, is_open, *state = lax.while_loop(is_going, body, carry)
     for channel, values in enumerate(state):
         plt.store(pixels(channel), values, mask=is_pixel)
-    open_ref[tile] = (largest > 0).astype(jnp.int32)
+    open_ref[tile] = is_open
 
 
 def _differentiate_kernel(
     sizes,
     records_ref,
     entries_ref,
+    slots_ref,
     starts_ref,
     list_ends_ref,
     _,
@@ -485,65 +493,175 @@ def _differentiate_kernel(
     d_pixels = [
         plt.load(pixels(d_pixels_ref, j), mask=is_pixel, other=0.0) for j in range(4)
     ]
-    sums = jnp.arange(16)
+
+    lanes = _lanes(sizes)
 
     def load(i):
-        return _load(records_ref, entries_ref, i, end, _UNROLL_BACKWARD)
+        records = _load(records_ref, entries_ref, i, end, _UNROLL_BACKWARD)
+        slots = [_slot(slots_ref, i + step, end) for step in range(_UNROLL_BACKWARD)]
+        return records, slots
 
     def body(carry):
         # one integer decides: a condition of two crashes the compiler where it stores
-        i, _, transmittance, rest, records = carry
+        i, _, transmittance, rest, (records, slots) = carry
         if not _PREFETCH:
-            records = load(i)
+            records, slots = load(i)
         # stores may alias loads: what comes next is loaded before this is stored
-        ahead = load(i + _UNROLL_BACKWARD) if _PREFETCH else records
-        for step, record in enumerate(records):
-            dx, dy, raw, alpha = _alpha(record, x, y, sizes.alpha_max)
-            weight, after = _advance(transmittance, alpha)
-            pairs = list(zip(record[6:], d_pixels, strict=True))
-            value = sum(c * d for c, d in pairs[1:]) + pairs[0][0] * pairs[0][1]
-            rest = rest - weight * value
-            slope = raw * (transmittance * value - rest / (1 - alpha))
+        ahead = load(i + _UNROLL_BACKWARD) if _PREFETCH else (records, slots)
+        for step, (record, slot) in enumerate(zip(records, slots, strict=True)):
+            dx, dy, raw, alpha = _alpha(sizes, record, x, y)
+            weight, after = _advance(sizes, transmittance, alpha)
+            value = record[6] * d_pixels[0]
+            for color, d_pixel in zip(record[7:], d_pixels[1:], strict=True):
+                value = _fma(sizes, color, d_pixel, value)
+            rest = _minus_product(sizes, weight, value, rest)
+            reciprocal = _reciprocal(sizes, 1 - alpha)
+            ahead_of = transmittance * value
+            slope = raw * _minus_product(sizes, rest, reciprocal, ahead_of)
             slope = jnp.where((weight > 0) & (raw <= sizes.alpha_max), slope, 0.0)
             transmittance = after
 
-            def row_of(slope=slope, dx=dx, dy=dy, weight=weight):
+            def total(slope=slope, dx=dx, dy=dy, weight=weight):
                 by_x, by_y = slope * dx, slope * dy
-                terms = [slope, by_x, by_y, by_x * dx, by_x * dy, by_y * dy]
-                terms += [weight * d for d in d_pixels]
-                row = jnp.zeros((16,), jnp.float32)
-                for j, term in enumerate(terms):
-                    row = jnp.where(sums == j, jnp.sum(term), row)
-                return row
+                terms = [(slope,), (by_x,), (by_y,), (by_x, dx), (by_x, dy), (by_y, dy)]
+                return _sum_pixels(sizes, lanes, terms + [(weight, d) for d in d_pixels])
 
             if _SKIP:
-                row = lax.cond(
-                    jnp.max(weight) > 0, row_of, lambda: jnp.zeros((16,), jnp.float32)
-                )
+                is_seen = _any_positive(weight) > 0
+                sums, which = lax.cond(is_seen, total, lambda: (0 * x, lanes))
             else:
-                row = row_of()
-            place = (i + step) * ROW + sums
-            is_entry = (i + step < end) & (sums < NUM_SUMS)
-            plt.store(rows_ref.at[place], row, mask=is_entry)
+                sums, which = total()
+            is_entry = (i + step < end) & (which < NUM_SUMS)
+            plt.store(rows_ref.at[slot * ROW + which], sums, mask=is_entry)
         reached = jnp.minimum(i + _UNROLL_BACKWARD, end)
-        is_open = jnp.max(transmittance) > 0
+        is_open = _any_positive(transmittance) > 0
         return jnp.where(is_open, reached, end), reached, transmittance, rest, ahead
 
-    first = jnp.where(jnp.max(before) > 0, start, end)
+    first = jnp.where(_any_positive(before) > 0, start, end)
     carry = (first, start, before, rest, load(first))
     carry = lax.while_loop(lambda carry: carry[0] < end, body, carry)
     _, reached, transmittance, rest, _ = carry
     plt.store(pixels(state_ref, 0), transmittance, mask=is_pixel)
     plt.store(pixels(state_ref, 1), rest, mask=is_pixel)
-    open_ref[tile] = (jnp.max(transmittance) > 0).astype(jnp.int32)
-    ends_ref[tile] = reached
+    open_ref[tile] = _any_positive(transmittance)
+    ends_ref[tile] = jnp.where(reached > start, _slot(slots_ref, reached - 1, end) + 1, 0)
+
+
+def _slot(slots_ref, i, end):
+    return slots_ref[jnp.clip(i, 0, jnp.maximum(end - 1, 0))]
+
+
+def _lanes(sizes):
+    """Lane of the warp that holds each pixel, none (32) for all but its first pixel."""
+    shape = (sizes.grid.tile_size**2,)
+    if sizes.interpret:
+        return jnp.minimum(jnp.arange(*shape), _LANES)
+    return _assembly("mov.u32 all, %laneid;", jnp.zeros(shape, jnp.int32), only=_LANES)
+
+
+def _sum_in_lane(sizes, values, factors=None):
+    """Sum of values, or of values x factors, over each lane's pixels, in all of them."""
+    if sizes.interpret:
+        values = values if factors is None else values * factors
+        return jnp.tile(values.reshape(-1, _LANES).sum(0), values.size // _LANES)
+    pack = values.size // _LANES
+    if factors is None:
+        lines = [f"mov.b32 all, ${pack};"]
+        lines += [f"add.f32 all, all, ${pack + k};" for k in range(1, pack)]
+        return _assembly(" ".join(lines), values)
+    lines = [f"mul.f32 all, ${pack}, ${2 * pack};"]
+    for k in range(1, pack):
+        lines += [f"fma.rn.f32 all, ${pack + k}, ${2 * pack + k}, all;"]
+    return _assembly(" ".join(lines), values, factors)
+
+
+def _exchange(sizes, values, bit):
+    """What the lane whose number differs in `bit` holds."""
+    if sizes.interpret:
+        return jnp.flip(values.reshape(-1, 2, bit), 1).reshape(-1)
+    source = values.size // _LANES
+    return _assembly(f"shfl.sync.bfly.b32 all, ${source}, {bit}, 31, -1;", values)
+
+
+def _fma(sizes, a, b, c):
+    """a b + c, rounded once."""
+    return a * b + c if sizes.interpret else _fused("fma.rn.f32 $0, $1, $2, $3;", a, b, c)
+
+
+def _minus_product(sizes, a, b, c):
+    """c - a b, rounded once."""
+    if sizes.interpret:
+        return c - a * b
+    line = "{ .reg .f32 a; neg.f32 a, $1; fma.rn.f32 $0, a, $2, $3; }"
+    return _fused(line, a, b, c)
+
+
+def _fused(line, a, b, c):
+    shape = jnp.broadcast_shapes(*(jnp.shape(value) for value in (a, b, c)))
+    a, b, c = (jnp.broadcast_to(value, shape) for value in (a, b, c))
+    return _elementwise(line, a, b, c)
+
+
+def _exp2(sizes, values):
+    if sizes.interpret:
+        return jnp.exp2(values)
+    return _elementwise("ex2.approx.ftz.f32 $0, $1;", values)
+
+
+def _reciprocal(sizes, values):
+    if sizes.interpret:
+        return 1 / values
+    return _elementwise("rcp.approx.ftz.f32 $0, $1;", values)
+
+
+def _elementwise(line, *args, pack=1):
+    """PTX over `pack` elements of each argument and of the result."""
+    letter = "f" if args[0].dtype == jnp.float32 else "r"
+    return plt.elementwise_inline_asm(
+        line,
+        args=args,
+        constraints=",".join([f"={letter}"] * pack + [letter] * pack * len(args)),
+        pack=pack,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, args[0].dtype)],
+    )[0]
+
+
+def _assembly(line, *args, only=None):
+    """PTX that sets `all`, what every pixel of a lane gets; or its first one only."""
+    pack, other = args[0].size // _LANES, "all" if only is None else only
+    lines = [".reg .b32 all;", line, "mov.b32 $0, all;"]
+    lines += [f"mov.b32 ${k}, {other};" for k in range(1, pack)]
+    return _elementwise("{ " + " ".join(lines) + " }", *args, pack=pack)
+
+
+def _sum_pixels(sizes, lanes, terms):
+    """(sums, which): sums[e] is the sum of the products terms[which[e]], if there are.
+
+    Each of five steps exchanges half of the values a lane still has for the other lane's
+    share of the other half: 12 shuffles for ten sums, where summing one by one takes 50.
+    """
+    values = [_sum_in_lane(sizes, *term) for term in terms]
+    which = [jnp.full_like(lanes, j) for j in range(len(terms))]
+    for bit in (16, 8, 4, 2, 1):
+        is_second, half = (lanes & bit) != 0, (len(values) + 1) // 2
+        for j in range(half):
+            other = j + half
+            if other < len(values):
+                sent = jnp.where(is_second, values[j], values[other])
+                kept = jnp.where(is_second, values[other], values[j])
+                which[j] = jnp.where(is_second, which[other], which[j])
+            else:  # both lanes go on with the same sum; one of them says so
+                sent = kept = values[j]
+                which[j] = jnp.where(is_second, NUM_SUMS, which[j])
+            values[j] = kept + _exchange(sizes, sent, bit)
+        values = values[:half]
+    return values[0], jnp.where(lanes < _LANES, which[0], NUM_SUMS)
 
 
 def _sum_kernel(
     sizes,
     rows_ref,
     ends_ref,
-    places_ref,
     tiles_ref,
     order_ref,
     counts_ref,
@@ -564,10 +682,9 @@ def _sum_kernel(
         slot = start + step
         tile = plt.load(tiles_ref.at[slot], mask=is_entry, other=sizes.num_tiles)
         is_entry = is_entry & (tile < sizes.num_tiles)
-        place = plt.load(places_ref.at[slot], mask=is_entry, other=0)
         end = plt.load(ends_ref.at[tile], mask=is_entry, other=0)
-        is_row = (is_entry & (place < end))[:, None] & (columns < NUM_SUMS)
-        index = place[:, None] * ROW + columns
+        is_row = (is_entry & (slot < end))[:, None] & (columns < NUM_SUMS)
+        index = slot[:, None] * ROW + columns
         return total + plt.load(rows_ref.at[index], mask=is_row, other=0.0)
 
     total = jnp.zeros((_SUMMED, RECORD), jnp.float32)
