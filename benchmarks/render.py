@@ -21,7 +21,8 @@ from benchmarks import scenes
 from facelift_jax import command
 from facelift_jax.render import RenderConfig, api, render
 from facelift_jax.render import composite_pallas as pallas
-from facelift_jax.render import kernels_triton as kernels
+from facelift_jax.render.triton import blending, listing
+from facelift_jax.render.triton.launch import RECORD
 
 REPEATS = 20
 
@@ -108,22 +109,22 @@ def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
     @jax.jit
     def count(scene, is_open):
         table = pallas._open_table(sizes, is_open)
-        counts = kernels.count_tiles(sizes, scene.records, scene.order, table, first)
+        counts = listing.count_tiles(sizes, scene.records, scene.order, table, first)
         return pallas._running_totals(counts)
 
     lister = jax.jit(lambda *a: pallas.make_lists(sizes, *a))
     lists = lister(scene, is_open, first)
-    emit = jax.jit(lambda *a: kernels.emit_entries(sizes, *a))
+    emit = jax.jit(lambda *a: listing.emit_entries(sizes, *a))
     shape = (5, pictures, cameras.height, cameras.width)
     state = jnp.zeros(shape, jnp.float32).at[0].set(1)
-    blend = jax.jit(lambda *a: kernels.blend(sizes, *a))
-    differentiate = jax.jit(lambda *a: kernels.differentiate(sizes, *a))
+    blend = jax.jit(lambda *a: blending.blend(sizes, *a))
+    differentiate = jax.jit(lambda *a: blending.differentiate(sizes, *a))
     args = (scene.records, lists.entries, lists.starts, lists.ends)
     d_pixels = jnp.ones((4, *shape[1:]), jnp.float32)
     back = (*args[:2], lists.slots, *args[2:], state[:2], d_pixels)
     _, _, rows, ends = differentiate(*back)
-    sums = jnp.zeros((sizes.num_records, kernels.RECORD), jnp.float32)
-    add = jax.jit(lambda *a: kernels.sum_rows(sizes, *a))
+    sums = jnp.zeros((sizes.num_records, RECORD), jnp.float32)
+    add = jax.jit(lambda *a: blending.sum_rows(sizes, *a))
     listed = (lists.counts, lists.firsts)
     calls = {
         "project": (project, gaussians, cameras),

@@ -17,17 +17,18 @@ from jax import lax
 from jaxtyping import Float, Int
 
 from facelift_jax.numerics import Array
-from facelift_jax.render import kernels_triton as kernels
 from facelift_jax.render.config import RenderConfig
 from facelift_jax.render.folding import folding_vmap
-from facelift_jax.render.kernels_triton import RECORD, Sizes
 from facelift_jax.render.manual_axes import vary_like
 from facelift_jax.render.records import Pixels, Splats
-from facelift_jax.render.tiling import Grid
+from facelift_jax.render.tiling import Grid, drop_farthest
+from facelift_jax.render.triton import blending, listing
+from facelift_jax.render.triton.launch import RECORD, Sizes, need_gpu
 
 _ENTRIES_PER_RECORD = 8  # list entries a slice has room for, per Gaussian and picture
 _MAX_ENTRIES = 3 * 2**23  # of one slice; an entry takes about 90 bytes
 _NUM_KEPT = 3  # slices whose lists wait for the backward pass
+_TILE_SIZES = (8, 16)  # one warp draws a tile: 2 or 8 pixels a lane
 _SAFE_TOTAL = 2.0**30  # running totals beyond it are not trusted to int32
 
 
@@ -72,6 +73,11 @@ class Scene(NamedTuple):
 def composite(splats: Splats, width: int, height: int, config: RenderConfig) -> Pixels:
     """Blends the pictures of splats [i n ...] through their tile lists."""
     num_pictures, n = splats.depths.shape
+    if config.tile_size not in _TILE_SIZES:
+        raise ValueError(
+            f'RenderConfig.tile_size: backend "pallas" draws tiles of 8 or 16 pixels, '
+            f"found {config.tile_size}"
+        )
     if n == 0 or num_pictures == 0:
         blank = jnp.zeros((num_pictures, height, width), splats.depths.dtype)
         colors = jnp.zeros((*blank.shape, 3), blank.dtype)
@@ -121,6 +127,7 @@ def _draw(settings, splats, num_kept):
     """Pixels; scene and lists of the first slices, every array split by picture."""
     num_pictures, n = splats.depths.shape
     sizes = make_sizes(num_pictures, n, settings)
+    splats, dropped = _cap(sizes, splats, settings[-1].max_entries)
     scene = _prepare(sizes, splats)
     shape = (5, num_pictures, sizes.grid.height, sizes.grid.width)
     state = jnp.zeros(shape, jnp.float32).at[0].set(1)
@@ -128,7 +135,7 @@ def _draw(settings, splats, num_kept):
     def one_slice(carry):
         first, is_open, state = carry
         lists = make_lists(sizes, scene, is_open, first)
-        state, is_open = kernels.blend(
+        state, is_open = blending.blend(
             sizes, scene.records, lists.entries, lists.starts, lists.ends, state
         )
         return (first + lists.num_taken[0], is_open, state), lists
@@ -144,7 +151,6 @@ def _draw(settings, splats, num_kept):
     )
     transmittances, red, green, blue, depths = carry[-1]
     colors = jnp.stack([red, green, blue], axis=-1)
-    dropped = jnp.zeros_like(splats.is_visible[:, 0], jnp.int32)
     pixels = Pixels(colors, depths, jnp.abs(transmittances), dropped)
     kept = jax.tree.map(lambda x: x.reshape(num_pictures, -1), (scene, kept))
     return pixels, kept
@@ -163,11 +169,11 @@ def _backward(settings, splats, pixels, kept, d_pixels):
 
     def differentiate(lists, carry):
         first, _, (state, sums) = carry
-        state, is_open, rows, ends = kernels.differentiate(
+        state, is_open, rows, ends = blending.differentiate(
             *(sizes, scene.records, lists.entries, lists.slots),
             *(lists.starts, lists.ends, state, d_sums),
         )
-        sums = kernels.sum_rows(
+        sums = blending.sum_rows(
             *(sizes, rows, ends, lists.tiles, scene.order),
             *(lists.counts, lists.firsts, sums),
         )
@@ -187,6 +193,14 @@ def _backward(settings, splats, pixels, kept, d_pixels):
         )
     carry = lax.while_loop(functools.partial(_is_going, scene), one_slice, carry)
     return _record_gradients(splats, carry[-1][1])
+
+
+def _cap(sizes, splats, max_entries):
+    """Splats that an explicit cap leaves, and the entries it cost each picture."""
+    if max_entries is None:
+        return splats, jnp.zeros_like(splats.is_visible[:, 0], jnp.int32)
+    drop = functools.partial(drop_farthest, grid=sizes.grid, max_entries=max_entries)
+    return jax.vmap(drop)(splats)
 
 
 def _start(sizes, scene, state):
@@ -211,13 +225,14 @@ def _skip_slice(one_slice, carry):
 
 def _prepare(sizes, splats) -> Scene:
     is_visible = splats.is_visible
-    bits = lax.bitcast_convert_type(splats.depths, jnp.uint32)
+    depths = splats.depths if sizes.interpret else need_gpu(splats.depths)
+    bits = lax.bitcast_convert_type(depths, jnp.uint32)
     keys = jnp.where(is_visible, bits, jnp.uint32(0xFFFFFFFF)).reshape(-1)
     indices = jnp.arange(sizes.num_records, dtype=jnp.int32)
     order = lax.sort((keys, indices), num_keys=1, is_stable=True)[1]
     num_visible = jnp.sum(is_visible, dtype=jnp.int32)
     return Scene(
-        records=kernels.pack_records(sizes, splats),
+        records=listing.pack_records(sizes, splats),
         order=order,
         num_visible=jnp.broadcast_to(num_visible, sizes.pictures),
     )
@@ -226,13 +241,13 @@ def _prepare(sizes, splats) -> Scene:
 def make_lists(sizes, scene, is_open, first) -> Lists:
     """Lists of as many Gaussians from depth rank `first` on as fit."""
     table = _open_table(sizes, is_open)
-    counts = kernels.count_tiles(sizes, scene.records, scene.order, table, first)
+    counts = listing.count_tiles(sizes, scene.records, scene.order, table, first)
     ranks = jnp.arange(sizes.num_records, dtype=jnp.int32)
     ends, is_trusted = _running_totals(counts)
     is_taken = is_trusted & (ends <= sizes.capacity) & (ranks >= first)
     counts = jnp.where(is_taken, counts, 0)
     total = jnp.sum(counts, dtype=jnp.int32)
-    tiles, records = kernels.emit_entries(
+    tiles, records = listing.emit_entries(
         sizes, scene.records, scene.order, is_open, counts, ends - counts
     )
     slots = jnp.arange(sizes.capacity, dtype=jnp.int32)
@@ -241,7 +256,7 @@ def make_lists(sizes, scene, is_open, first) -> Lists:
     small = sizes.num_tiles < 2**16  # half the passes of the sort
     keys = tiles.astype(jnp.uint16 if small else jnp.uint32)
     keys, slots = lax.sort((keys, slots), num_keys=1, is_stable=True)
-    bounds = kernels.list_starts(sizes, keys)
+    bounds = listing.list_starts(sizes, keys)
     num_taken = jnp.sum(is_taken, dtype=jnp.int32)
     return Lists(
         tiles=tiles,

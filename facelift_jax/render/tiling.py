@@ -120,6 +120,26 @@ def reaches_tile(
     return ~(jnp.minimum(on_vertical, on_horizontal) > splats.levels)
 
 
+def drop_farthest(
+    splats: Splats, grid: Grid, max_entries: int
+) -> tuple[Splats, Int[Array, ""]]:
+    """Splats without those behind the first `max_entries` entries, and entries lost.
+
+    Near to far, a Gaussian counts the tiles of its rectangle; the first that does not
+    fit goes, and all behind it. The entries lost are counted to 2^30.
+    """
+    x0, y0, x1, y1 = jnp.moveaxis(tile_rectangles(splats, grid), -1, 0)
+    order = depth_order(splats)
+    ends = _running_totals(((x1 - x0) * (y1 - y0))[order])
+    fits = ends <= max_entries
+    kept = jnp.max(jnp.where(fits, ends, 0), initial=0)
+    is_visible = splats.is_visible.at[order].min(fits)
+    left = splats._replace(
+        opacities=jnp.where(is_visible, splats.opacities, 0), is_visible=is_visible
+    )
+    return left, ends[-1] - kept
+
+
 def next_slice(
     splats: Splats,
     rectangles: Int[Array, "n 4"],

@@ -12,7 +12,7 @@ from facelift_jax.structs import Cameras, Gaussians
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "renderer"
 SCENES = ("edges", "single_offcentre", "small", "rand200")
-BACKENDS = ("reference", "xla")
+BACKENDS = ("reference", "xla", "pallas")
 SH_C0 = 0.28209479177387814
 
 # Compiling is nearly all of these tests' time; this makes it three times faster.
@@ -24,6 +24,12 @@ if jax.__version_info__ < (0, 11):
 
 def quick_jit(function, **kwargs):
     return jax.jit(function, compiler_options=QUICK, **kwargs)
+
+
+def settings(backend, **config):
+    """RenderConfig under which a backend runs here: kernels need a GPU or interpreter."""
+    interpret = backend == "pallas" and jax.default_backend() != "gpu"
+    return RenderConfig(interpret=interpret, **config)
 
 
 def golden(name):
@@ -105,8 +111,9 @@ def _compiled(width, height, config, backend):
     return quick_jit(jax.grad(loss, argnums=(0, 1, 3), has_aux=True))
 
 
-def render_and_grad(gaussians, cameras, background, config=RenderConfig(), *, backend):
+def render_and_grad(gaussians, cameras, background, *, backend, **config):
     """Pictures, and gradients to (gaussians, viewmats, background), under jit."""
+    config = settings(backend, **config)
     gradient = _compiled(cameras.width, cameras.height, config, backend)
     gradients, out = gradient(gaussians, cameras.viewmats, cameras.Ks, background)
     return out, gradients

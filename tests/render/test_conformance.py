@@ -17,6 +17,7 @@ from render_scenes import (
     quick_jit,
     render_and_grad,
     ring,
+    settings,
     stack,
     worst,
 )
@@ -61,7 +62,7 @@ def splat(u, v, variance, opacity):
 
 
 def draw(gaussians, cameras, backend, background=BACKGROUND, **config):
-    config = RenderConfig(**config)
+    config = settings(backend, **config)
 
     def call(gaussians, cameras, background):
         return render(gaussians, cameras, background, config=config, backend=backend)
@@ -118,7 +119,8 @@ def test_alpha_is_capped_without_gradient(backend):
 
     def center(opacities):
         moved = dataclasses.replace(gaussians, opacities=opacities)
-        out = render(moved, front_camera(), backend=backend)
+        config = settings(backend)
+        out = render(moved, front_camera(), config=config, backend=backend)
         return out.alphas[0, HEIGHT // 2, WIDTH // 2, 0]
 
     alpha, slope = quick_jit(jax.value_and_grad(center))(gaussians.opacities)
@@ -272,51 +274,57 @@ def test_twice_the_same_bits(scene, backend):
     assert_same_bits(again, results[backend])
 
 
-def test_float32_where_float64_is_enabled(scene):
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_float32_where_float64_is_enabled(scene, backend):
     """Nothing inside takes its dtype from JAX's default."""
     gaussians, cameras, background, results = scene
     with jax.enable_x64(True):
-        found = render_and_grad(gaussians, cameras, background, backend="xla")
+        found = render_and_grad(gaussians, cameras, background, backend=backend)
     assert {x.dtype for x in jax.tree.leaves(found[1])} == {jnp.dtype("float32")}
     assert found[0].dropped.dtype == jnp.int32
-    assert_trees_close(found, results["xla"])
+    assert_trees_close(found, results[backend])
 
 
-def test_tile_size_changes_nothing(scene):
+@pytest.mark.parametrize(("backend", "size"), [("xla", 5), ("pallas", 16)])
+def test_tile_size_changes_nothing(scene, backend, size):
     gaussians, cameras, background, results = scene
-    config = RenderConfig(tile_size=5)
-    found = render_and_grad(gaussians, cameras, background, config, backend="xla")
-    assert_trees_close(found, results["xla"])
+    found = render_and_grad(
+        gaussians, cameras, background, backend=backend, tile_size=size
+    )
+    assert_trees_close(found, results[backend])
 
 
-def test_slices_change_nothing(scene):
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_slices_change_nothing(scene, backend):
     """The smallest slices that make progress: the same pictures bit for bit.
 
     A Gaussian is never split between slices, so its gradient's sum keeps its order too.
     """
     gaussians, cameras, background, results = scene
-    config = RenderConfig(slice_entries=1)
-    found = render_and_grad(gaussians, cameras, background, config, backend="xla")
-    assert_same_bits(found[0], results["xla"][0])
-    assert_trees_close(found[1], results["xla"][1], rtol=1e-6)
+    found = render_and_grad(
+        gaussians, cameras, background, backend=backend, slice_entries=1
+    )
+    assert_same_bits(found[0], results[backend][0])
+    assert_trees_close(found[1], results[backend][1], rtol=1e-6)
 
 
-def test_explicit_cap_drops_the_farthest_and_counts(scene):
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_explicit_cap_drops_the_farthest_and_counts(scene, backend):
     """What is drawn is the picture of the nearest Gaussians whose entries fit."""
     gaussians, cameras, background, results = scene
     cap = 60
 
     def draw_with(opacities, max_entries):
         thinned = dataclasses.replace(gaussians, opacities=opacities)
-        config = RenderConfig(max_entries=max_entries)
-        out = render(thinned, cameras, background, config=config, backend="xla")
+        config = settings(backend, max_entries=max_entries)
+        out = render(thinned, cameras, background, config=config, backend=backend)
         return out.colors, out.dropped
 
     drawn = quick_jit(draw_with, static_argnums=1)
     colors, dropped = drawn(gaussians.opacities, cap)
     roomy, none_dropped = drawn(gaussians.opacities, 10**6)
     assert (none_dropped == 0).all()
-    assert worst(roomy, results["xla"][0].colors) < 2e-6
+    assert worst(roomy, results[backend][0].colors) < 2e-6
     grid = Grid(WIDTH, HEIGHT, RenderConfig().tile_size)
     for view in range(2):
         camera = jax.tree.map(lambda x, v=view: x[v], cameras)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from render_scenes import BACKENDS, SCENES, SH_C0, golden, quick_jit, worst
+from render_scenes import BACKENDS, SCENES, SH_C0, golden, quick_jit, settings, worst
 
-from facelift_jax.render import RenderConfig, render
+from facelift_jax.render import render
 from facelift_jax.structs import Cameras, Gaussians
 
 VARIANTS = ("gsplat64", "aa64")
@@ -19,7 +19,7 @@ GRADIENT_BOUND = {"float32": 2e-5, "float64": 1e-12}
 def _run(data, variant, backend, dtype, compile_with):
     """Pictures and gradients; goldens hold plain colours and accumulated depth."""
     width, height = int(data["in/width"]), int(data["in/height"])
-    config = RenderConfig(alpha_max=0.999, antialiased=variant == "aa64")
+    config = settings(backend, alpha_max=0.999, antialiased=variant == "aa64")
     colors = data["in/colors"].astype(np.float64)
     inputs = {
         name: jnp.asarray(data[f"in/{name}"], dtype)

@@ -14,6 +14,7 @@ from render_scenes import (
     picture_loss,
     quick_jit,
     ring,
+    settings,
     stack,
 )
 
@@ -34,7 +35,8 @@ def _value_and_grad(backend):
     weights = cotangents(WIDTH, HEIGHT)
 
     def loss(gaussians, cameras):
-        out = render(gaussians, cameras, jnp.ones(3), backend=backend)
+        config = settings(backend)
+        out = render(gaussians, cameras, jnp.ones(3), config=config, backend=backend)
         return picture_loss(out, weights), out
 
     def value_and_grad(gaussians, cameras):
@@ -59,8 +61,8 @@ def plain(request, results):
 
 
 def test_without_jit(results, scenes):
-    gaussians, cameras = scenes
-    assert_trees_close(render(gaussians, cameras, jnp.ones(3)), results["xla"][0])
+    out = render(*scenes, jnp.ones(3))
+    assert_trees_close(out, results["xla"][0])
 
 
 def test_vmap(plain, scenes):
@@ -68,19 +70,19 @@ def test_vmap(plain, scenes):
     assert_trees_close(quick_jit(jax.vmap(function))(*scenes), expected)
 
 
-def test_vmap_of_one_argument(results, scenes):
+def test_vmap_of_one_argument(plain, scenes):
     """Only the cameras are batched; the Gaussians are shared."""
-    function, expected = _value_and_grad("xla"), results["xla"]
+    function, expected = plain
     gaussians, cameras = scenes
     first = jax.tree.map(lambda x: x[0], gaussians)
     out, _ = quick_jit(jax.vmap(function, in_axes=(None, 0)))(first, cameras)
     assert_trees_close(out.colors[0], expected[0].colors[0])
 
 
-def test_pmap(results, scenes):
-    function = _value_and_grad("xla")
+def test_pmap(plain, scenes):
+    function, expected = plain
     found = jax.pmap(function, devices=jax.devices()[:2])(*scenes)
-    assert_trees_close(jax.device_get(found), results["xla"])
+    assert_trees_close(jax.device_get(found), expected)
 
 
 def test_shard_map(plain, scenes):
