@@ -15,13 +15,13 @@ from facelift_jax.render.projection import project
 from facelift_jax.render.records import Pixels, Splats
 from facelift_jax.structs import Cameras, Gaussians, RenderOutput, check
 
-BACKENDS = ("reference", "xla", "pallas")
-
 _COMPOSITE = {
     "reference": composite_reference.composite,
     "xla": composite_xla.composite,
     "pallas": composite_pallas.composite,
 }
+
+BACKENDS = tuple(_COMPOSITE)
 
 _log = logging.getLogger(__name__)
 
@@ -63,24 +63,26 @@ def render(
     return _finish(pixels, background, lead)
 
 
-@functools.cache
-def _default_backend() -> str:
-    """Chosen once a process, so that the log says it once."""
-    _log.info('rendering with backend "xla"')
-    return "xla"
-
-
 def _choose(backend: str | None) -> str:
     if backend is None:
-        return _default_backend()
+        return _log_once("pallas" if _has_nvidia_gpu() else "xla")
     if backend not in BACKENDS:
         known = ", ".join(f'"{name}"' for name in BACKENDS)
         raise ValueError(f'render: unknown backend "{backend}"; choose one of {known}')
-    if backend not in _COMPOSITE:
-        raise NotImplementedError(
-            f'render: backend "{backend}" has no kernel in this version; '
-            'use backend="xla" or None'
-        )
+    return backend
+
+
+def _has_nvidia_gpu() -> bool:
+    """Whether programs run on an NVIDIA GPU, Ampere or newer, unless told otherwise."""
+    device = jax.default_device.value or jax.devices()[0]
+    device = jax.devices(device)[0] if isinstance(device, str) else device
+    capability = getattr(device, "compute_capability", "")  # AMD's are words
+    return capability.replace(".", "").isdigit() and float(capability) >= 8.0
+
+
+@functools.cache
+def _log_once(backend: str) -> str:
+    _log.info('rendering with backend "%s"', backend)
     return backend
 
 

@@ -133,7 +133,7 @@ def drop_farthest(
     ends = _running_totals(((x1 - x0) * (y1 - y0))[order])
     fits = ends <= max_entries
     kept = jnp.max(jnp.where(fits, ends, 0), initial=0)
-    is_visible = splats.is_visible.at[order].min(fits)
+    is_visible = splats.is_visible & jnp.zeros_like(fits).at[order].set(fits)
     left = splats._replace(
         opacities=jnp.where(is_visible, splats.opacities, 0), is_visible=is_visible
     )

@@ -27,7 +27,7 @@ def quick_jit(function, **kwargs):
 
 
 def settings(backend, **config):
-    """RenderConfig under which a backend runs here: kernels need a GPU or interpreter."""
+    """RenderConfig under which a backend runs on this machine."""
     interpret = backend == "pallas" and jax.default_backend() != "gpu"
     return RenderConfig(interpret=interpret, **config)
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import logging
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 from render_scenes import cloud, ring
 
-from facelift_jax.render import BACKENDS, RenderConfig, api, render
+from facelift_jax.render import RenderConfig, api, render
 
 GAUSSIANS, CAMERAS = cloud(0, 3), ring(2, 16, 16)
 
@@ -28,16 +29,36 @@ def test_unknown_backend():
     )
 
 
-def test_named_backend_never_falls_back():
-    assert "pallas" in BACKENDS
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="kernels run here")
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_named_backend_never_falls_back(wrap):
+    with pytest.raises(NotImplementedError) as caught:
+        wrap(lambda g: render(g, CAMERAS, backend="pallas"))(GAUSSIANS)
+    assert str(caught.value) == (
+        'render: backend "pallas" runs on NVIDIA GPUs; use backend="xla" or None here, '
+        "or RenderConfig(interpret=True) to test its kernels"
+    )
+
+
+def test_tile_size_that_no_kernel_draws():
     _refused(
-        'render: backend "pallas" has no kernel in this version; '
-        'use backend="xla" or None',
+        'RenderConfig.tile_size: backend "pallas" draws tiles of 8 or 16 pixels, '
+        "found 5",
         GAUSSIANS,
         CAMERAS,
+        config=RenderConfig(tile_size=5),
         backend="pallas",
-        error=NotImplementedError,
     )
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [("9.0", "pallas"), ("8.0", "pallas"), ("7.5", "xla"), ("gfx90a", "xla")],
+)
+def test_kernels_are_the_default_where_they_run(monkeypatch, capability, expected):
+    device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda *_: [device])
+    assert api._choose(None) == expected
 
 
 def test_views_axis_is_missing():
@@ -138,7 +159,7 @@ def test_config(field, value, message):
 
 
 def test_choice_of_backend_is_logged_once(caplog):
-    api._default_backend.cache_clear()
+    api._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="facelift_jax.render.api"):
         for _ in range(3):
             jax.eval_shape(lambda: render(GAUSSIANS, CAMERAS))

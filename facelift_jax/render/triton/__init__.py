@@ -1,4 +1,4 @@
-"""GPU kernels of the `pallas` backend: the only place that uses Pallas' Triton lowering.
+"""GPU kernels of the `pallas` backend: all that uses Pallas' Triton lowering.
 
 All kernels see whole arrays. R = pictures x Gaussians, a Gaussian seen from one camera
 being a record; M = entries of one depth slice; a tile index runs over all pictures.

@@ -173,6 +173,25 @@ def _count_kernel(sizes, records_ref, order_ref, table_ref, first_ref, counts_re
     plt.store(counts_ref.at[rank], count, mask=is_rank)
 
 
+def _reach(ellipse, column, row, size):
+    """Largest exponent at the tile's pixel centres' rectangle, as `reaches_tile` says.
+
+    The exponent is concave: its maximum lies at the mean or on the nearer sides.
+    """
+    u, v, a, b, c = ellipse
+    left = (column * size).astype(jnp.float32) + 0.5 - u
+    top = (row * size).astype(jnp.float32) + 0.5 - v
+    right, bottom = left + (size - 1), top + (size - 1)
+    side_x, side_y = jnp.clip(0.0, left, right), jnp.clip(0.0, top, bottom)
+
+    def power(dx, dy):
+        return dx * (a * dx + b * dy) + c * dy * dy
+
+    vertical = power(side_x, jnp.clip(-b * side_x / (2 * c), top, bottom))
+    horizontal = power(jnp.clip(-b * side_y / (2 * a), left, right), side_y)
+    return jnp.maximum(vertical, horizontal)
+
+
 def _emit_kernel(
     sizes,
     records_ref,
@@ -183,7 +202,7 @@ def _emit_kernel(
     tiles_ref,
     entries_ref,
 ):
-    grid, size = sizes.grid, sizes.grid.tile_size
+    grid = sizes.grid
     rank = pl.program_id(0) * _GAUSSIANS + lax.iota(jnp.int32, _GAUSSIANS)
     count = plt.load(counts_ref.at[rank], mask=rank < sizes.num_records, other=0)
     is_used = count > 0
@@ -193,7 +212,7 @@ def _emit_kernel(
     def field(j):
         return plt.load(records_ref.at[record, j], mask=is_used[:, None], other=0.0)
 
-    u, v, a, b, c, level = (field(j) for j in (0, 1, 2, 3, 4, 10))
+    ellipse, level = [field(j) for j in range(5)], field(10)
     x0, y0, columns, rows = (field(j).astype(jnp.int32) for j in range(11, 15))
     area = columns * rows
     reciprocal = 1 / jnp.maximum(columns, 1).astype(jnp.float32)
@@ -201,34 +220,18 @@ def _emit_kernel(
     lanes = lax.iota(jnp.int32, _TILES)[None]
     entry = jnp.broadcast_to(record, (_GAUSSIANS, _TILES))
 
-    def power(dx, dy):
-        return dx * (a * dx + b * dy) + c * dy * dy
-
     def body(chunk, done):
         step = chunk * _TILES + lanes
         # a float quotient half a step from the borders is exact below 2^22
         row = ((step.astype(jnp.float32) + 0.5) * reciprocal).astype(jnp.int32)
         column, row = x0 + step - row * columns, y0 + row
-        # As `tiling.reaches_tile`: the exponent is concave, its maximum over the
-        # pixel centres' rectangle lies at the mean or on the nearer sides.
-        left = (column * size).astype(jnp.float32) + 0.5 - u
-        top = (row * size).astype(jnp.float32) + 0.5 - v
-        right, bottom = left + (size - 1), top + (size - 1)
-        side_x, side_y = jnp.clip(0.0, left, right), jnp.clip(0.0, top, bottom)
-        vertical = power(side_x, jnp.clip(-b * side_x / (2 * c), top, bottom))
-        horizontal = power(jnp.clip(-b * side_y / (2 * a), left, right), side_y)
-        is_miss = jnp.maximum(vertical, horizontal) < -level
         tile = first_tile + row * grid.columns + column
         is_open = plt.load(open_ref.at[tile], mask=step < area, other=0)
-        place = (
-            start
-            + done[:, None]
-            + jnp.cumsum(is_open, axis=1, dtype=jnp.int32)
-            - is_open
-        )
+        before = jnp.cumsum(is_open, axis=1, dtype=jnp.int32) - is_open
         # the interpreter writes old values back in masked lanes: those point outside
-        place = jnp.where(is_open > 0, place, sizes.capacity)
-        tile = jnp.where(is_miss, sizes.num_tiles, tile)
+        place = jnp.where(is_open > 0, start + done[:, None] + before, sizes.capacity)
+        is_missed = _reach(ellipse, column, row, grid.tile_size) < -level
+        tile = jnp.where(is_missed, sizes.num_tiles, tile)
         plt.store(tiles_ref.at[place], tile, mask=is_open > 0)
         plt.store(entries_ref.at[place], entry, mask=is_open > 0)
         return done + jnp.sum(is_open, axis=1, dtype=jnp.int32)
