@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import scenes
+from benchmarks import peers, scenes
 from facelift_jax import command
 from facelift_jax.render import RenderConfig, api, render
 from facelift_jax.render import composite_pallas as pallas
@@ -156,38 +156,41 @@ def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """One line a load."""
-    lines = []
-    for name, row in rows.items():
-        cells = "  ".join(
-            f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in row.items()
-        )
-        lines.append(f"{name:<9} {cells}")
+    """A line a figure, a column a load."""
+    figures = list(dict.fromkeys(key for row in rows.values() for key in row))
+
+    def cell(value):
+        return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+    lines = [f"{'':<18}" + "".join(f"{name:>14}" for name in rows)]
+    for figure in figures:
+        cells = "".join(f"{cell(row.get(figure, '-')):>14}" for row in rows.values())
+        lines.append(f"{figure:<18}{cells}")
     return "\n".join(lines)
+
+
+def in_child(module: str, arguments: list[str]) -> dict[str, float | str]:
+    """What a module prints last, as JSON; its last line of error if it fails."""
+    child = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(child, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+        return {f"{module} failed": done.stderr.strip().splitlines()[-1]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command."""
     flags = parse(arguments)
-    rows = {}
-    for name in flags.loads:
-        if flags.alone:
-            rows[name] = measure(name, flags)
-            continue
-        rest = [word for word in arguments if word not in flags.loads]
-        if flags.out:
-            rest = [w for w in rest if w not in ("--out", str(flags.out))]
-        child = [sys.executable, "-m", "benchmarks.render", *rest, "--alone", name]
-        done = subprocess.run(child, capture_output=True, text=True, check=False)
-        if done.returncode:
-            rows[name] = {"failed": done.stderr.strip().splitlines()[-1]}
-            print(done.stderr[-3000:], file=sys.stderr)
-        else:
-            rows[name] = json.loads(done.stdout.strip().splitlines()[-1])
     if flags.alone:
-        print(json.dumps(next(iter(rows.values()))))
+        print(json.dumps(measure(flags.loads[0], flags)))
         return
+    rows = {}
+    options = [word for word in arguments if word not in flags.loads]
+    for name in flags.loads:
+        rows[name] = in_child("benchmarks.render", [*options, "--alone", name])
+        if peers.is_installed():
+            rows[name] |= in_child("benchmarks.peers", [name])
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {flags.backend}")
     print(table(rows))
     if flags.out:
