@@ -32,7 +32,7 @@ def measure(name: str, repeats: int = REPEATS) -> dict[str, float]:
     def on_gpu(values):
         return torch.tensor(np.asarray(values), device="cuda")
 
-    gaussians, cameras, cotangents = scenes.make(name)
+    gaussians, cameras, cotangents = scenes.make(scenes.LOADS[name])
     inputs = {
         "means": gaussians.means,
         "quats": gaussians.quats,

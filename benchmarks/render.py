@@ -61,7 +61,7 @@ def measure(name: str, flags) -> dict[str, float]:
         slice_entries=flags.slice_entries,
         interpret=flags.interpret,
     )
-    gaussians, cameras, cotangents = jax.device_put(scenes.make(name))
+    gaussians, cameras, cotangents = jax.device_put(scenes.make(scenes.LOADS[name]))
     white = jnp.ones(3)
 
     @jax.jit

@@ -115,9 +115,8 @@ def orbit(num_views, seed):
     return np.stack(poses)
 
 
-def make(name: str):
+def make(load: Load):
     """(gaussians [b n], cameras [b v], (colour, alpha, depth) cotangents [h w c])."""
-    load = LOADS[name]
     clouds = [load.cloud(load.n, SEED + scene) for scene in range(load.scenes)]
     stacked = {key: np.stack([c[key] for c in clouds]) for key in clouds[0]}
     stacked["sh"] = ((stacked.pop("colors") - 0.5) / SH_C0)[..., None, :]
