@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import render
 from configs.lgm import get_config
 from facelift_jax import evaluate
 from facelift_jax.convert import __main__ as convert
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "configs/README.md")),
     *sorted((ROOT / "configs").glob("*.py")),
+    *sorted((ROOT / "benchmarks").glob("*.py")),
     *sorted((ROOT / "facelift_jax").rglob("*.py")),
     *sorted((ROOT / "facelift_jax").rglob("*.md")),
 ]
@@ -26,6 +28,7 @@ COMMANDS = {
     "facelift_jax.evaluate": evaluate.main,
     "facelift_jax.convert": convert.main,
     "facelift_jax.data.rodent": rodent.main,
+    "benchmarks.render": render.main,
 }
 
 
@@ -49,7 +52,7 @@ def of_module(name):
 
 
 def test_every_documented_command_exists():
-    known = {*COMMANDS, "facelift_jax.main", "pytest"}
+    known = {*COMMANDS, "facelift_jax.main", "benchmarks.peers", "pytest"}
     for path, words in documented():
         if words[0] == "bash":
             assert (ROOT / words[1]).is_file(), (path, words)

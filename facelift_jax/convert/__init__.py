@@ -1,6 +1,7 @@
 """PyTorch weights to our parameters."""
 
 import importlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -41,8 +42,9 @@ def convert_state(
 ) -> dict[str, Any]:
     """`from_torch` tensor by tensor: NumPy arrays, `read` gives the tensor of a key."""
     model = get_model(name, variant, **overrides)
-    rules = importlib.import_module(f"facelift_jax.convert.{name}").RULES
-    return convert_tensors(keys, read, rules, abstract_params(model))
+    table = importlib.import_module(f"facelift_jax.convert.{name}")
+    keys = [key for key in keys if not re.fullmatch(table.NOT_OURS, key)]
+    return convert_tensors(keys, read, table.RULES, abstract_params(model))
 
 
 def abstract_params(model: Any) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from facelift_jax.convert.rules import Rule, conv_kernel, dense_kernel
 
 LICENCE = "LGM's code and published weights: MIT licence, github.com/3DTopia/LGM"
 
+NOT_OURS = r"(?!)"  # every tensor is the network's
+
 _NETS = r"unet\.(down|up)_blocks\.(\d+)\.nets\.(\d+)\."
 _ATTNS = r"unet\.(down|up)_blocks\.(\d+)\.attns\.(\d+)\."
 _RESAMPLE = r"unet\.(down|up)_blocks\.(\d+)\.(downsample|upsample)\."

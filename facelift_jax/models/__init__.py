@@ -7,7 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-DEFAULT_VARIANTS = {"lgm": "big"}  # the one with published weights
+# those with published weights
+DEFAULT_VARIANTS = {"lgm": "big", "gslrm": "facelift"}
 
 
 def get_model(

@@ -18,6 +18,11 @@ LGM_BOX = 1.0  # objects lie in [-1, 1]^3 (LGM, arXiv 2402.05054, released code)
 LGM_SCALE = 0.1  # world units at softplus(x) = 1 (LGM, released code)
 
 
+GSLRM_LOG_SCALE = -2.3  # log of the scale at 0, world units (GS-LRM, FaceLift's config)
+GSLRM_MAX_LOG_SCALE = -1.2  # its largest value
+GSLRM_OPACITY_LOGIT = -2.0  # logit of the opacity at 0
+
+
 class Head(NamedTuple):
     """A run of `size` channels that fills one field of `Gaussians`."""
 
@@ -47,6 +52,30 @@ LGM_HEADS = (
     Head("scales", 3, softplus_scale),
     Head("quats", 4, normalize),  # (w, x, y, z); zero stays zero: no rotation
     Head("sh", 3, tanh_colour),
+)
+
+
+def unchanged(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    """Channels that are the field's values."""
+    return x
+
+
+def capped_exp_scale(x: Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:
+    """Standard deviations in world units; no gradient where capped."""
+    return jnp.exp(jnp.minimum(x + GSLRM_LOG_SCALE, GSLRM_MAX_LOG_SCALE))
+
+
+def low_opacity(x: Float[Array, "*b 1"]) -> Float[Array, "*b 1"]:
+    """Opacities, about 0.12 at 0."""
+    return jax.nn.sigmoid(x + GSLRM_OPACITY_LOGIT)
+
+
+GSLRM_HEADS = (
+    Head("means", 3, unchanged),  # placed on their rays before
+    Head("sh", 3, unchanged),
+    Head("scales", 3, capped_exp_scale),
+    Head("quats", 4, normalize),  # (w, x, y, z)
+    Head("opacities", 1, low_opacity),
 )
 
 

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from facelift_jax.models.attention import attend
+
 RESIDUAL_SCALE = 0.5**0.5  # keeps the variance of a sum of two branches (LGM's U-Net)
 GROUP_NORM_EPS = 1e-5  # PyTorch's default; Flax's own is 1e-6
-CUDNN_MAX_HEAD_DIM = 128  # before Hopper; from there on 256
 
 
 def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
@@ -59,16 +60,19 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-    """Linear map of the last axis."""
+    """Linear map of the last axis; `init_std=None` is PyTorch's default."""
 
     features: int
     use_bias: bool = True
     dtype: Any = jnp.float32
+    init_std: float | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d2"]:
         """Maps [b l d] to [b l features]."""
         init = uniform_fan_in(x.shape[-1])
+        if self.init_std is not None:
+            init = nn.initializers.normal(self.init_std)
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", init, shape, jnp.float32)
         x = x.astype(self.dtype) @ kernel.astype(self.dtype)
@@ -135,29 +139,8 @@ class SelfAttention(nn.Module):
         b, length, d = x.shape
         qkv = Dense(3 * d, use_bias=False, dtype=self.dtype, name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(b, length, 3, self.num_heads, -1), 2, 0)
-        x = _attend(q, k, v).reshape(b, length, d)
+        x = attend(q, k, v).reshape(b, length, d)
         return Dense(d, dtype=self.dtype, name="proj")(x)
-
-
-def _attend(
-    q: Float[Array, "b l heads c"],
-    k: Float[Array, "b l heads c"],
-    v: Float[Array, "b l heads c"],
-) -> Float[Array, "b l heads c"]:
-    """softmax(q k^T / sqrt(c)) v, the softmax in float32.
-
-    Half precision on an NVIDIA GPU takes cuDNN's flash attention, which never holds
-    the l x l matrix.
-    """
-    _, num_tokens, _, width = q.shape
-    is_half = q.dtype in (jnp.bfloat16, jnp.float16)
-    # cuDNN's gradient is not there for an odd number of tokens.
-    fits_cudnn = num_tokens % 2 == 0 and width % 8 == 0 and width <= CUDNN_MAX_HEAD_DIM
-    if is_half and fits_cudnn and jax.default_backend() == "gpu":
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    logits = jnp.einsum("blhc,bmhc->bhlm", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits * width**-0.5, axis=-1)
-    return jnp.einsum("bhlm,bmhc->blhc", weights.astype(v.dtype), v)
 
 
 class MultiViewAttention(nn.Module):

@@ -6,7 +6,6 @@ the published checkpoints: `unet/down_blocks_0/nets_0/conv1/kernel` is
 `unet.down_blocks.0.nets.0.conv1.weight`.
 """
 
-import math
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +17,8 @@ from jaxtyping import Float
 from facelift_jax.geometry.rays import nearest_point_rays, plucker_rays
 from facelift_jax.models import layers
 from facelift_jax.models.heads import LGM_HEADS, activate, num_channels
-from facelift_jax.structs import Cameras, Gaussians, Views, check
+from facelift_jax.models.inputs import check_square
+from facelift_jax.structs import Cameras, Gaussians, Views
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet, as torchvision documents it
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -281,7 +281,8 @@ class Model(nn.Module):
         Raises:
           ValueError: pictures of a shape, size or type the network cannot take.
         """
-        b, v, side = self._check_inputs(inputs)
+        halvings = len(self.down_channels) - 1
+        b, v, side = check_square(inputs, self.stride, f"as {halvings} halvings need")
         mean = jnp.asarray(IMAGE_MEAN, jnp.float32)[None, None, None, None]
         std = jnp.asarray(IMAGE_STD, jnp.float32)[None, None, None, None]
         x = jnp.concatenate(
@@ -308,32 +309,6 @@ class Model(nn.Module):
             placed = jnp.concatenate([points + raw[..., :3], raw[..., 3:]], axis=-1)
         gaussians = activate(placed.reshape(b, -1, placed.shape[-1]), LGM_HEADS)
         return gaussians, {"raw": raw}
-
-    def _check_inputs(self, inputs: Views) -> tuple[int, int, int]:
-        """Sizes b, v and side of pictures that the network can take."""
-        check(inputs, "inputs")
-        leading, (height, width) = inputs.images.shape[:-3], inputs.images.shape[-3:-1]
-        if len(leading) != 2 or 0 in leading:
-            raise ValueError(
-                f"inputs: expected two leading axes (scene, view), found {leading}"
-            )
-        if inputs.images.dtype != jnp.float32:
-            raise ValueError(
-                "inputs.images: expected float32 in [0, 1], found "
-                f"{inputs.images.dtype}; divide 8-bit pictures by 255"
-            )
-        if height != width:
-            raise ValueError(
-                f"inputs.images: expected square pictures, found {width} x {height} "
-                "px; crop or pad them together with their Ks"
-            )
-        if width % self.stride:
-            raise ValueError(
-                f"inputs.images: side {width} px is not a multiple of {self.stride}, "
-                f"as {len(self.down_channels) - 1} halvings need; resize to "
-                f"{math.ceil(width / self.stride) * self.stride}"
-            )
-        return leading[0], leading[1], width
 
 
 def _check_sizes(model: Model) -> None:

@@ -224,7 +224,7 @@ def test_freeze_presets_cover_every_variant(variant):
     [
         (
             {"name": "lmg"},
-            "unknown model 'lmg'; known: lgm",
+            "unknown model 'lmg'; known: gslrm, lgm",
         ),
         (
             {"name": "lgm", "variant": "huge"},

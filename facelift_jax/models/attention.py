@@ -1,0 +1,118 @@
+"""Unmasked attention that never holds the score matrix, in the fastest way."""
+
+import dataclasses
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental.pallas.ops.tpu import flash_attention as flash
+from jaxtyping import Float
+
+IMPLEMENTATIONS = ("cudnn", "tpu", "blocked")
+CUDNN_MAX_HEAD_DIM = 128  # before Hopper; from there on 256
+QUERY_BLOCK = 512  # queries whose scores are held together
+TPU_BLOCK = 512  # tokens are padded to a multiple of it
+
+_log = logging.getLogger(__name__)
+
+
+def attend(
+    q: Float[Array, "b l heads c"],
+    k: Float[Array, "b l heads c"],
+    v: Float[Array, "b l heads c"],
+    implementation: str | None = None,
+) -> Float[Array, "b l heads c"]:
+    """softmax(q k^T / sqrt(c)) v over all l tokens of each b, the softmax in float32.
+
+    Args:
+      q: queries.
+      k: keys, of the same type.
+      v: values, of the same type.
+      implementation: "cudnn" (half precision on NVIDIA GPUs), "tpu" (the flash kernel
+        that comes with JAX), "blocked" (anywhere), or None: the fastest that fits.
+        What None takes is logged once; a named one runs or raises.
+
+    Raises:
+      ValueError: unknown implementation, or a named one that cannot take the inputs.
+    """
+    if implementation is None:
+        implementation = _choose(jax.default_backend(), q.dtype.name, q.shape[1:])
+    if implementation not in IMPLEMENTATIONS:
+        known = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"attention: unknown {implementation!r}; known: {known}")
+    if implementation == "cudnn":
+        problem = _cudnn_problem(q.dtype.name, q.shape[1:])
+        if problem:
+            raise ValueError(f'attention "cudnn": {problem}; use another or None')
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    return _flash_on_tpu(q, k, v) if implementation == "tpu" else _blocked(q, k, v)
+
+
+@functools.cache  # logs once for each kind of input
+def _choose(platform: str, dtype: str, shape: tuple[int, ...]) -> str:
+    if platform == "tpu":
+        return "tpu"
+    if platform != "gpu":
+        return "blocked"
+    problem = _cudnn_problem(dtype, shape)
+    if problem:
+        _log.warning('attention over %d tokens is "blocked": %s', shape[0], problem)
+    return "blocked" if problem else "cudnn"
+
+
+def _cudnn_problem(dtype: str, shape: tuple[int, ...]) -> str:
+    """Why cuDNN's flash attention cannot take such inputs; empty if it can."""
+    num_tokens, _, width = shape
+    if dtype not in ("bfloat16", "float16"):
+        return f"cuDNN takes bfloat16 and float16, found {dtype}"
+    if num_tokens % 2:
+        return f"cuDNN has no gradient for an odd number of tokens, found {num_tokens}"
+    if width % 8 or width > CUDNN_MAX_HEAD_DIM:
+        return (
+            f"cuDNN takes heads of a multiple of 8 up to {CUDNN_MAX_HEAD_DIM}, "
+            f"found {width}"
+        )
+    return ""
+
+
+def _blocked(q, k, v):
+    """Scores of a block of queries at a time, made again in the backward pass."""
+    b, length, heads, width = q.shape
+
+    @jax.checkpoint
+    def one_block(queries):
+        logits = jnp.einsum(
+            "blhc,bmhc->bhlm", queries, k, preferred_element_type=jnp.float32
+        )
+        weights = jax.nn.softmax(logits * width**-0.5, axis=-1)
+        return jnp.einsum("bhlm,bmhc->blhc", weights.astype(v.dtype), v)
+
+    if length <= QUERY_BLOCK:
+        return one_block(q)
+    num_blocks = -(-length // QUERY_BLOCK)
+    padding = num_blocks * QUERY_BLOCK - length
+    blocks = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
+    blocks = jnp.moveaxis(
+        blocks.reshape(b, num_blocks, QUERY_BLOCK, heads, width), 1, 0
+    )
+    out = jnp.moveaxis(lax.map(one_block, blocks), 0, 1)
+    return out.reshape(b, -1, heads, width)[:, :length]
+
+
+def _flash_on_tpu(q, k, v):
+    """JAX's own kernel; tokens are padded to whole blocks, a segment of their own."""
+    length, width = q.shape[1], q.shape[-1]
+    padding = -length % TPU_BLOCK
+    widths = ((0, 0), (0, 0), (0, padding), (0, 0))
+    q, k, v = (jnp.pad(jnp.moveaxis(x, 1, 2), widths) for x in (q, k, v))
+    is_padding = jnp.arange(length + padding, dtype=jnp.int32) >= length
+    ids = jnp.broadcast_to(is_padding.astype(jnp.int32)[None], (q.shape[0], q.shape[2]))
+    segments = flash.SegmentIds(ids, ids)
+    sizes = {field.name: TPU_BLOCK for field in dataclasses.fields(flash.BlockSizes)}
+    sizes = flash.BlockSizes(**{**sizes, "block_b": 1})
+    out = flash.flash_attention(
+        q, k, v, segment_ids=segments, sm_scale=width**-0.5, block_sizes=sizes
+    )
+    return jnp.moveaxis(out[:, :, :length], 2, 1)

@@ -1,0 +1,263 @@
+"""GS-LRM: a transformer over the patches of all views (Zhang et al., ECCV 2024).
+
+As FaceLift's released reconstructor computes it (Lyu et al., 2024). Every pixel of
+every view is one Gaussian on its ray, and a few learned tokens give Gaussians of their
+own. The tokens of all views attend to each other in every block.
+"""
+
+from types import MappingProxyType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from facelift_jax.geometry.rays import nearest_point_rays, pixel_directions
+from facelift_jax.models.attention import attend
+from facelift_jax.models.heads import GSLRM_HEADS, activate, num_channels
+from facelift_jax.models.inputs import check_square
+from facelift_jax.models.layers import Dense
+from facelift_jax.numerics import normalize
+from facelift_jax.structs import Cameras, Gaussians, Views
+
+INIT_STD = 0.02  # of every linear map and the learned tokens
+NORM_EPS = 1e-5  # PyTorch's default
+REACH = 1.8  # farthest a Gaussian lies from its ray's point nearest the origin
+
+# `facelift` is the released network; `small` and `mini` are ours.
+VARIANTS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
+    {
+        "facelift": {"width": 1024, "depth": 24},
+        "small": {"width": 512, "depth": 12},
+        "mini": {"width": 128, "depth": 4, "head_dim": 32},
+    }
+)
+
+# Ordered (regex, value) over parameter names; None freezes, a number scales the rate.
+# Blocks are those of `facelift`.
+_TOKENS = r"^(patch_embedder|global_tokens|input_norm)(/.*)?$"
+FREEZE_PRESETS: MappingProxyType[str, tuple[tuple[str, float | None], ...]] = (
+    MappingProxyType(
+        {
+            "none": ((r"^.*$", 1.0),),
+            "first_half": (
+                (_TOKENS, None),
+                (r"^block_(0\d|1[01])/.*$", None),
+                (r"^.*$", 1.0),
+            ),
+            "last_quarter": (
+                (r"^block_(1[89]|2\d)/.*$", 1.0),
+                (r"^(global|pixel)_head/.*$", 1.0),
+                (r"^.*$", None),
+            ),
+            "heads": (
+                (r"^(global|pixel)_head/.*$", 1.0),
+                (r"^.*$", None),
+            ),
+        }
+    )
+)
+
+
+class LayerNorm(nn.Module):
+    """Normalises the last axis with a gain and no bias, in float32."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Keeps the shape; float32."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        variance = jnp.mean(x * x, axis=-1, keepdims=True)
+        return x * jax.lax.rsqrt(variance + NORM_EPS) * scale[None, None]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens, no biases."""
+
+    head_dim: int
+    implementation: str | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Keeps the shape; the output has the module's `dtype`."""
+        b, length, width = x.shape
+        dense = {"use_bias": False, "dtype": self.dtype, "init_std": INIT_STD}
+        qkv = Dense(3 * width, name="qkv", **dense)(x)
+        qkv = qkv.reshape(b, length, 3, width // self.head_dim, self.head_dim)
+        q, k, v = (qkv[:, :, j] for j in range(3))
+        x = attend(q, k, v, self.implementation).reshape(b, length, width)
+        return Dense(width, name="fc", **dense)(x)
+
+
+class Block(nn.Module):
+    """x + attention(norm1(x)), then x + mlp(norm2(x)); the sums in float32."""
+
+    head_dim: int
+    implementation: str | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Keeps the shape; float32."""
+        width = x.shape[-1]
+        dense = {"use_bias": False, "dtype": self.dtype, "init_std": INIT_STD}
+        attention = Attention(
+            self.head_dim, self.implementation, self.dtype, name="attn"
+        )
+        x = x + attention(LayerNorm(name="norm1")(x)).astype(jnp.float32)
+        h = Dense(4 * width, name="mlp_in", **dense)(LayerNorm(name="norm2")(x))
+        h = Dense(width, name="mlp_out", **dense)(nn.gelu(h, approximate=False))
+        return x + h.astype(jnp.float32)
+
+
+class GaussianHead(nn.Module):
+    """Normalised tokens to raw Gaussian channels, float32 throughout.
+
+    Half precision would place Gaussians on a coarse grid.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l f"]:
+        """Maps [b l d] to [b l features]."""
+        x = LayerNorm(name="norm")(x)
+        return Dense(self.features, False, name="linear", init_std=INIT_STD)(x)
+
+
+def to_patches(x: Float[Array, "b v s s c"], size: int) -> Float[Array, "b l p"]:
+    """Square patches as tokens (view, patch row, patch column).
+
+    Inside a token: row, column, channel, the last one fastest.
+    """
+    b, v, side, _, channels = x.shape
+    number = side // size
+    x = x.reshape(b, v, number, size, number, size, channels)
+    return x.swapaxes(3, 4).reshape(b, v * number**2, size**2 * channels)
+
+
+def rounded_rays(cameras: Cameras, dtype: Any) -> Float[Array, "*b h w 6"]:
+    """`nearest_point_rays` with directions as CUDA autocast rounds them.
+
+    The rotation of a ray is a matrix product: its operands and its result are rounded
+    to `dtype`, and the result is normalised in float32.
+    """
+    c2w = cameras.c2w[..., :3, :3].astype(dtype).astype(jnp.float32)
+    local = normalize(pixel_directions(cameras)).astype(dtype).astype(jnp.float32)
+    world = jnp.einsum(
+        "...ij,...hwj->...hwi", c2w, local, precision=jax.lax.Precision.HIGHEST
+    )
+    directions = normalize(world.astype(dtype).astype(jnp.float32))
+    origins = cameras.centers[..., None, None, :]
+    along = (origins * directions).sum(-1, keepdims=True)
+    return jnp.concatenate([directions, origins - along * directions], axis=-1)
+
+
+class Model(nn.Module):
+    """GS-LRM; see VARIANTS.
+
+    Attributes:
+      width: of a token.
+      depth: number of blocks.
+      head_dim: width of one attention head.
+      patch_size: side of a patch, pixels.
+      num_global: learned tokens, each a Gaussian of its own.
+      ray_rounding: None, or the half type ("float16", "bfloat16") that the original's
+        mixed precision rounds ray directions to, for comparisons.
+      attention: an implementation of `attention.attend`; None is the fastest that fits.
+      remat: make a block's values again in the backward pass instead of keeping them.
+      dtype: type of the blocks' arithmetic.
+    """
+
+    width: int
+    depth: int
+    head_dim: int = 64
+    patch_size: int = 8
+    num_global: int = 2
+    ray_rounding: str | None = None
+    attention: str | None = None
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Checks the sizes; raises one ValueError."""
+        for name in ("width", "depth", "head_dim", "patch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"gslrm: {name}={getattr(self, name)}: must be >= 1")
+        if self.num_global < 0:
+            raise ValueError(f"gslrm: num_global={self.num_global}: must be >= 0")
+        if self.width % self.head_dim:
+            raise ValueError(
+                f"gslrm: width={self.width} is not a multiple of head_dim="
+                f"{self.head_dim}"
+            )
+        if self.ray_rounding not in (None, "float16", "bfloat16"):
+            raise ValueError(
+                f"gslrm: ray_rounding={self.ray_rounding!r}: known: None, float16, "
+                "bfloat16"
+            )
+        super().__post_init__()
+
+    @property
+    def stride(self) -> int:
+        """Input sides in pixels must be multiples of this."""
+        return self.patch_size
+
+    @nn.compact
+    def __call__(self, inputs: Views) -> tuple[Gaussians, dict[str, Array]]:
+        """Pictures with cameras to b scenes of num_global + v * s * s Gaussians each.
+
+        `inputs` is over [b v], any v >= 1, pictures square. Learned Gaussians come
+        first, then those of the pixels: view, patch row, patch column, row, column.
+        `aux["raw"]` [b n 14] holds the network's output before activation: position,
+        colour, scale, rotation, opacity. Float32, whatever `dtype` is.
+
+        Raises:
+          ValueError: pictures of a shape, size or type the network cannot take.
+        """
+        check_square(inputs, self.stride, "the patch's side")
+        if self.ray_rounding is None:
+            rays = nearest_point_rays(inputs.cameras)
+        else:
+            rays = rounded_rays(inputs.cameras, jnp.dtype(self.ray_rounding))
+        rays = jnp.asarray(rays)
+        x = jnp.concatenate([2 * inputs.images - 1, rays], axis=-1)
+        x = self._transform(to_patches(x, self.patch_size))
+
+        channels = num_channels(GSLRM_HEADS)
+        per_token = self.patch_size**2 * channels
+        b, num_global = x.shape[0], self.num_global
+        pixels = GaussianHead(per_token, name="pixel_head")(x[:, num_global:])
+        raw = pixels = pixels.reshape(b, -1, channels)
+        rays = to_patches(rays, self.patch_size).reshape(b, -1, 6)
+        # only the mean of the three position channels counts: how far along the ray
+        along = 2 * jax.nn.sigmoid(pixels[..., :3].mean(-1, keepdims=True)) - 1
+        means = rays[..., 3:] + REACH * along * rays[..., :3]
+        placed = jnp.concatenate([means, pixels[..., 3:]], axis=-1)
+        if num_global:
+            learned = GaussianHead(channels, name="global_head")(x[:, :num_global])
+            raw, placed = (jnp.concatenate([learned, y], axis=1) for y in (raw, placed))
+        return activate(placed, GSLRM_HEADS), {"raw": raw}
+
+    def _transform(self, patches: Float[Array, "b l p"]) -> Float[Array, "b l2 d"]:
+        """Patches to tokens through all blocks, learned tokens first."""
+        x = Dense(
+            self.width, False, self.dtype, name="patch_embedder", init_std=INIT_STD
+        )(patches).astype(jnp.float32)
+        if self.num_global:
+            shape = (self.num_global, self.width)
+            init = nn.initializers.normal(INIT_STD)
+            learned = self.param("global_tokens", init, shape, jnp.float32)
+            learned = jnp.broadcast_to(learned[None], (x.shape[0], *shape))
+            x = jnp.concatenate([learned, x], axis=1)
+        x = LayerNorm(name="input_norm")(x)
+        block = nn.remat(Block) if self.remat else Block
+        for i in range(self.depth):
+            x = block(self.head_dim, self.attention, self.dtype, name=f"block_{i:02d}")(
+                x
+            )
+        return x
