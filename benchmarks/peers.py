@@ -1,9 +1,10 @@
 """Times gsplat, where it is installed, on the loads of `benchmarks.render`.
 
-    python -m benchmarks.peers lgm
+    python -m benchmarks.peers lgm 20
 
-One line of JSON: whole public call, RGB + alpha + depth, gradients to means, quats,
-scales, opacities and colours, unpacked and dense, as `benchmarks.render` does it.
+A load and a number of repeats. One line of JSON: whole public call, RGB + alpha +
+depth, gradients to means, quats, scales, opacities and colours, unpacked and dense, as
+`benchmarks.render` does it.
 """
 
 import importlib
@@ -17,15 +18,13 @@ import numpy as np
 from benchmarks import scenes
 from facelift_jax.numerics import SH_C0
 
-REPEATS = 20
-
 
 def is_installed() -> bool:
     """Whether there is a peer to time."""
     return all(importlib.util.find_spec(name) for name in ("torch", "gsplat"))
 
 
-def measure(name: str, repeats: int = REPEATS) -> dict[str, float]:
+def measure(name: str, repeats: int) -> dict[str, float]:
     """Milliseconds of forward and forward + backward, and peak memory, of gsplat."""
     torch, gsplat = (importlib.import_module(x) for x in ("torch", "gsplat"))
 
@@ -86,4 +85,4 @@ def measure(name: str, repeats: int = REPEATS) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1])))
+    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))

@@ -7,6 +7,7 @@ medians after warm-up, whole calls of `render`, gradients to means, quats, scale
 opacities and colours.
 """
 
+import functools
 import json
 import subprocess
 import sys
@@ -39,7 +40,10 @@ def parse(arguments: list[str]):
     parser.add_argument("--stages", action="store_true", help="time each stage alone")
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--alone", action="store_true", help="in this very process")
-    return parser.parse_args(arguments)
+    flags = parser.parse_args(arguments)
+    if flags.stages and flags.backend != "pallas":
+        parser.error("--stages: they are those of --backend pallas")
+    return flags
 
 
 def milliseconds(function, *arguments, repeats: int) -> float:
@@ -85,14 +89,19 @@ def measure(name: str, flags) -> dict[str, float]:
         "is_finite": finite,
     }
     stats = jax.devices()[0].memory_stats() or {}
-    row["peak_gib"] = stats.get("peak_bytes_in_use", float("nan")) / 2**30
+    if "peak_bytes_in_use" in stats:
+        row["peak_gib"] = stats["peak_bytes_in_use"] / 2**30
     if flags.stages:
         row |= stages(gaussians, cameras, config, flags.repeats)
     return row
 
 
 def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
-    """Milliseconds of each stage of the first slice, and what its lists hold."""
+    """Milliseconds of each stage of the first slice, and what its lists hold.
+
+    Stages that write over an input copy it first here: blend, differentiate and
+    sum_rows take less inside a whole call.
+    """
 
     @jax.jit
     def project(gaussians, cameras):
@@ -109,45 +118,50 @@ def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
     @jax.jit
     def count(scene, is_open):
         table = pallas._open_table(sizes, is_open)
-        counts = listing.count_tiles(sizes, scene.records, scene.order, table, first)
-        return pallas._running_totals(counts)
+        return listing.count_tiles(sizes, scene.records, scene.order, table, first)
 
-    lister = jax.jit(lambda *a: pallas.make_lists(sizes, *a))
+    def of_sizes(function):
+        return jax.jit(functools.partial(function, sizes))
+
+    lister = of_sizes(pallas.make_lists)
     lists = lister(scene, is_open, first)
-    emit = jax.jit(lambda *a: listing.emit_entries(sizes, *a))
     shape = (5, pictures, cameras.height, cameras.width)
     state = jnp.zeros(shape, jnp.float32).at[0].set(1)
-    blend = jax.jit(lambda *a: blending.blend(sizes, *a))
-    differentiate = jax.jit(lambda *a: blending.differentiate(sizes, *a))
-    args = (scene.records, lists.entries, lists.starts, lists.ends)
     d_pixels = jnp.ones((4, *shape[1:]), jnp.float32)
-    back = (*args[:2], lists.slots, *args[2:], state[:2], d_pixels)
+    bounds = (lists.starts, lists.ends)
+    blended = (scene.records, lists.entries, *bounds, state)
+    back = (scene.records, lists.entries, lists.slots, *bounds, state[:2], d_pixels)
+    differentiate = of_sizes(blending.differentiate)
     _, _, rows, ends = differentiate(*back)
     sums = jnp.zeros((sizes.num_records, RECORD), jnp.float32)
-    add = jax.jit(lambda *a: blending.sum_rows(sizes, *a))
     listed = (lists.counts, lists.firsts)
     calls = {
         "project": (project, gaussians, cameras),
         "prepare": (prepare, splats),
         "list": (lister, scene, is_open, first),
         "list_count": (count, scene, is_open),
-        "list_emit": (emit, scene.records, scene.order, is_open, *listed),
-        "blend": (blend, *args, state),
+        "list_emit": (
+            of_sizes(listing.emit_entries),
+            *(scene.records, scene.order, is_open, *listed),
+        ),
+        "blend": (of_sizes(blending.blend), *blended),
         "differentiate": (differentiate, *back),
         "sum_rows": (
-            *(add, rows, ends, lists.tiles, scene.order),
-            *(*listed, sums),
+            of_sizes(blending.sum_rows),
+            *(rows, ends, lists.tiles, scene.order, *listed, sums),
         ),
     }
-    row = {
-        f"{name}_ms": milliseconds(*call, repeats=repeats)
-        for name, call in calls.items()
-    }
+    counts = np.asarray(count(scene, is_open), np.int64)
+    row = {"entries": int(counts.sum())} | entries(sizes, lists, ends)
+    times = {name: milliseconds(*call, repeats=repeats) for name, call in calls.items()}
+    return {f"{name}_ms": time for name, time in times.items()} | row
+
+
+def entries(sizes, lists, ends) -> dict[str, float]:
+    """Room of a slice; entries in its rectangles, in its ellipses, and reached."""
     reached = ends.at[lists.tiles].get(mode="fill", fill_value=0)  # 0: in no list
-    in_all = jnp.sum(count(scene, is_open)[0][-1])
-    return row | {
+    return {
         "capacity": sizes.capacity,
-        "entries": int(in_all),
         "entries_slice": int(jnp.sum(lists.counts)),
         "entries_kept": int(lists.ends[-1]),
         "entries_read": int(jnp.sum(jnp.arange(sizes.capacity) < reached)),
@@ -175,26 +189,34 @@ def in_child(module: str, arguments: list[str]) -> dict[str, float | str]:
     done = subprocess.run(child, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stderr, file=sys.stderr)
-        return {f"{module} failed": done.stderr.strip().splitlines()[-1]}
+        lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
+        return {"failed": f"{module}: {lines[-1]}"}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command."""
+    """Runs the command; exit code 1 if a load failed."""
     flags = parse(arguments)
     if flags.alone:
         print(json.dumps(measure(flags.loads[0], flags)))
         return
     rows = {}
-    options = [word for word in arguments if word not in flags.loads]
+    options = [f"--backend={flags.backend}", f"--tile-size={flags.tile_size}"]
+    options += [f"--repeats={flags.repeats}", "--alone"]
+    if flags.slice_entries is not None:
+        options += [f"--slice-entries={flags.slice_entries}"]
+    options += ["--interpret"] if flags.interpret else []
+    options += ["--stages"] if flags.stages else []
     for name in flags.loads:
-        rows[name] = in_child("benchmarks.render", [*options, "--alone", name])
+        rows[name] = in_child("benchmarks.render", [name, *options])
         if peers.is_installed():
-            rows[name] |= in_child("benchmarks.peers", [name])
+            rows[name] |= in_child("benchmarks.peers", [name, str(flags.repeats)])
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {flags.backend}")
     print(table(rows))
     if flags.out:
         flags.out.write_text(json.dumps(rows, indent=1) + "\n")
+    if any("failed" in row for row in rows.values()):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from facelift_jax.numerics import Array, safe_divide
 from facelift_jax.render import composite_pallas, composite_reference, composite_xla
 from facelift_jax.render.config import RenderConfig
+from facelift_jax.render.manual_axes import vary_like
 from facelift_jax.render.projection import project
 from facelift_jax.render.records import Pixels, Splats
 from facelift_jax.structs import Cameras, Gaussians, RenderOutput, check
@@ -44,28 +45,32 @@ def render(
       cameras: over [*b v], world to camera, pixels.
       background: colour [3] or [*b v 3]; None is black.
       config: cut-offs, blur, caps and tile size.
-      backend: "reference", "xla", "pallas", or None for the fastest that can run here.
-        A named backend runs or raises; it never falls back.
+      backend: "reference", "xla", "pallas", or None for the fastest on the default
+        device; name "xla" for a program on the CPU of a machine with a GPU. A named
+        backend runs or raises; it never falls back.
 
     Returns:
       RenderOutput over [*b v].
 
     Raises:
       ValueError: shapes, dtypes or the backend's name do not fit.
-      NotImplementedError: the named backend cannot run.
+      NotImplementedError: the backend cannot run where the program does.
     """
     backend = _choose(backend)
     lead = _check_axes(gaussians, cameras)
     dtype = _check_dtypes(gaussians, cameras, backend)
     background = _check_background(background, lead, dtype)
     splats = _project_all(gaussians, cameras, lead, config)
+    for field in splats:  # under shard_map all differ where one does
+        splats = vary_like(splats, field)
     pixels = _COMPOSITE[backend](splats, cameras.width, cameras.height, config)
     return _finish(pixels, background, lead)
 
 
 def _choose(backend: str | None) -> str:
     if backend is None:
-        return _log_once("pallas" if _has_nvidia_gpu() else "xla")
+        backend = "pallas" if _has_nvidia_gpu() else "xla"
+        _log_choice(backend)
     if backend not in BACKENDS:
         known = ", ".join(f'"{name}"' for name in BACKENDS)
         raise ValueError(f'render: unknown backend "{backend}"; choose one of {known}')
@@ -80,10 +85,9 @@ def _has_nvidia_gpu() -> bool:
     return capability.replace(".", "").isdigit() and float(capability) >= 8.0
 
 
-@functools.cache
-def _log_once(backend: str) -> str:
+@functools.cache  # once a process
+def _log_choice(backend: str) -> None:
     _log.info('rendering with backend "%s"', backend)
-    return backend
 
 
 def _check_axes(gaussians: Gaussians, cameras: Cameras) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ It finds the lists of the first slices kept and makes those of the others again.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,18 @@ from jaxtyping import Float, Int
 
 from facelift_jax.numerics import Array
 from facelift_jax.render.config import RenderConfig
-from facelift_jax.render.folding import folding_vmap
+from facelift_jax.render.folding import fold, folding_vmap, unfold
 from facelift_jax.render.manual_axes import vary_like
 from facelift_jax.render.records import Pixels, Splats
-from facelift_jax.render.tiling import Grid, drop_farthest
+from facelift_jax.render.tiling import Grid, depth_order, drop_farthest
 from facelift_jax.render.triton import blending, listing
-from facelift_jax.render.triton.launch import RECORD, Sizes, need_gpu
+from facelift_jax.render.triton.launch import RECORD, ROW, Sizes, need_gpu
 
 _ENTRIES_PER_RECORD = 8  # list entries a slice has room for, per Gaussian and picture
 _MAX_ENTRIES = 3 * 2**23  # of one slice; an entry takes about 90 bytes
 _NUM_KEPT = 3  # slices whose lists wait for the backward pass
 _TILE_SIZES = (8, 16)  # one warp draws a tile: 2 or 8 pixels a lane
+_MOST_TILES = 2**20  # of a picture: what `emit_entries` finds a tile's row for exactly
 _SAFE_TOTAL = 2.0**30  # running totals beyond it are not trusted to int32
 
 
@@ -73,11 +74,6 @@ class Scene(NamedTuple):
 def composite(splats: Splats, width: int, height: int, config: RenderConfig) -> Pixels:
     """Blends the pictures of splats [i n ...] through their tile lists."""
     num_pictures, n = splats.depths.shape
-    if config.tile_size not in _TILE_SIZES:
-        raise ValueError(
-            f'RenderConfig.tile_size: backend "pallas" draws tiles of 8 or 16 pixels, '
-            f"found {config.tile_size}"
-        )
     if n == 0 or num_pictures == 0:
         blank = jnp.zeros((num_pictures, height, width), splats.depths.dtype)
         colors = jnp.zeros((*blank.shape, 3), blank.dtype)
@@ -97,21 +93,65 @@ def _composite_fwd(settings, splats):
 
 def _composite_bwd(settings, residuals, cotangent):
     d_pixels = (cotangent.colors, cotangent.depths, cotangent.transmittances)
-    return (folding_vmap(_backward, settings)(*residuals, d_pixels),)
+    return (_folding_backward(settings)(*residuals, d_pixels),)
+
+
+def _folding_backward(settings):
+    """`_backward` whose `vmap` folds the new axis into the pictures'.
+
+    What the forward pass kept belongs to the pictures that it drew together. Where it
+    saw no such axis, only the backward pass does, all is made again for all pictures.
+    """
+    backward = jax.custom_batching.custom_vmap(functools.partial(_backward, settings))
+
+    @backward.def_vmap
+    def _fold(axis_size, is_batched, splats, pixels, kept, d_pixels):
+        on_splats, on_pixels, on_kept, on_d_pixels = is_batched
+        args = (splats, pixels, d_pixels)
+        args = fold(args, (on_splats, on_pixels, on_d_pixels), axis_size)
+        if all(jax.tree.leaves(on_kept)):
+            kept = fold(kept, on_kept, axis_size)
+            out = backward(args[0], args[1], kept, args[2])
+        else:
+            out = folding_vmap(_backward_anew, settings)(*args)
+        return unfold(out, axis_size)
+
+    return backward
 
 
 _composite.defvjp(_composite_fwd, _composite_bwd)
 
 
-def make_sizes(pictures: int, n: int, settings: Any) -> Sizes:
-    """Static sizes; the memory that lists take follows from `capacity`."""
+def make_sizes(pictures: int, n: int, settings: tuple[int, int, RenderConfig]) -> Sizes:
+    """Static sizes of pictures of n Gaussians; `settings` is (width, height, config).
+
+    The memory that lists take follows from `capacity`.
+
+    Raises:
+      ValueError: a tile size without a kernel, or more tiles or entries than fit.
+    """
     width, height, config = settings
+    if config.tile_size not in _TILE_SIZES:
+        raise ValueError(
+            f'RenderConfig.tile_size: backend "pallas" draws tiles of 8 or 16 pixels, '
+            f"found {config.tile_size}"
+        )
     grid = Grid(width, height, config.tile_size)
-    wanted = config.slice_entries or min(
-        _MAX_ENTRIES, _ENTRIES_PER_RECORD * pictures * n
-    )
+    if grid.num_tiles > _MOST_TILES:
+        raise ValueError(
+            f'render: backend "pallas" draws pictures of at most {_MOST_TILES} tiles, '
+            f"{width} x {height} px have {grid.num_tiles}; draw them in parts"
+        )
+    wanted = min(_MAX_ENTRIES, _ENTRIES_PER_RECORD * pictures * n)
+    if config.slice_entries is not None:
+        wanted = config.slice_entries * pictures
     capacity = min(max(wanted, grid.num_tiles), pictures * n * grid.num_tiles)
     capacity = -(-capacity // pictures) * pictures  # what is kept is split by picture
+    if capacity * ROW >= 2**31:
+        raise ValueError(
+            f"RenderConfig.slice_entries: {pictures} pictures together hold at most "
+            f"{(2**31 - 1) // ROW} entries, found {capacity}; leave it None"
+        )
     return Sizes(grid, n, pictures, capacity, config.alpha_max, config.interpret)
 
 
@@ -161,6 +201,19 @@ def _backward(settings, splats, pixels, kept, d_pixels):
     sizes = make_sizes(num_pictures, n, settings)
     scene, lists_kept = jax.tree.map(jnp.ravel, kept)
     scene = scene._replace(records=scene.records.reshape(-1, RECORD))
+    return _differentiate(sizes, scene, lists_kept, splats, pixels, d_pixels)
+
+
+def _backward_anew(settings, splats, pixels, d_pixels):
+    num_pictures, n = splats.depths.shape
+    sizes = make_sizes(num_pictures, n, settings)
+    left, _ = _cap(sizes, splats, settings[-1].max_entries)
+    scene = _prepare(sizes, left)
+    return _differentiate(sizes, scene, [], splats, pixels, d_pixels)
+
+
+def _differentiate(sizes, scene, lists_kept, splats, pixels, d_pixels):
+    """Gradients to splats; lists that are not among those kept are made again."""
     d_colors, d_depths, d_transmittances = d_pixels
     rest = jnp.sum(pixels.colors * d_colors, axis=-1) + pixels.depths * d_depths
     rest = rest + pixels.transmittances * d_transmittances
@@ -170,12 +223,24 @@ def _backward(settings, splats, pixels, kept, d_pixels):
     def differentiate(lists, carry):
         first, _, (state, sums) = carry
         state, is_open, rows, ends = blending.differentiate(
-            *(sizes, scene.records, lists.entries, lists.slots),
-            *(lists.starts, lists.ends, state, d_sums),
+            sizes,
+            scene.records,
+            lists.entries,
+            lists.slots,
+            lists.starts,
+            lists.ends,
+            state,
+            d_sums,
         )
         sums = blending.sum_rows(
-            *(sizes, rows, ends, lists.tiles, scene.order),
-            *(lists.counts, lists.firsts, sums),
+            sizes,
+            rows,
+            ends,
+            lists.tiles,
+            scene.order,
+            lists.counts,
+            lists.firsts,
+            sums,
         )
         return first + lists.num_taken[0], is_open, (state, sums)
 
@@ -224,22 +289,25 @@ def _skip_slice(one_slice, carry):
 
 
 def _prepare(sizes, splats) -> Scene:
-    is_visible = splats.is_visible
     depths = splats.depths if sizes.interpret else need_gpu(splats.depths)
-    bits = lax.bitcast_convert_type(depths, jnp.uint32)
-    keys = jnp.where(is_visible, bits, jnp.uint32(0xFFFFFFFF)).reshape(-1)
-    indices = jnp.arange(sizes.num_records, dtype=jnp.int32)
-    order = lax.sort((keys, indices), num_keys=1, is_stable=True)[1]
-    num_visible = jnp.sum(is_visible, dtype=jnp.int32)
+    together = splats._replace(
+        depths=depths.reshape(-1), is_visible=splats.is_visible.reshape(-1)
+    )
+    num_visible = jnp.sum(splats.is_visible, dtype=jnp.int32)
     return Scene(
         records=listing.pack_records(sizes, splats),
-        order=order,
+        order=depth_order(together),
         num_visible=jnp.broadcast_to(num_visible, sizes.pictures),
     )
 
 
-def make_lists(sizes, scene, is_open, first) -> Lists:
-    """Lists of as many Gaussians from depth rank `first` on as fit."""
+def make_lists(
+    sizes: Sizes, scene: Scene, is_open: Int[Array, "tiles"], first: Int[Array, ""]
+) -> Lists:
+    """Lists of as many Gaussians from depth rank `first` on as fit.
+
+    Tiles where `is_open` is 0 receive nothing.
+    """
     table = _open_table(sizes, is_open)
     counts = listing.count_tiles(sizes, scene.records, scene.order, table, first)
     ranks = jnp.arange(sizes.num_records, dtype=jnp.int32)

@@ -8,6 +8,22 @@ import jax
 import jax.numpy as jnp
 
 
+def fold(tree: Any, is_batched: Any, axis_size: int) -> Any:
+    """[axis i ...] arrays as [axis * i ...]; those without the axis are repeated."""
+
+    def fold_one(x, has_axis):
+        x = x if has_axis else jnp.broadcast_to(x[None], (axis_size, *x.shape))
+        return x.reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(fold_one, tree, is_batched)
+
+
+def unfold(tree: Any, axis_size: int) -> tuple[Any, Any]:
+    """[axis * i ...] arrays as [axis i ...], and that all of them have the axis."""
+    tree = jax.tree.map(lambda x: x.reshape(axis_size, -1, *x.shape[1:]), tree)
+    return tree, jax.tree.map(lambda _: True, tree)
+
+
 def folding_vmap(function: Callable[..., Any], settings: Any) -> Callable[..., Any]:
     """function(settings, *pictures) whose `vmap` folds the new axis into the pictures'.
 
@@ -18,16 +34,7 @@ def folding_vmap(function: Callable[..., Any], settings: Any) -> Callable[..., A
 
     @folding.def_vmap
     def _fold(axis_size, is_batched, *args):
-        def fold(x, has_axis):
-            x = x if has_axis else jnp.broadcast_to(x[None], (axis_size, *x.shape))
-            return x.reshape(-1, *x.shape[2:])
-
-        def unfold(x):
-            return x.reshape(axis_size, -1, *x.shape[1:])
-
-        out = jax.tree.map(
-            unfold, folding(*jax.tree.map(fold, args, tuple(is_batched)))
-        )
-        return out, jax.tree.map(lambda _: True, out)
+        out = folding(*fold(args, tuple(is_batched), axis_size))
+        return unfold(out, axis_size)
 
     return folding

@@ -35,8 +35,8 @@ def test_named_backend_never_falls_back(wrap):
     with pytest.raises(NotImplementedError) as caught:
         wrap(lambda g: render(g, CAMERAS, backend="pallas"))(GAUSSIANS)
     assert str(caught.value) == (
-        'render: backend "pallas" runs on NVIDIA GPUs; use backend="xla" or None here, '
-        "or RenderConfig(interpret=True) to test its kernels"
+        'render: backend "pallas" runs on NVIDIA GPUs; use backend="xla" for programs '
+        "on other devices, or RenderConfig(interpret=True) to test its kernels"
     )
 
 
@@ -159,7 +159,7 @@ def test_config(field, value, message):
 
 
 def test_choice_of_backend_is_logged_once(caplog):
-    api._log_once.cache_clear()
+    api._log_choice.cache_clear()
     with caplog.at_level(logging.INFO, logger="facelift_jax.render.api"):
         for _ in range(3):
             jax.eval_shape(lambda: render(GAUSSIANS, CAMERAS))

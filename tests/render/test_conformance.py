@@ -305,6 +305,8 @@ def test_slices_change_nothing(scene, backend):
         gaussians, cameras, background, backend=backend, slice_entries=1
     )
     assert_same_bits(found[0], results[backend][0])
+    if backend == "pallas":  # xla adds neighbouring rows by doubling strides
+        assert_same_bits(found[1], results[backend][1])
     assert_trees_close(found[1], results[backend][1], rtol=1e-6)
 
 

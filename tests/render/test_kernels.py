@@ -16,6 +16,7 @@ from render_scenes import cloud, cotangents, picture_loss, quick_jit, ring, sett
 
 from facelift_jax.render import RenderConfig, api, composite_pallas, render
 from facelift_jax.render.constants import ALPHA_MIN
+from facelift_jax.render.tiling import Grid, reaches_tile
 from facelift_jax.render.triton.warp import LANES, Warp
 
 WIDTH, HEIGHT, VIEWS = 53, 30, 2
@@ -41,7 +42,16 @@ def all_lists(splats, is_open, config):
     return found, num_slices
 
 
-@pytest.mark.parametrize("slice_entries", [None, 200])
+def exact_reach(splats, view, listed, row, column):
+    """Whether listed ellipses, a thousandth larger, reach the tile."""
+    with jax.enable_x64(True):
+        here = jax.tree.map(lambda x: jnp.asarray(x[view, listed]), splats)
+        here = here._replace(levels=here.levels * 1.001)
+        columns, rows = (jnp.full(len(listed), x, jnp.int32) for x in (column, row))
+        return np.asarray(reaches_tile(here, columns, rows, Grid(WIDTH, HEIGHT, 8)))
+
+
+@pytest.mark.parametrize("slice_entries", [None, 100])
 @pytest.mark.parametrize("seed", range(3))
 def test_lists_hold_every_contributing_pair_once_and_in_order(seed, slice_entries):
     """Against every pixel of every Gaussian: thin, wide, faint and off-screen ones."""
@@ -84,6 +94,8 @@ def test_lists_hold_every_contributing_pair_once_and_in_order(seed, slice_entrie
                 if (alpha >= ALPHA_MIN).any():
                     num_pairs += 1
                     assert n in listed
+            here = exact_reach(splats, view, listed, row, column)
+            assert here.all()
     assert num_pairs > 100
 
 
@@ -95,7 +107,8 @@ def test_sums_over_a_warp(number, num_pixels):
     terms = rng.standard_normal((number, 2, num_pixels)).astype(np.float32)
     products = [(jnp.asarray(a), jnp.asarray(b)) for a, b in terms]
     products[0] = products[0][:1]
-    sums, which = warp.sum_products(warp.lanes(num_pixels), products)
+    sums = warp.sum_products(products)
+    which = warp.sum_numbers(sums, number)
     expected = (terms[:, 0] * terms[:, 1]).sum(-1)
     expected[0] = terms[0, 0].sum()
     for j in range(number):

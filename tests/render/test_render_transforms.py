@@ -72,17 +72,59 @@ def test_vmap(plain, scenes):
 
 def test_vmap_of_one_argument(plain, scenes):
     """Only the cameras are batched; the Gaussians are shared."""
-    function, expected = plain
+    function, _ = plain
     gaussians, cameras = scenes
     first = jax.tree.map(lambda x: x[0], gaussians)
-    out, _ = quick_jit(jax.vmap(function, in_axes=(None, 0)))(first, cameras)
-    assert_trees_close(out.colors[0], expected[0].colors[0])
+    found = quick_jit(jax.vmap(function, in_axes=(None, 0)))(first, cameras)
+    both = jax.tree.map(lambda x: jnp.stack([x, x]), first)
+    assert_trees_close(found, quick_jit(jax.vmap(function))(both, cameras))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_vmap_of_the_backward_pass_alone(backend, scenes):
+    """Three targets for one drawing: the forward pass has no such axis."""
+    gaussians, cameras = jax.tree.map(lambda x: x[0], scenes)
+    rng = np.random.default_rng(0)
+    targets = jnp.asarray(rng.standard_normal((3, 2, HEIGHT, WIDTH, 3)), jnp.float32)
+
+    def loss(gaussians, target):
+        config = settings(backend)
+        out = render(gaussians, cameras, jnp.ones(3), config=config, backend=backend)
+        return jnp.sum(out.colors * target)
+
+    gradient = jax.grad(loss)
+    together = quick_jit(jax.vmap(gradient, in_axes=(None, 0)))(gaussians, targets)
+    alone = quick_jit(lambda g, t: jax.lax.map(lambda x: gradient(g, x), t))
+    assert_trees_close(together, alone(gaussians, targets))
 
 
 def test_pmap(plain, scenes):
     function, expected = plain
     found = jax.pmap(function, devices=jax.devices()[:2])(*scenes)
     assert_trees_close(jax.device_get(found), expected)
+
+
+@pytest.mark.parametrize("specs", [("data", "data"), (None, "data")])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shard_map_traces_with_its_checks(backend, specs, scenes):
+    """Scenes sharded, and one scene's views sharded; no kernel is interpreted."""
+    gaussians, cameras = scenes
+    if specs[0] is None:
+        gaussians, cameras = jax.tree.map(lambda x: x[0], scenes)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+
+    def gradient(gaussians, cameras):
+        def loss(gaussians):
+            out = render(gaussians, cameras, backend=backend)
+            return jax.lax.psum(out.colors.sum() + out.depths.sum(), "data")
+
+        return jax.grad(loss)(gaussians)
+
+    sharded = jax.shard_map(
+        gradient, mesh=mesh, in_specs=tuple(map(P, specs)), out_specs=P(specs[0])
+    )
+    found = jax.eval_shape(sharded, gaussians, cameras)
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, gaussians)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -217,7 +217,7 @@ def _differentiate_kernel(
     start, end = starts_ref[tile.index], list_ends_ref[tile.index]
     before, rest = tile.load(state_ref, 0, outside=-1.0), tile.load(state_ref, 1)
     d_pixels = [tile.load(d_pixels_ref, j) for j in range(4)]
-    lanes, zeros = warp.lanes(before.size), jnp.zeros_like(before)
+    zeros = jnp.zeros_like(before)
     number = _UNROLL_BACKWARD
 
     def load(i):
@@ -233,11 +233,12 @@ def _differentiate_kernel(
             weight, factors, transmittance, rest = _differentiate_record(
                 sizes, record, tile, transmittance, rest, d_pixels
             )
-            sums, which = lax.cond(
+            sums = lax.cond(
                 warp.any_positive(weight) > 0,
-                functools.partial(warp.sum_products, lanes, factors),
-                lambda: (zeros, lanes),
+                functools.partial(warp.sum_products, factors),
+                lambda: zeros,
             )
+            which = warp.sum_numbers(sums, NUM_SUMS)
             is_sum = (i + step < end) & (which < NUM_SUMS)
             plt.store(rows_ref.at[slot * ROW + which], sums, mask=is_sum)
         reached = jnp.minimum(i + number, end)

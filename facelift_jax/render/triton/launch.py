@@ -98,8 +98,8 @@ def need_gpu(values: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def _refuse(*_, **__):
     raise NotImplementedError(
-        'render: backend "pallas" runs on NVIDIA GPUs; use backend="xla" or None here, '
-        "or RenderConfig(interpret=True) to test its kernels"
+        'render: backend "pallas" runs on NVIDIA GPUs; use backend="xla" for programs '
+        "on other devices, or RenderConfig(interpret=True) to test its kernels"
     )
 
 

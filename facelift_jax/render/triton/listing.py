@@ -143,10 +143,8 @@ def _pack_kernel(
     out = jnp.zeros((_RECORDS, RECORD), jnp.float32)
     for j, values in enumerate(fields):
         out = jnp.where(which == j, values[:, None], out)
-    index = record[:, None] + 0 * which
-    plt.store(
-        records_ref.at[index, which + 0 * index], out, mask=index < sizes.num_records
-    )
+    index, which = (jnp.broadcast_to(x, out.shape) for x in (record[:, None], which))
+    plt.store(records_ref.at[index, which], out, mask=index < sizes.num_records)
 
 
 def _count_kernel(sizes, records_ref, order_ref, table_ref, first_ref, counts_ref):
@@ -222,7 +220,7 @@ def _emit_kernel(
 
     def body(chunk, done):
         step = chunk * _TILES + lanes
-        # a float quotient half a step from the borders is exact below 2^22
+        # exact: half a step from the borders, far more than the quotient's rounding
         row = ((step.astype(jnp.float32) + 0.5) * reciprocal).astype(jnp.int32)
         column, row = x0 + step - row * columns, y0 + row
         tile = first_tile + row * grid.columns + column

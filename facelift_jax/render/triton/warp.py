@@ -1,7 +1,8 @@
 """Arithmetic that Triton has no operation for: PTX, and the same for the interpreter.
 
-Values are [pixels] arrays of one warp, pixels / 32 in each of its 32 lanes. Results do
-not depend on which pixels share a lane but through the order of sums.
+Values are [p] float32 arrays of one warp, p / 32 elements in each of its 32 lanes. What
+a result depends on beyond its inputs is the order of sums: on which elements share a
+lane, which the compiler decides.
 """
 
 import dataclasses
@@ -27,13 +28,13 @@ class Warp:
 
     interpret: bool
 
-    def fma(self, a, b, c) -> Array:
+    def fma(self, a: Array, b: Array, c: Array) -> Array:
         """a b + c, rounded once."""
         if self.interpret:
             return a * b + c
         return self._fused("fma.rn.f32 $0, $1, $2, $3;", a, b, c)
 
-    def minus_product(self, a, b, c) -> Array:
+    def minus_product(self, a: Array, b: Array, c: Array) -> Array:
         """c - a b, rounded once."""
         if self.interpret:
             return c - a * b
@@ -52,55 +53,52 @@ class Warp:
             return 1 / values
         return self._elementwise("rcp.approx.ftz.f32 $0, $1;", values)
 
-    def lanes(self, num_pixels: int) -> Int[Array, "p"]:
-        """Lane that holds each pixel, LANES for all but a lane's first pixel."""
+    def lanes(self, values: Float[Array, "p"]) -> Int[Array, "p"]:
+        """Lane that holds each element, LANES for all but a lane's first element.
+
+        It asks where the elements of these very values are.
+        """
         if self.interpret:
-            return jnp.minimum(lax.iota(jnp.int32, num_pixels), LANES)
-        zeros = jnp.zeros((num_pixels,), jnp.int32)
-        return self._by_lane("mov.u32 all, %laneid;", zeros, others=str(LANES))
+            return jnp.minimum(lax.iota(jnp.int32, values.size), LANES)
+        line = "mov.u32 all, %laneid;"
+        return self._by_lane(line, values, others=str(LANES), dtype=jnp.int32)
 
     def any_positive(self, values: Float[Array, "p"]) -> Int[Array, ""]:
         """1 if any value is, else 0; GPUs reduce integers in one instruction."""
         return jnp.max((values > 0).astype(jnp.int32))
 
     def sum_products(
-        self,
-        lanes: Int[Array, "p"],
-        products: list[tuple[Float[Array, "p"], ...]],
-    ) -> tuple[Float[Array, "p"], Int[Array, "p"]]:
-        """Sums of one or two factors' products over all pixels, spread over the lanes.
+        self, products: list[tuple[Float[Array, "p"], ...]]
+    ) -> Float[Array, "p"]:
+        """Sums of one or two factors' products over all elements, spread over lanes.
 
-        Each of five steps exchanges half of the values a lane still has for another
-        lane's share of the other half: 12 shuffles for ten sums, where summing one by
-        one takes 50.
-
-        Args:
-          lanes: from `lanes`.
-          products: factors of each term.
-
-        Returns:
-          (sums, which): sums[p] is the sum of products[which[p]]; which[p] is
-          len(products) where p holds none. Every sum is held once.
+        `sum_numbers` says which sum is where. Each of five steps exchanges half of the
+        sums a lane still has for another lane's share of the other half: 12 shuffles
+        for ten sums, where summing one by one takes 50.
         """
         values = [self._sum_in_lane(*factors) for factors in products]
-        none, which = (
-            len(products),
-            [jnp.full_like(lanes, j) for j in range(len(values))],
-        )
         for bit in (16, 8, 4, 2, 1):
-            is_second, half = (lanes & bit) != 0, (len(values) + 1) // 2
+            half = (len(values) + 1) // 2
             for j in range(half):
-                other = j + half
-                if other < len(values):
-                    sent = jnp.where(is_second, values[j], values[other])
-                    kept = jnp.where(is_second, values[other], values[j])
-                    which[j] = jnp.where(is_second, which[other], which[j])
-                else:  # both lanes go on with the same sum; one of them says so
-                    sent = kept = values[j]
-                    which[j] = jnp.where(is_second, none, which[j])
-                values[j] = kept + self._exchange(sent, bit)
+                other = values[j + half] if j + half < len(values) else values[j]
+                values[j] = self._exchange(values[j], other, bit)
             values = values[:half]
-        return values[0], jnp.where(lanes < LANES, which[0], none)
+        return values[0]
+
+    def sum_numbers(self, sums: Float[Array, "p"], number: int) -> Int[Array, "p"]:
+        """Which of `number` products each element of `sum_products` is the sum of.
+
+        `number` or more where an element is none's; each sum has one element.
+        """
+        lanes = self.lanes(sums)
+        which = [jnp.full_like(lanes, j) for j in range(number)]
+        for bit in (16, 8, 4, 2, 1):
+            is_second, half = (lanes & bit) != 0, (len(which) + 1) // 2
+            for j in range(half):  # where there is no other, both lanes hold the sum
+                other = which[j + half] if j + half < len(which) else number
+                which[j] = jnp.where(is_second, other, which[j])
+            which = which[:half]
+        return jnp.where(lanes < LANES, which[0], number)
 
     def _sum_in_lane(self, values, factors=None):
         """Sum of values (x factors) over a lane's pixels, in all of them."""
@@ -117,32 +115,48 @@ class Warp:
             lines += [f"fma.rn.f32 all, ${pack + k}, ${2 * pack + k}, all;"]
         return self._by_lane(" ".join(lines), values, factors)
 
-    def _exchange(self, values, bit):
-        """What the lane whose number differs in `bit` holds."""
+    def _exchange(self, first, second, bit):
+        """In lanes without `bit` both lanes' sum of `first`, in the others of `second`.
+
+        The two lanes' numbers differ in `bit` alone.
+        """
         if self.interpret:
-            return jnp.flip(values.reshape(-1, 2, bit), 1).reshape(-1)
-        source = values.size // LANES
-        line = f"shfl.sync.bfly.b32 all, ${source}, {bit}, 31, -1;"
-        return self._by_lane(line, values)
+            is_second = (lax.iota(jnp.int32, first.size) & bit) != 0
+            kept = jnp.where(is_second, second, first)
+            sent = jnp.where(is_second, first, second)
+            return kept + jnp.flip(sent.reshape(-1, 2, bit), 1).reshape(-1)
+        pack = first.size // LANES
+        first_here, second_here = f"${pack}", f"${2 * pack}"
+        lines = [
+            ".reg .pred p; .reg .b32 lane, sent, kept;",
+            f"mov.u32 lane, %laneid; and.b32 lane, lane, {bit};",
+            "setp.ne.b32 p, lane, 0;",
+            f"selp.b32 sent, {first_here}, {second_here}, p;",
+            f"selp.b32 kept, {second_here}, {first_here}, p;",
+            f"shfl.sync.bfly.b32 sent, sent, {bit}, 31, -1;",
+            "add.f32 all, kept, sent;",
+        ]
+        return self._by_lane(" ".join(lines), first, second)
 
     def _fused(self, line, a, b, c):
         shape = jnp.broadcast_shapes(*(jnp.shape(value) for value in (a, b, c)))
         return self._elementwise(line, *(jnp.broadcast_to(x, shape) for x in (a, b, c)))
 
-    def _by_lane(self, line, *args, others="all"):
-        """PTX that sets `all`, which every pixel of a lane gets, or its first one."""
+    def _by_lane(self, line, *args, others="all", dtype=jnp.float32):
+        """PTX that sets `all`, which every element of a lane gets, or its first one."""
         pack = args[0].size // LANES
         lines = [".reg .b32 all;", line, "mov.b32 $0, all;"]
         lines += [f"mov.b32 ${k}, {others};" for k in range(1, pack)]
-        return self._elementwise("{ " + " ".join(lines) + " }", *args, pack=pack)
+        text = "{ " + " ".join(lines) + " }"
+        return self._elementwise(text, *args, pack=pack, dtype=dtype)
 
-    def _elementwise(self, line, *args, pack=1):
+    def _elementwise(self, line, *args, pack=1, dtype=jnp.float32):
         """PTX over `pack` elements of the result ($0 ...) and of each argument."""
-        letter = "f" if args[0].dtype == jnp.float32 else "r"
+        result = "=f" if dtype == jnp.float32 else "=r"
         return plt.elementwise_inline_asm(
             line,
             args=args,
-            constraints=",".join([f"={letter}"] * pack + [letter] * pack * len(args)),
+            constraints=",".join([result] * pack + ["f"] * pack * len(args)),
             pack=pack,
-            result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, args[0].dtype)],
+            result_shape_dtypes=[jax.ShapeDtypeStruct(args[0].shape, dtype)],
         )[0]
