@@ -1,0 +1,183 @@
+"""GS-LRM beside its goldens: views, scenes, transforms, precision, presets, errors."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gslrm_recipe import TINY, random_params
+from jax.sharding import Mesh, PartitionSpec
+from lgm_recipe import random_views
+
+from facelift_jax.convert import abstract_params
+from facelift_jax.models import freeze_presets, get_model
+from facelift_jax.training.tree import flatten_names
+
+REORDERED = {"rtol": 0, "atol": 2e-5}  # float32 sums in another order, values near 2
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = get_model("gslrm", **TINY)
+    params = random_params(model)
+    inputs = random_views(2, 3, 16)
+
+    def apply(params, inputs):
+        gaussians, aux = model.apply({"params": params}, inputs)
+        return gaussians.means, gaussians.scales, aux["raw"]
+
+    return apply, params, inputs, jax.jit(apply)(params, inputs)
+
+
+def assert_close(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a.reshape(b.shape), b, **REORDERED)
+
+
+@pytest.mark.parametrize("num_views", [1, 2, 5])
+def test_any_number_of_views(tiny, num_views):
+    apply, params, *_ = tiny
+    means, _, raw = jax.jit(apply)(params, random_views(1, num_views, 16))
+    assert raw.shape == (1, 2 + num_views * 256, 14)
+    assert np.isfinite(means).all()
+
+
+def test_scenes_never_mix(tiny):
+    apply, params, inputs, expected = tiny
+    other = jax.tree.map(lambda x: np.stack([x[0], x[1, ::-1]]), inputs)
+    found = jax.jit(apply)(params, other)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+        assert np.abs(a[1] - b[1]).max() > 1e-3
+
+
+def test_pixel_gaussians_lie_on_their_rays(tiny):
+    """View, patch row, patch column, row, column; within 1.8 of the nearest point."""
+    _, _, inputs, (means, *_) = tiny
+    cameras = inputs.cameras
+    order = np.arange(16 * 16).reshape(2, 8, 2, 8).swapaxes(1, 2).reshape(-1)
+    means = np.asarray(means[:, 2:]).reshape(2, 3, 256, 3)
+    viewmats, Ks = np.asarray(cameras.viewmats), np.asarray(cameras.Ks)
+    local = np.einsum("bvij,bvnj->bvni", viewmats[..., :3, :3], means)
+    local = local + viewmats[..., None, :3, 3]
+    pixels = np.einsum("bvij,bvnj->bvni", Ks, local / local[..., 2:])
+    column, row = order % 16 + 0.5, order // 16 + 0.5
+    np.testing.assert_allclose(pixels[..., 0] - column, 0, atol=2e-3)
+    np.testing.assert_allclose(pixels[..., 1] - row, 0, atol=2e-3)
+
+
+def test_rematerialised_blocks_change_nothing(tiny):
+    _, params, inputs, _ = tiny
+    gradients = []
+    for remat in (False, True):
+        model = get_model("gslrm", **TINY, remat=remat)
+
+        def loss(params, model=model):
+            return model.apply({"params": params}, inputs)[1]["raw"].sum()
+
+        gradients.append(jax.jit(jax.grad(loss))(params))
+    for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+
+
+def test_half_precision_stays_close_and_returns_float32(tiny):
+    _, params, inputs, (_, _, raw) = tiny
+    model = get_model("gslrm", **TINY, dtype="bfloat16")
+    gaussians, aux = jax.jit(model.apply)({"params": params}, inputs)
+    assert {x.dtype.name for x in jax.tree.leaves((gaussians, aux))} == {"float32"}
+    error = np.abs(aux["raw"] - raw)
+    assert 1e-5 < error.mean() < 2e-2
+
+
+def test_rounded_rays_change_the_picture_little(tiny):
+    _, params, inputs, (means, *_) = tiny
+    model = get_model("gslrm", **TINY, ray_rounding="bfloat16")
+    found, _ = jax.jit(model.apply)({"params": params}, inputs)
+    assert 1e-5 < np.abs(found.means - means).max() < 0.1
+
+
+def test_transforms(tiny):
+    apply, params, inputs, expected = tiny
+    assert_close(apply(params, inputs), expected)
+    single = jax.tree.map(lambda x: x[:, None], inputs)
+    mapped = jax.jit(jax.vmap(apply, in_axes=(None, 0)))(params, single)
+    assert_close(mapped, expected)
+    devices = jax.devices()[:2]
+    mapped = jax.pmap(apply, in_axes=(None, 0), devices=devices)(params, single)
+    assert_close([jax.device_get(x) for x in mapped], expected)
+    mesh = Mesh(np.array(devices), ("data",))
+    whole, scenes = PartitionSpec(), PartitionSpec("data")
+    sharded = jax.shard_map(
+        apply, mesh=mesh, in_specs=(whole, scenes), out_specs=scenes
+    )
+    found = jax.jit(sharded)(params, inputs)
+    assert_close([jax.device_get(x) for x in found], expected)
+
+
+def test_starts_grey_small_and_faint():
+    """log-scale -2.3, opacity 0.12, grey, at the rays' points nearest the origin."""
+    model = get_model("gslrm", **TINY)
+    inputs = random_views(1, 2, 16)
+    params = jax.jit(model.init)(jax.random.key(0), inputs)["params"]
+    gaussians, _ = jax.jit(model.apply)({"params": params}, inputs)
+    assert abs(np.log(gaussians.scales[:, 2:]).mean() + 2.3) < 0.2
+    assert abs(gaussians.opacities.mean() - 0.12) < 0.05
+    assert np.abs(gaussians.sh).mean() < 0.5
+
+
+@pytest.mark.parametrize("name", sorted(freeze_presets("gslrm")))
+def test_presets_cover_the_released_network(name):
+    names = flatten_names(abstract_params(get_model("gslrm")))
+    rules = freeze_presets("gslrm")[name]
+    taken = [
+        next(i for i, (rule, _) in enumerate(rules) if re.match(rule, parameter))
+        for parameter in names
+    ]
+    assert set(taken) == set(range(len(rules)))
+    trained = {p for p, i in zip(names, taken, strict=True) if rules[i][1] is not None}
+    expected = {
+        "none": 151,
+        "first_half": 12 * 6 + 4,
+        "last_quarter": 6 * 6 + 4,
+        "heads": 4,
+    }
+    assert len(trained) == expected[name]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"width": 100}, "gslrm: width=100 is not a multiple of head_dim=64"),
+        ({"depth": 0}, "gslrm: depth=0: must be >= 1"),
+        ({"num_global": -1}, "gslrm: num_global=-1: must be >= 0"),
+        (
+            {"ray_rounding": "half"},
+            "gslrm: ray_rounding='half': known: None, float16, bfloat16",
+        ),
+    ],
+)
+def test_bad_sizes_are_refused(overrides, message):
+    with pytest.raises(ValueError, match="gslrm") as caught:
+        get_model("gslrm", **overrides)
+    assert str(caught.value) == message
+
+
+def test_pictures_that_no_patch_divides_are_refused(tiny):
+    apply, params, *_ = tiny
+    with pytest.raises(ValueError, match="side 20 px") as caught:
+        apply(params, random_views(1, 2, 20))
+    assert str(caught.value) == (
+        "inputs.images: side 20 px is not a multiple of 8, the patch's side; "
+        "resize to 24"
+    )
+
+
+def test_no_learned_tokens(tiny):
+    model = get_model("gslrm", **TINY, num_global=0)
+    _, aux = jax.jit(model.apply)(
+        {"params": random_params(model)}, random_views(1, 2, 16)
+    )
+    assert aux["raw"].shape == (1, 2 * 256, 14)
+    assert "global_head" not in abstract_params(model)
+    assert jnp.isfinite(aux["raw"]).all()
