@@ -16,7 +16,7 @@ import pytest
 from facelift_jax.data import rodent
 from facelift_jax.export import read_ply
 from facelift_jax.objectives import DEFINITIONS
-from facelift_jax.training.checkpoint import load_params, save_params
+from facelift_jax.training.checkpoint import all_steps, load_params, save_params
 from facelift_jax.training.tree import flatten_names
 
 ROOT = Path(__file__).parent.parent
@@ -153,9 +153,15 @@ def test_a_full_disk_ends_with_one_line_and_loses_nothing(run, rodents, tmp_path
     err = process.communicate(timeout=900)[1]
     assert process.returncode == 2
     assert re.search(r"main: \S*/full/checkpoints/10: cannot be saved: ", err)
-    assert [path.name for path in (full / "checkpoints").iterdir()] == ["5"]
+    assert all_steps(full / "checkpoints") == [5]
     code, _, err = finish(smoke("full", rodents, cwd=tmp_path))
     assert code == 0, err
+    # nothing that the killed and the failed save left
+    steps = all_steps(full / "checkpoints")
+    assert {path.name for path in (full / "checkpoints").iterdir()} == {
+        *map(str, steps)
+    }
+    assert 10 in steps
     assert_same_params(full, run)
 
 

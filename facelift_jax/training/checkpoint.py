@@ -307,11 +307,15 @@ def _delete(path: Path) -> None:
 
 
 def _delete_unfinished(directory: Path) -> None:
-    """Remove what killed or failed saves left, to give back its space."""
+    """Remove what killed or failed saves left, to give back its space.
+
+    Threads of a save that has just failed may still write there: what they leave goes
+    with the next save.
+    """
     if jax.process_index() == 0 and directory.is_dir():
         for path in directory.iterdir():
             if UNFINISHED in path.name:
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _list(difference: dict[str, str]) -> str:
