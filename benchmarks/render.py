@@ -106,7 +106,7 @@ def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
     @jax.jit
     def project(gaussians, cameras):
         lead = (*gaussians.means.shape[:-2], cameras.viewmats.shape[-3])
-        return api._project_all(gaussians, cameras, lead, config)
+        return api.project_all(gaussians, cameras, lead, config, "pallas")
 
     splats = project(gaussians, cameras)
     pictures, n = splats.depths.shape

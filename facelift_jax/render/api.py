@@ -11,7 +11,8 @@ from jaxtyping import Float
 from facelift_jax.numerics import Array, safe_divide
 from facelift_jax.render import composite_pallas, composite_reference, composite_xla
 from facelift_jax.render.config import RenderConfig
-from facelift_jax.render.manual_axes import vary_like
+from facelift_jax.render.manual_axes import vary_alike
+from facelift_jax.render.one_by_one import map_scenes
 from facelift_jax.render.projection import project
 from facelift_jax.render.records import Pixels, Splats
 from facelift_jax.structs import Cameras, Gaussians, RenderOutput, check
@@ -60,9 +61,8 @@ def render(
     lead = _check_axes(gaussians, cameras)
     dtype = _check_dtypes(gaussians, cameras, backend)
     background = _check_background(background, lead, dtype)
-    splats = _project_all(gaussians, cameras, lead, config)
-    for field in splats:  # under shard_map all differ where one does
-        splats = vary_like(splats, field)
+    splats = project_all(gaussians, cameras, lead, config, backend)
+    splats = vary_alike(splats)
     pixels = _COMPOSITE[backend](splats, cameras.width, cameras.height, config)
     return _finish(pixels, background, lead)
 
@@ -146,15 +146,16 @@ def _check_background(background, lead: tuple[int, ...], dtype: jnp.dtype):
     return jnp.broadcast_to(background, (*lead, 3))
 
 
-def _project_all(
+def project_all(
     gaussians: Gaussians,
     cameras: Cameras,
     lead: tuple[int, ...],
     config: RenderConfig,
+    backend: str,
 ) -> Splats:
-    """Splats [i n ...] of all i = scenes x views pictures.
+    """Splats [i n ...] of all i = scenes x views pictures, as a backend takes them.
 
-    Rematerialised: the backward pass keeps the Gaussians, not the arithmetic between.
+    The backward pass keeps the Gaussians, not the arithmetic between.
     """
     scenes, views = math.prod(lead[:-1]), lead[-1]
     gaussians = jax.tree.map(
@@ -164,11 +165,14 @@ def _project_all(
         lambda x: jnp.reshape(x, (scenes, views, *x.shape[len(lead) :])), cameras
     )
 
-    @jax.checkpoint
-    def project_scene(gaussians, cameras):
+    def project_scene(scene):
+        gaussians, cameras = scene
         return jax.vmap(lambda camera: project(gaussians, camera, config))(cameras)
 
-    splats = jax.vmap(project_scene)(gaussians, cameras)
+    if backend == "pallas":
+        splats = map_scenes(project_scene, vary_alike((gaussians, cameras)))
+    else:
+        splats = jax.vmap(jax.checkpoint(project_scene))((gaussians, cameras))
     return jax.tree.map(lambda x: x.reshape(scenes * views, *x.shape[2:]), splats)
 
 

@@ -26,7 +26,8 @@ from facelift_jax.render.triton import blending, listing
 from facelift_jax.render.triton.launch import RECORD, ROW, Sizes, need_gpu
 
 _ENTRIES_PER_RECORD = 8  # list entries a slice has room for, per Gaussian and picture
-_MAX_ENTRIES = 3 * 2**23  # of one slice; an entry takes about 90 bytes
+_MIN_ENTRIES = 2**22  # of one slice, so that few large Gaussians take few slices
+_MAX_ENTRIES = 3 * 2**23  # an entry takes about 90 bytes
 _NUM_KEPT = 3  # slices whose lists wait for the backward pass
 _TILE_SIZES = (8, 16)  # one warp draws a tile: 2 or 8 pixels a lane
 _MOST_TILES = 2**20  # of a picture: what `emit_entries` finds a tile's row for exactly
@@ -142,7 +143,8 @@ def make_sizes(pictures: int, n: int, settings: tuple[int, int, RenderConfig]) -
             f'render: backend "pallas" draws pictures of at most {_MOST_TILES} tiles, '
             f"{width} x {height} px have {grid.num_tiles}; draw them in parts"
         )
-    wanted = min(_MAX_ENTRIES, _ENTRIES_PER_RECORD * pictures * n)
+    wanted = max(_MIN_ENTRIES, _ENTRIES_PER_RECORD * pictures * n)
+    wanted = min(_MAX_ENTRIES, wanted)
     if config.slice_entries is not None:
         wanted = config.slice_entries * pictures
     capacity = min(max(wanted, grid.num_tiles), pictures * n * grid.num_tiles)

@@ -24,6 +24,13 @@ def vary_like(tree: Tree, like: Array) -> Tree:
     return jax.tree.map(vary, tree)
 
 
+def vary_alike(tree: Tree) -> Tree:
+    """Marks all arrays of a tree as differing between devices wherever one does."""
+    for leaf in jax.tree.leaves(tree):
+        tree = vary_like(tree, leaf)
+    return tree
+
+
 def shape_like(
     shape: tuple[int, ...], dtype: jax.typing.DTypeLike, like: Array
 ) -> jax.ShapeDtypeStruct:

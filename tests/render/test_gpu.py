@@ -68,7 +68,9 @@ def compare(load, tile_size):
     """
     gaussians, cameras, cotangents = scenes.make(load)
     lead = (1, load.views)
-    splats = jax.jit(lambda *args: api._project_all(*args, lead, RenderConfig()))
+    splats = jax.jit(
+        lambda *args: api.project_all(*args, lead, RenderConfig(), "pallas")
+    )
     splats = jax.device_get(splats(gaussians, cameras))
     weights = [np.broadcast_to(w, (load.views, *w.shape)) for w in cotangents]
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
@@ -117,6 +119,8 @@ def test_kernels_against_the_reference(name, tile_size):
     Bounds are several times the rounding of sums over thousands of pixels.
     """
     load = dataclasses.replace(scenes.LOADS[name], scenes=1, **SMALL)
+    if name == "lgm_init":  # eight times as many Gaussians: fewer pixels
+        load = dataclasses.replace(load, size=24)
     errors, relative = compare(load, tile_size)
     assert max(errors[:2]) <= 1e-5
     assert errors[2] <= 2e-5

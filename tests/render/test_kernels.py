@@ -65,7 +65,7 @@ def test_lists_hold_every_contributing_pair_once_and_in_order(seed, slice_entrie
     )
     cameras = ring(VIEWS, WIDTH, HEIGHT, radius=1.2)
     config = settings("pallas", slice_entries=slice_entries)
-    splats = quick_jit(lambda g, c: api._project_all(g, c, (VIEWS,), config))(
+    splats = quick_jit(lambda g, c: api.project_all(g, c, (VIEWS,), config, "pallas"))(
         gaussians, cameras
     )
     is_open = (rng.random(VIEWS * 28) < 0.8).astype(np.int32)
