@@ -11,8 +11,8 @@ PROGRAM = """
 import json, sys, time
 import jax, jax.numpy as jnp, numpy as np
 sys.path.insert(0, {folder!r})
-import cost_scenes
-gaussians, cameras = cost_scenes.{scene}
+from benchmarks.scenes import Load, make, surface_cloud, untrained_cloud
+gaussians, cameras, _ = jax.device_put(make({load}))
 backend = {backend!r}
 from facelift_jax.render import render
 
@@ -53,16 +53,14 @@ print(json.dumps(dict(
 """
 
 
-def _measure(folder, scene, backend, repeats):
-    program = PROGRAM.format(
-        folder=folder, scene=scene, backend=backend, repeats=repeats
-    )
+def _measure(folder, load, backend, repeats):
+    program = PROGRAM.format(folder=folder, load=load, backend=backend, repeats=repeats)
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
-    print(f"\n{scene}, {backend}: {figures}")
+    print(f"\n{load}, {backend}: {figures}")
     assert figures["is_finite"]
     assert figures["dropped"] == 0
     return figures
@@ -70,12 +68,14 @@ def _measure(folder, scene, backend, repeats):
 
 @pytest.fixture
 def folder(request):
-    return str(request.path.parent)
+    return str(request.config.rootpath)
 
 
 @pytest.mark.slow
 def test_reference_stays_in_bounds(folder):
-    figures = _measure(folder, "ball(1, 5000, 3, 128, 0.03)", "reference", 1)
+    figures = _measure(
+        folder, "Load(1, 5000, 3, 128, surface_cloud(0.03))", "reference", 1
+    )
     assert figures["first_call_s"] < 60
     assert figures["peak_gb"] < 4
 
@@ -83,12 +83,12 @@ def test_reference_stays_in_bounds(folder):
 @pytest.mark.slow
 def test_untrained_network_drops_nothing(folder):
     """65,536 Gaussians at the origin: tile lists of ten thousands, 8 views."""
-    figures = _measure(folder, "untrained(65536, 8, 64)", "xla", 1)
+    figures = _measure(folder, "Load(1, 65536, 8, 64, untrained_cloud)", "xla", 1)
     assert figures["peak_gb"] < 4
 
 
 @pytest.mark.slow
 def test_demo_step(folder):
     """4 scenes x 4 views of 96 x 96 pixels, 3,456 Gaussians each."""
-    figures = _measure(folder, "ball(4, 3456, 4, 96, 0.03)", "xla", 5)
+    figures = _measure(folder, "Load(4, 3456, 4, 96, surface_cloud(0.03))", "xla", 5)
     assert figures["peak_gb"] < 4
