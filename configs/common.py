@@ -53,7 +53,8 @@ def data_section(size: int, input_size: int) -> ConfigDict:
 def loss_section() -> ConfigDict:
     """The weight of every loss term; zero: not computed."""
     terms = ("rgb_mse", "rgb_mse_fg", "alpha_mse", "ssim", "depth_l1")
-    return ConfigDict(dict.fromkeys((*terms, "depth_scale_invariant"), 0.0))
+    terms += ("depth_scale_invariant", "perceptual", "points_distance", "pixel_align")
+    return ConfigDict(dict.fromkeys(terms, 0.0))
 
 
 def optim_section(learning_rate: float, warmup_steps: int) -> ConfigDict:
@@ -70,6 +71,7 @@ def optim_section(learning_rate: float, warmup_steps: int) -> ConfigDict:
             "weight_decay": 0.05,
             "decay": "all",
             "clip_norm": 1.0,
+            "skip_norm": config_dict.placeholder(float),
             # a preset of the model, and (regex, value) rules tried before it
             "freeze": "none",
             "rules": (),
@@ -100,6 +102,8 @@ def run_section(num_steps: int, batch_size: int) -> ConfigDict:
             "log_every": 50,
             "save_every": 1000,
             "keep_checkpoints": 2,
+            # weights of the perceptual loss, where it has a weight
+            "vgg19": "",
             # a checkpoint to start from, and regexes of leaves that may differ from it
             "init_from": "",
             "init_excuses": (),

@@ -37,6 +37,7 @@ def announce(config: Any) -> None:
     num_bytes, flops = step_cost(config)
     available = memory_bytes()
     device = jax.devices()[0]
+    demo = f"--config configs/{config.model.name}.py:demo"
     what = f"{config.model.name} {config.model.variant}, {config.run.batch_size} scenes"
     text = f"{what}: a step takes about {num_bytes / 2**30:.1f} GiB"
     if device.platform == "cpu":
@@ -47,10 +48,10 @@ def announce(config: Any) -> None:
     if num_bytes > MEMORY_SHARE * available:
         raise ValueError(
             f"{text}, but this machine has {available / 2**30:.1f} GiB; "
-            "--config configs/lgm.py:demo fits two CPU cores"
+            f"{demo} fits two CPU cores"
         )
     if device.platform == "cpu":
-        text += "; --config configs/lgm.py:demo is made for two CPU cores"
+        text += f"; {demo} is made for two CPU cores"
     logging.info(text)
 
 

@@ -7,6 +7,7 @@ One scene passes, in this order: `source[i]`, `select_views`, `normalize_rig`,
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,19 +18,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from facelift_jax import evaluate, pictures
 from facelift_jax.data.pipeline import training_batches
 from facelift_jax.data.sources import FolderSource
 from facelift_jax.geometry.paths import fov_intrinsics, orbit_cameras
 from facelift_jax.models import freeze_presets
-from facelift_jax.objectives import validate_weights, weighted_loss
+from facelift_jax.objectives import (
+    check_vgg19,
+    is_used,
+    load_vgg19,
+    validate_weights,
+    weighted_loss,
+    weights_at,
+)
 from facelift_jax.structs import Batch, Cameras, Views
 from facelift_jax.training import checkpoint, optim, writer
+from facelift_jax.training.mesh import (
+    SCENES,
+    make_mesh,
+    shard_scenes,
+    state_shardings,
+)
 
-SCENES = PartitionSpec(("data", "fsdp"))
-MIN_SHARDED_SIZE = 2**16  # smaller leaves cost more to gather than to keep
 AT_LEAST_ONE = (
     *(f"run.{x}" for x in ("num_steps", "batch_size", "fsdp", "keep_checkpoints")),
     *(f"run.{x}" for x in ("log_every", "save_every")),
@@ -46,7 +58,7 @@ class TrainState:
 
     Attributes:
       step: int32, batches seen; skipped ones count.
-      num_skipped: int32, steps whose loss or gradients were not finite.
+      num_skipped: int32, steps not taken: not finite, or of too large gradients.
       params: the network's parameters, float32.
       opt_state: the optimizer's state.
       key: PRNG key of the run; each step folds its number in.
@@ -70,6 +82,8 @@ def check_settings(config: Any) -> None:
         if config[section][field] < 1:
             raise ValueError(f"{name}={config[section][field]}: must be at least 1")
     validate_weights(config.loss.to_dict())
+    if is_used(config.loss.perceptual):
+        check_vgg19(Path(config.run.vgg19))
     evaluate.build_model(config.model)
     evaluate.data_options(config.data, config.eval.num_targets)
     optim_config(config)
@@ -79,96 +93,63 @@ def check_settings(config: Any) -> None:
 def make_train_step(
     model: Any,
     render_fn: evaluate.RenderFn,
-    weights: Mapping[str, float],
+    weights: Mapping[str, Any],
     optimizer: optax.GradientTransformation,
     optim_config: optim.OptimConfig,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The pure function (state, batch) -> (state, measurements).
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """The pure function (state, batch, networks) -> (state, measurements).
 
-    A step whose loss or gradients are not finite changes nothing but the step count
-    and reports `is_skipped`. Measurements: every loss term, the total, norms over the
-    trained leaves, the learning rate, dropped list entries.
+    `networks` are the weights that loss terms ask for by name, {} for most. A step
+    whose loss or gradients are not finite changes nothing but the step count and
+    reports `is_skipped`, one whose gradients are too large `is_over_norm`.
+    Measurements: every loss term, the total, norms over the trained leaves, the
+    learning rate, dropped list entries.
     """
     rate = optim.learning_rate(optim_config)
+    limit = math.inf if optim_config.skip_norm is None else optim_config.skip_norm
 
-    def loss_fn(params: Any, batch: Batch, key: jax.Array):
+    def loss_fn(params: Any, batch: Batch, networks: Any, key: jax.Array, step):
         gaussians, aux = model.apply(
             {"params": params}, batch.inputs, rngs={"dropout": key}
         )
         output = render_fn(gaussians, batch.targets.cameras)
-        total, terms = weighted_loss(output, batch.targets, aux, weights)
+        aux, now = {**aux, **networks}, weights_at(weights, step)
+        total, terms = weighted_loss(output, batch.targets, aux, now)
         return total, (terms, output.dropped.sum())
 
-    def train_step(state: TrainState, batch: Batch):
+    def train_step(state: TrainState, batch: Batch, networks: Any):
         key = jax.random.fold_in(state.key, state.step)
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (total, (terms, dropped)), grads = grad_fn(state.params, batch, key)
+        (total, (terms, dropped)), grads = grad_fn(
+            state.params, batch, networks, key, state.step
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         trained = optim.select_trained(grads, optim_config.rules)
+        norm = optax.tree.norm(trained)
         is_finite = optim.all_finite(total, trained)
-        params, opt_state = optim.where_finite(
-            is_finite, (params, opt_state), (state.params, state.opt_state)
-        )
+        is_over_norm = is_finite & (norm > limit)
+        is_taken = is_finite & ~is_over_norm
+        new, old = (params, opt_state), (state.params, state.opt_state)
+        params, opt_state = optim.where_taken(is_taken, new, old)
         moved = optim.select_trained(updates, optim_config.rules)
         kept = optim.select_trained(params, optim_config.rules)
         measurements = {
             "total": total,
             **terms,
-            "grad_norm": optax.tree.norm(trained),
+            "grad_norm": norm,
             "update_norm": optax.tree.norm(moved),
             "param_norm": optax.tree.norm(kept),
             "learning_rate": rate(state.step - state.num_skipped),
             "dropped": dropped,
             "is_skipped": ~is_finite,
+            "is_over_norm": is_over_norm,
         }
-        num_skipped = state.num_skipped + (~is_finite).astype(jnp.int32)
+        num_skipped = state.num_skipped + (~is_taken).astype(jnp.int32)
         state = TrainState(state.step + 1, num_skipped, params, opt_state, state.key)
         return state, measurements
 
     return train_step
-
-
-def make_mesh(fsdp: int, batch_size: int) -> Mesh:
-    """All devices as (data, fsdp); scenes are split over both, parameters over fsdp."""
-    num_devices = jax.device_count()
-    if num_devices % fsdp:
-        raise ValueError(
-            f"run.fsdp={fsdp} does not divide the {num_devices} devices; set it to 1"
-        )
-    if batch_size % num_devices:
-        raise ValueError(
-            f"run.batch_size={batch_size} is not a multiple of the {num_devices} "
-            f"devices; set it to {-(-batch_size // num_devices) * num_devices}"
-        )
-    axis_types = (AxisType.Auto, AxisType.Auto)
-    shape = (num_devices // fsdp, fsdp)
-    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=axis_types)
-
-
-def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
-    """Large leaves split over `fsdp` along their longest axis that divides evenly."""
-    size = mesh.shape["fsdp"]
-
-    def sharding(leaf: Any) -> NamedSharding:
-        spec = [None] * leaf.ndim
-        axes = [i for i in range(leaf.ndim) if leaf.shape[i] % size == 0]
-        if size > 1 and axes and leaf.size >= MIN_SHARDED_SIZE:
-            spec[max(axes, key=lambda i: leaf.shape[i])] = "fsdp"
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
-    return jax.tree.map(sharding, state)
-
-
-def shard_scenes(render_fn: evaluate.RenderFn, mesh: Mesh) -> evaluate.RenderFn:
-    """The same renderer with each device rendering its own scenes."""
-    return jax.shard_map(
-        render_fn,
-        mesh=mesh,
-        in_specs=(SCENES, SCENES),
-        out_specs=SCENES,
-        check_vma=False,  # its loops start from constants, which vary over no axis
-    )
 
 
 def optim_config(config: Any) -> optim.OptimConfig:
@@ -224,16 +205,18 @@ def summarize(
 ) -> tuple[dict[str, float], list[int]]:
     """Means of the measurements since the last line, and the steps that were skipped.
 
-    `train/dropped` and `train/skipped` are counts, not means; skipped steps do not
-    enter the means unless there is no other.
+    `train/dropped`, `train/skipped` and `train/over_norm` are counts, not means;
+    skipped steps do not enter the means unless there is no other.
     """
     rows = [(step, jax.device_get(values)) for step, values in window]
     skipped = [step for step, row in rows if row["is_skipped"]]
     good = [row for step, row in rows if step not in skipped] or [rows[-1][1]]
-    names = [name for name in rows[0][1] if name not in ("dropped", "is_skipped")]
+    counts = ("dropped", "is_skipped", "is_over_norm")
+    names = [name for name in rows[0][1] if name not in counts]
     line = {f"train/{n}": float(np.mean([row[n] for row in good])) for n in names}
     line["train/dropped"] = int(sum(row["dropped"] for _, row in rows))
     line["train/skipped"] = len(skipped)
+    line["train/over_norm"] = int(sum(row["is_over_norm"] for _, row in rows))
     return line, skipped
 
 
@@ -313,6 +296,10 @@ def train(
         model, sharded, config.loss.to_dict(), optimizer, settings
     )
     step_fn = jax.jit(step_fn, out_shardings=(shardings, None), donate_argnums=0)
+    networks = {}
+    if is_used(config.loss.perceptual):
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        networks["vgg19"] = jax.device_put(load_vgg19(Path(run.vgg19)), everywhere)
     eval_step = evaluate.make_eval_step(model, render_fn)
     scenes = NamedSharding(mesh, SCENES)
     evaluation, window, clock = None, [], time.monotonic()
@@ -322,7 +309,7 @@ def train(
         batch = jax.tree.map(
             lambda x: jax.make_array_from_process_local_data(scenes, x), next(batches)
         )
-        state, measurements = step_fn(state, batch)
+        state, measurements = step_fn(state, batch, networks)
         window.append((step, measurements))
         is_last = step == run.num_steps
         is_evaluated = is_last or step % config.eval.every == 0

@@ -56,9 +56,9 @@ def last_line(err):
     return err.splitlines()[-1]
 
 
-def smoke(workdir, data, *flags, cwd, largest_file=None):
+def smoke(workdir, data, *flags, cwd, recipe="lgm", largest_file=None):
     return command(
-        f"--config={ROOT}/configs/lgm.py:smoke",
+        f"--config={ROOT}/configs/{recipe}.py:smoke",
         f"--workdir={workdir}",
         f"--config.data.path={data}",
         *flags,
@@ -124,6 +124,32 @@ def test_a_run_leaves_everything_a_user_needs(run):
     assert sheets == [
         f"scene_000006_{kind}.png" for kind in ("inputs", "maps", "sheet")
     ]
+
+
+@pytest.mark.slow
+def test_gslrm_trains_and_resumes_through_the_same_command(rodents, tmp_path):
+    """With every kind of term that its pictures allow, on a schedule."""
+    flags = ("--config.loss.points_distance=0.1", "--config.loss.pixel_align=0.1")
+    flags += ("--config.optim.skip_norm=1e6",)
+    process = smoke("run", rodents, *flags, cwd=tmp_path, recipe="gslrm")
+    kill_after_first_checkpoint(process, tmp_path / "run")
+    code, out, err = finish(smoke("run", rodents, *flags, cwd=tmp_path, recipe="gslrm"))
+    assert code == 0, err
+    assert "held-out views" in out
+    lines = lines_of(tmp_path / "run")
+    assert lines[-1]["train/total"] < lines[0]["train/total"]
+    assert lines[-1]["train/points_distance"] > 0
+    assert lines[-1]["train/pixel_align"] < 1e-5  # its points lie on their rays
+    assert lines[-1]["train/over_norm"] == 0
+
+
+@pytest.mark.slow
+def test_a_missing_perceptual_network_is_said_at_once(rodents, tmp_path):
+    flags = ("--config.loss.perceptual=0.5", "--config.run.vgg19=nowhere")
+    code, _, err = finish(smoke("run", rodents, *flags, cwd=tmp_path, recipe="gslrm"))
+    assert code == 2
+    assert last_line(err).startswith("main: nowhere: no VGG-19 weights there; conv")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -109,14 +109,20 @@ def test_modules_say_what_they_are(path):
     assert ast.get_docstring(ast.parse(path.read_text())), "no module docstring"
 
 
-ARGUMENTS = ["", "lrm", "small", "big", "tiny", "mini", "demo", "smoke"]
+RECIPES = [
+    *(("lgm", x) for x in ("", "lrm", "small", "big", "tiny", "mini", "demo", "smoke")),
+    *(("gslrm", x) for x in ("", "facelift", "small", "mini", "demo", "smoke")),
+    *(("gslrm", x) for x in ("pretrain256", "pretrain512", "finetune,perceptual")),
+]
 
 
-@pytest.mark.parametrize("argument", ARGUMENTS)
-def test_every_config_builds_its_model(argument):
+@pytest.mark.parametrize(("recipe", "argument"), RECIPES)
+def test_every_config_builds_its_model(recipe, argument):
     from facelift_jax.models import get_model
+    from facelift_jax.objectives import validate_weights
 
-    config = importlib.import_module("configs.lgm").get_config(argument)
+    config = importlib.import_module(f"configs.{recipe}").get_config(argument)
+    validate_weights(config.loss.to_dict())
     assert set(config) == {"model", "data", "loss", "optim", "render", "eval", "run"}
     get_model(config.model.name, config.model.variant, **config.model.overrides)
 
@@ -132,6 +138,13 @@ def test_unknown_config_argument_lists_the_known_ones():
         get_config("big,tiny")
     with pytest.raises(ValueError, match="smoke take the mini variant only"):
         get_config("tiny,smoke")
+    from configs import gslrm
+
+    with pytest.raises(ValueError, match="choose one stage, not finetune and pretrain"):
+        gslrm.get_config("pretrain256,finetune")
+    for argument in ("finetune,demo", "facelift,smoke", "perceptual,demo"):
+        with pytest.raises(ValueError, match="take the mini variant only"):
+            gslrm.get_config(argument)
 
 
 @pytest.mark.slow

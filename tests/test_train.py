@@ -1,6 +1,7 @@
 """The training step: the same on one and on eight devices, frozen, skipped, exact."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax.sharding import NamedSharding
 from configs.lgm import get_config
 from facelift_jax import evaluate, train
 from facelift_jax.structs import Batch
+from facelift_jax.training import mesh as mesh_of
 from facelift_jax.training.tree import flatten_names
 
 NUM_SCENES, NUM_VIEWS, SIZE = 8, 2, 16
@@ -52,13 +54,14 @@ def build(config, mesh):
     model = evaluate.build_model(config.model)
     views = train.dummy_views(1, NUM_VIEWS, SIZE)
     init, optimizer, _ = train.make_initializer(model, views, settings, seed=0)
-    shardings = train.state_shardings(mesh, jax.eval_shape(init))
+    shardings = mesh_of.state_shardings(mesh, jax.eval_shape(init))
     state = jax.device_put(jax.jit(init)(), shardings)
     renderer = evaluate.make_renderer(config.data.background, **config.render)
-    renderer = train.shard_scenes(renderer, mesh)
+    renderer = mesh_of.shard_scenes(renderer, mesh)
     weights = config.loss.to_dict()
     step = train.make_train_step(model, renderer, weights, optimizer, settings)
-    return jax.jit(step, out_shardings=(shardings, None)), state
+    step = jax.jit(step, out_shardings=(shardings, None))
+    return functools.partial(step, networks={}), state
 
 
 def make_mesh(num_devices, fsdp):
@@ -67,7 +70,7 @@ def make_mesh(num_devices, fsdp):
 
 
 def put(mesh, batch):
-    sharding = NamedSharding(mesh, train.SCENES)
+    sharding = NamedSharding(mesh, mesh_of.SCENES)
     return jax.tree.map(lambda x: jax.device_put(x, sharding), batch)
 
 
@@ -82,7 +85,7 @@ def single():
 
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_eight_devices_take_the_same_step(single, fsdp, monkeypatch):
-    monkeypatch.setattr(train, "MIN_SHARDED_SIZE", 2**10)  # so that leaves are split
+    monkeypatch.setattr(mesh_of, "MIN_SHARDED_SIZE", 2**10)  # so that leaves are split
     mesh = make_mesh(8, fsdp)
     step, state = build(small_config(), mesh)
     specs = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params)}
@@ -138,12 +141,33 @@ def test_a_nonfinite_step_changes_nothing_and_is_counted(single):
         np.testing.assert_array_equal(actual, wanted)
 
 
+def test_a_step_of_too_large_gradients_changes_nothing_and_is_counted(single):
+    mesh = make_mesh(1, 1)
+    norm = float(single[3][1]["grad_norm"])
+    for limit, is_taken in ((1.01 * norm, True), (0.99 * norm, False)):
+        step, state = build(small_config(skip_norm=limit), mesh)
+        new_state, measurements = step(state, single[2])
+        assert not bool(measurements["is_skipped"])
+        assert bool(measurements["is_over_norm"]) != is_taken
+        assert int(new_state.num_skipped) == 1 - is_taken
+        moved = [
+            not np.array_equal(new, old)
+            for new, old in zip(
+                jax.tree.leaves(new_state.params),
+                jax.tree.leaves(state.params),
+                strict=True,
+            )
+        ]
+        assert any(moved) == is_taken
+
+
 def test_a_window_is_summarised_without_its_skipped_steps():
-    row = {"total": 1.0, "dropped": 0, "is_skipped": False}
+    row = {"total": 1.0, "dropped": 0, "is_skipped": False, "is_over_norm": False}
     window = [(1, row), (2, row | {"total": np.nan, "is_skipped": True})]
-    window.append((3, row | {"total": 3.0, "dropped": 5}))
+    window.append((3, row | {"total": 3.0, "dropped": 5, "is_over_norm": True}))
     line, skipped = train.summarize(window)
-    assert line == {"train/total": 2.0, "train/dropped": 5, "train/skipped": 1}
+    counts = {"train/dropped": 5, "train/skipped": 1, "train/over_norm": 1}
+    assert line == {"train/total": 2.0, **counts}
     assert skipped == [2]
 
 
@@ -164,6 +188,6 @@ def test_bad_settings_say_what_to_change():
     with pytest.raises(ValueError, match=r"optim.freeze='encoder': unknown preset; kn"):
         train.optim_config(config)
     with pytest.raises(ValueError, match="batch_size=4 is not a multiple of the 8 dev"):
-        train.make_mesh(fsdp=1, batch_size=4)
+        mesh_of.make_mesh(fsdp=1, batch_size=4)
     with pytest.raises(ValueError, match=r"run\.fsdp=3 does not divide the 8 devices"):
-        train.make_mesh(fsdp=3, batch_size=8)
+        mesh_of.make_mesh(fsdp=3, batch_size=8)

@@ -3,15 +3,21 @@
     python -m facelift_jax.convert --model lgm --variant big --src FILE --dst DIR
 
 DIR gets the checkpoint (parameters alone, as step 0) and `conversion.json`: the
-source's name and SHA-256, model, variant, overrides and licence.
+source's name and SHA-256, model, variant, overrides and licence. Where the file holds
+the VGG-19 of GS-LRM's perceptual loss, that goes to `vgg19.safetensors`, which
+`--config.run.vgg19` takes.
 """
 
 import hashlib
 import importlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
 
 from facelift_jax import command
 from facelift_jax.convert import convert_state
@@ -20,6 +26,7 @@ from facelift_jax.models import DEFAULT_VARIANTS
 from facelift_jax.training.checkpoint import save_params
 
 NOTE = "conversion.json"
+PERCEPTUAL = "vgg19.safetensors"
 
 
 def _parse(argv: Sequence[str] | None) -> Any:
@@ -66,8 +73,11 @@ def convert(
     """
     if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):
         raise ValueError(f"{dst}: exists and is not an empty folder; choose another")
+    table = importlib.import_module(f"facelift_jax.convert.{model}")
     with open_tensors(src) as (names, read):
         params = convert_state(model, names, read, variant, **overrides)
+        matches = [re.fullmatch(table.NOT_OURS, name) for name in names]
+        perceptual = {m[1]: read(m[0]).astype(np.float32) for m in matches if m}
     with src.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     note = {
@@ -79,9 +89,11 @@ def convert(
         },
         "source": src.name,
         "sha256": digest,
-        "licence": importlib.import_module(f"facelift_jax.convert.{model}").LICENCE,
+        "licence": table.LICENCE,
     }
     save_params(dst, params, note)
+    if perceptual:
+        save_file(perceptual, dst / PERCEPTUAL)
     (dst / NOTE).write_text(json.dumps(note, indent=2) + "\n")
     return note
 
@@ -95,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         command.fail("convert", error)
     print(f"{args.dst}: {args.model} {note['model']['variant']} from {note['source']}")
+    if (args.dst / PERCEPTUAL).exists():
+        print(f"{args.dst / PERCEPTUAL}: VGG-19 of the perceptual loss")
     print(note["licence"])
 
 

@@ -70,6 +70,9 @@ def _load_torch(path: Path) -> Tensors:
             f"{path}: refused, not a readable file of tensors alone (weights_only): "
             f"{type(error).__name__}"
         ) from error
+    # a training checkpoint: the network beside its optimizer's state
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]
     if not isinstance(state, dict) or not all(
         isinstance(value, torch.Tensor) and value.layout == torch.strided
         for value in state.values()

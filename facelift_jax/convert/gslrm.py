@@ -7,8 +7,9 @@ LICENCE = (
     "non-commercial research use only, github.com/weijielyu/FaceLift"
 )
 
-# The frozen VGG-19 of the perceptual loss travels in the same dictionary.
-NOT_OURS = r"loss_calculator\.perceptual_loss_module\.net\.conv\d+\.(weight|bias)"
+# The frozen VGG-19 of the perceptual loss travels in the same dictionary; the group is
+# a tensor's name in the file of its own that the command writes.
+NOT_OURS = r"loss_calculator\.perceptual_loss_module\.net\.(conv\d+\.(?:weight|bias))"
 
 
 def _block(digits: str, target: str) -> tuple[Rule, ...]:

@@ -5,6 +5,7 @@ every view is one Gaussian on its ray, and a few learned tokens give Gaussians o
 own. The tokens of all views attend to each other in every block.
 """
 
+import math
 from types import MappingProxyType
 from typing import Any
 
@@ -140,6 +141,14 @@ def to_patches(x: Float[Array, "b v s s c"], size: int) -> Float[Array, "b l p"]
     return x.swapaxes(3, 4).reshape(b, v * number**2, size**2 * channels)
 
 
+def from_patches(x: Float[Array, "b l p"], views: int, size: int) -> Array:
+    """`to_patches` undone: [b v s s c] pictures of all views."""
+    b, length, width = x.shape
+    number = math.isqrt(length // views)
+    x = x.reshape(b, views, number, number, size, size, width // size**2)
+    return x.swapaxes(3, 4).reshape(b, views, number * size, number * size, -1)
+
+
 def rounded_rays(cameras: Cameras, dtype: Any) -> Float[Array, "*b h w 6"]:
     """`nearest_point_rays` with directions as CUDA autocast rounds them.
 
@@ -214,7 +223,9 @@ class Model(nn.Module):
         `inputs` is over [b v], any v >= 1, pictures square. Learned Gaussians come
         first, then those of the pixels: view, patch row, patch column, row, column.
         `aux["raw"]` [b n 14] holds the network's output before activation: position,
-        colour, scale, rotation, opacity. Float32, whatever `dtype` is.
+        colour, scale, rotation, opacity. What losses want of the pixels' Gaussians:
+        `means` and `directions` of their rays [b v s s 3], `origins` [b v 3] of the
+        cameras, `masks` [b v s s 1] as given. Float32, whatever `dtype` is.
 
         Raises:
           ValueError: pictures of a shape, size or type the network cannot take.
@@ -228,6 +239,11 @@ class Model(nn.Module):
         x = jnp.concatenate([2 * inputs.images - 1, rays], axis=-1)
         x = self._transform(to_patches(x, self.patch_size))
 
+        aux = {
+            "origins": jnp.asarray(inputs.cameras.centers),
+            "directions": rays[..., :3],
+            "masks": inputs.masks,
+        }
         channels = num_channels(GSLRM_HEADS)
         per_token = self.patch_size**2 * channels
         b, num_global = x.shape[0], self.num_global
@@ -237,11 +253,13 @@ class Model(nn.Module):
         # only the mean of the three position channels counts: how far along the ray
         along = 2 * jax.nn.sigmoid(pixels[..., :3].mean(-1, keepdims=True)) - 1
         means = rays[..., 3:] + REACH * along * rays[..., :3]
+        patches = means.reshape(b, -1, self.patch_size**2 * 3)
+        aux["means"] = from_patches(patches, inputs.images.shape[1], self.patch_size)
         placed = jnp.concatenate([means, pixels[..., 3:]], axis=-1)
         if num_global:
             learned = GaussianHead(channels, name="global_head")(x[:, :num_global])
             raw, placed = (jnp.concatenate([learned, y], axis=1) for y in (raw, placed))
-        return activate(placed, GSLRM_HEADS), {"raw": raw}
+        return activate(placed, GSLRM_HEADS), {"raw": raw, **aux}
 
     def _transform(self, patches: Float[Array, "b l p"]) -> Float[Array, "b l2 d"]:
         """Patches to tokens through all blocks, learned tokens first."""

@@ -8,16 +8,27 @@ from facelift_jax.objectives.image_metrics import (
     ssim,
     view_metrics,
 )
-from facelift_jax.objectives.losses import TERMS, validate_weights, weighted_loss
+from facelift_jax.objectives.losses import (
+    TERMS,
+    is_used,
+    validate_weights,
+    weighted_loss,
+    weights_at,
+)
+from facelift_jax.objectives.perceptual import check_vgg19, load_vgg19
 
 __all__ = [
     "DEFINITIONS",
     "METRICS",
     "TERMS",
+    "check_vgg19",
+    "is_used",
+    "load_vgg19",
     "object_radius",
     "reduce_metrics",
     "ssim",
     "validate_weights",
     "view_metrics",
     "weighted_loss",
+    "weights_at",
 ]

@@ -11,16 +11,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Bool, Float
 
 from facelift_jax.numerics import Array, safe_divide, safe_sqrt
 from facelift_jax.objectives.image_metrics import require_same_shapes, ssim
+from facelift_jax.objectives.network_terms import (
+    perceptual,
+    pixel_align,
+    points_distance,
+)
 from facelift_jax.structs import RenderOutput, Views
 
-Aux = Mapping[str, Array]
+Aux = Mapping[str, Any]
+Weight = float | int | Array | tuple[float | int, ...]
 
 MIN_COVERAGE = 0.01  # of a scene's pictures: what `rgb_mse_fg` divides by at least
 MIN_DEPTH_SPREAD = 1e-3  # of the depth itself: below, a view's depths are flat
+
+NEVER = 2**31 - 1  # a step that no run reaches
 
 _PICTURE = (-3, -2, -1)
 _SCENE = (-4, -3, -2, -1)
@@ -94,6 +103,9 @@ TERMS: dict[str, Callable[[RenderOutput, Views, Aux], Float[Array, "b"]]] = {
     "ssim": ssim_loss,
     "depth_l1": depth_l1,
     "depth_scale_invariant": depth_scale_invariant,
+    "perceptual": perceptual,
+    "points_distance": points_distance,
+    "pixel_align": pixel_align,
 }
 """Name of each term in a config -> its function."""
 
@@ -107,41 +119,80 @@ def weighted_loss(
     """Weighted sum of loss terms and each term unweighted, both as means over scenes.
 
     A weight is a number, or a scalar array where it follows a schedule. Terms whose
-    weight is the number zero are not computed and not returned.
+    weight is the number zero are not computed and not returned; those whose array is
+    zero are not computed either, and return zero.
 
     Raises:
-      ValueError: an unknown term, or a rendering of other views than the targets.
+      ValueError: an unknown term, a term without what it needs, or a rendering of other
+        views than the targets.
     """
     _require_known(weights)
     require_same_shapes(render, targets)
-    terms = {
-        name: TERMS[name](render, targets, aux).mean()
-        for name, weight in weights.items()
-        if not _is_zero(weight)
-    }
-    total = jnp.zeros((), render.colors.dtype)
-    for name, term in terms.items():
-        total = total + weights[name] * term
+    total = nothing = jnp.zeros((), render.colors.dtype)
+    terms = {}
+    for name, weight in weights.items():
+        if _is_zero(weight):
+            continue
+
+        def term(name=name):
+            return TERMS[name](render, targets, aux).mean()
+
+        if isinstance(weight, float | int):
+            terms[name] = term()
+        else:
+            terms[name] = lax.cond(weight > 0, term, lambda: nothing)
+        total = total + weight * terms[name]
     return total, terms
 
 
+def weights_at(
+    weights: Mapping[str, Weight], step: Array
+) -> dict[str, float | int | Array]:
+    """The weights in force at `step`, an int32 scalar, counted from zero.
+
+    (weight, start) and (weight, start, stop) are zero before `start` and from `stop`.
+    """
+
+    def at_step(weight):
+        if not isinstance(weight, tuple):
+            return weight
+        value, start, stop = (*weight, NEVER)[:3]
+        return jnp.where((step >= start) & (step < stop), jnp.float32(value), 0)
+
+    return {name: at_step(weight) for name, weight in weights.items()}
+
+
 def validate_weights(weights: Mapping[str, Any]) -> None:
-    """Refuses, before anything is built, weights that `weighted_loss` cannot use.
+    """Refuses, before anything is built, weights that `weights_at` cannot use.
 
     Raises:
-      ValueError: an unknown term; a weight that is no finite number >= 0; all zero.
+      ValueError: an unknown term; a weight that is no finite number >= 0, alone or with
+        its first and last step; all zero.
     """
     _require_known(weights)
     for name, weight in weights.items():
-        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not is_number or not math.isfinite(weight) or weight < 0:
+        parts: tuple = weight if isinstance(weight, tuple) and weight else (weight,)
+        value, steps = parts[0], list(parts[1:])
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or value < 0:
             raise ValueError(
-                f"loss.{name}: expected a finite weight >= 0, found {weight!r}"
+                f"loss.{name}: expected a finite weight >= 0, found {value!r}"
             )
-    if not any(weights.values()):
+        is_ordered = all(isinstance(x, int) for x in steps) and steps == sorted(steps)
+        if len(steps) > 2 or not is_ordered or min(steps, default=0) < 0:
+            raise ValueError(
+                f"loss.{name}: expected (weight, first step) or (weight, first step, "
+                f"step to stop at), found {weight!r}"
+            )
+    if not any(is_used(weight) for weight in weights.values()):
         raise ValueError(
             f"loss: no term has a weight above zero; choose from {', '.join(TERMS)}"
         )
+
+
+def is_used(weight: Weight) -> bool:
+    """Whether a term of this weight is ever computed."""
+    return not _is_zero(weight[0] if isinstance(weight, tuple) else weight)
 
 
 def _is_zero(weight: float | int | Array) -> bool:

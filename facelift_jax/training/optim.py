@@ -1,7 +1,7 @@
 """AdamW with LGM's one-cycle or a warm-up-cosine schedule, and frozen parameters.
 
 Schedules count optimizer steps from zero: the first step uses the value at 0.
-A skipped step does not count (see `where_finite`).
+A skipped step does not count (see `where_taken`).
 """
 
 import dataclasses
@@ -34,9 +34,10 @@ class OptimConfig:
     `warmup_steps` need not be whole (torch gives a fraction of the total). `beta1_peak`
     is the beta1 in force at the peak rate (one_cycle only; None keeps beta1 constant).
     `decay` says what weight_decay shrinks: "all" parameters or "matrices" (two or more
-    dimensions). `clip_norm` bounds the global norm of the trained gradients (None: no
-    bound). `rules` are ordered (regex, value) pairs over whole parameter names: None
-    freezes, a number scales the learning rate.
+    dimensions). `clip_norm` bounds the global norm of the trained gradients; a step
+    whose norm, before that, is over `skip_norm` is not taken (None: no bound). `rules`
+    are ordered (regex, value) pairs over whole parameter names: None freezes, a number
+    scales the learning rate.
     """
 
     schedule: str
@@ -50,6 +51,7 @@ class OptimConfig:
     warmup_steps: float
     beta1_peak: float | None = None
     decay: str = "all"
+    skip_norm: float | None = None
     rules: Sequence[tuple[str, float | None]] = ((".*", 1.0),)
 
     def __post_init__(self):
@@ -70,7 +72,7 @@ class OptimConfig:
             beta = getattr(self, name)
             if beta is not None and not 0 <= beta < 1:
                 _refuse(name, beta, "in [0, 1)")
-        for name in ("learning_rate", "eps", "clip_norm"):
+        for name in ("learning_rate", "eps", "clip_norm", "skip_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 _refuse(name, value, "positive")
@@ -177,9 +179,9 @@ def all_finite(*trees: Any) -> jax.Array:
     return jnp.stack(leaves).all()
 
 
-def where_finite(is_finite: jax.Array, new: Any, old: Any) -> Any:
-    """`new` where the step was finite, else `old`, leaf by leaf and bit for bit."""
-    return jax.tree.map(lambda n, o: jnp.where(is_finite, n, o), new, old)
+def where_taken(is_taken: jax.Array, new: Any, old: Any) -> Any:
+    """`new` where the step is taken, else `old`, leaf by leaf and bit for bit."""
+    return jax.tree.map(lambda n, o: jnp.where(is_taken, n, o), new, old)
 
 
 def stop_reason(step: int, skipped_steps: Sequence[int]) -> str | None:

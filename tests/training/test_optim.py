@@ -348,7 +348,7 @@ def test_a_step_that_is_not_finite_changes_no_bit():
     def step(params, state, grads):
         updates, new_state = optimizer.update(grads, state, params)
         new = (optax.apply_updates(params, updates), new_state)
-        return optim.where_finite(optim.all_finite(grads), new, (params, state))
+        return optim.where_taken(optim.all_finite(grads), new, (params, state))
 
     _, state = step(params, state, make_grads(params))
     bad = make_grads(params)
@@ -359,10 +359,10 @@ def test_a_step_that_is_not_finite_changes_no_bit():
     assert as_bytes(taken) != as_bytes((params, state))
 
 
-def test_where_finite_takes_keys_and_integers():
+def test_where_taken_takes_keys_and_integers():
     new = {"key": jax.random.key(1), "count": jnp.int32(2)}
     old = {"key": jax.random.key(0), "count": jnp.int32(1)}
-    kept = optim.where_finite(jnp.asarray(False), new, old)
+    kept = optim.where_taken(jnp.asarray(False), new, old)
     assert jax.random.key_data(kept["key"]).tolist() == [0, 0]
     assert int(kept["count"]) == 1
 

@@ -1,0 +1,88 @@
+"""GS-LRM's published weights, with the perceptual network that travels in them."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from facelift_jax.convert import from_torch
+from facelift_jax.convert.__main__ import main
+from facelift_jax.objectives import load_vgg19
+from facelift_jax.objectives.perceptual import tensor_shapes
+from facelift_jax.training.checkpoint import load_params
+
+sys.path.append(str(Path(__file__).parents[1] / "models"))
+from gslrm_recipe import TINY, state_dict
+
+PREFIX = "loss_calculator.perceptual_loss_module.net."
+
+
+def published():
+    """A small network's tensors and the whole VGG-19's, as in a released file."""
+    rng = np.random.default_rng(0)
+    vgg19 = {
+        PREFIX + name: rng.random(shape, np.float32)
+        for name, shape in tensor_shapes().items()
+    }
+    return state_dict(**TINY) | vgg19
+
+
+def convert(src, dst):
+    arguments = ["--model", "gslrm", "--src", str(src), "--dst", str(dst)]
+    main([*arguments, "--overrides", json.dumps(TINY)])
+
+
+def assert_converted(dst, state):
+    params, note = load_params(dst)
+    expected = from_torch("gslrm", state, **TINY)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert "non-commercial" in note["licence"]
+    assert json.loads((dst / "conversion.json").read_text()) == note
+    for name, tensor in load_vgg19(dst / "vgg19.safetensors").items():
+        np.testing.assert_array_equal(tensor, state[PREFIX + name])
+
+
+def test_a_released_file_becomes_a_checkpoint_and_a_perceptual_network(
+    tmp_path, capsys
+):
+    state = published()
+    save_file(state, tmp_path / "gslrm.safetensors")
+    convert(tmp_path / "gslrm.safetensors", tmp_path / "out")
+    assert_converted(tmp_path / "out", state)
+    printed = capsys.readouterr().out
+    assert "vgg19.safetensors: VGG-19 of the perceptual loss" in printed
+    assert "Adobe Research License" in printed
+
+
+def test_a_training_checkpoint_is_unwrapped(tmp_path):
+    torch = pytest.importorskip("torch")
+    state = published()
+    tensors = {key: torch.from_numpy(value) for key, value in state.items()}
+    checkpoint = {"model": tensors, "optimizer": {"state": {}}, "fwdbwd_pass_step": 7}
+    torch.save(checkpoint, tmp_path / "ckpt_7.pt")
+    convert(tmp_path / "ckpt_7.pt", tmp_path / "out")
+    assert_converted(tmp_path / "out", state)
+
+
+def test_every_problem_is_in_one_line(tmp_path, capsys):
+    state = published()
+    del state["input_layer_norm.weight"]
+    state["transformer_layers.0.attn.fc.weight"] = np.zeros((3, 3), np.float32)
+    state["view_type_embeddings"] = np.zeros((2, 64), np.float32)
+    save_file(state, tmp_path / "gslrm.safetensors")
+    with pytest.raises(SystemExit) as leaving:
+        convert(tmp_path / "gslrm.safetensors", tmp_path / "out")
+    assert leaving.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("convert: 3 problems in the state dictionary: ")
+    for part in (
+        "missing input_norm/scale",
+        "extra view_type_embeddings",
+        "transformer_layers.0.attn.fc.weight has shape (3, 3), in our layout (3, 3)",
+    ):
+        assert part in line
+    assert not (tmp_path / "out").exists()
