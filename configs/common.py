@@ -41,6 +41,7 @@ def data_section(size: int, input_size: int) -> ConfigDict:
             "input_views": (),
             "num_targets": 8,
             "min_held_out": 4,
+            "max_angle": 180.0,
             "background": (1.0, 1.0, 1.0),
             "radius": 1.5,
             "frame": "first_camera",

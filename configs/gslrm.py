@@ -48,6 +48,7 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     config.data = common.data_section(size, size)
     config.data.update({"num_inputs": inputs, "radius": 2.7, "frame": "world"})
+    config.data.max_angle = 60.0
     config.loss = _loss(stage, quiet if "perceptual" in options else None)
     config.optim = common.optim_section(learning_rate=rate, warmup_steps=warmup)
     config.optim.update({"schedule": "warmup_cosine", "beta1": 0.9})
@@ -83,6 +84,7 @@ def _fit_two_cores(config: Any) -> None:
     config.data.update({"size": 32, "input_size": 32, "target_size": 32})
     config.data.update({"num_scenes": 200, "num_held_out_scenes": 8})
     config.data.update({"num_inputs": 6, "num_targets": 4, "min_held_out": 2})
+    config.data.max_angle = 180.0  # few steps: let them see all sides
     config.optim.update({"learning_rate": 8e-4, "warmup_steps": 150})
     config.eval.update({"every": 250, "turntable_frames": 60})
     config.run.update({"num_steps": 1000, "batch_size": 4})

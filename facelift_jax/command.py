@@ -27,6 +27,7 @@ class Parser(argparse.ArgumentParser):
 def log_own_lines() -> None:
     """Shows the package's information, and of other libraries warnings only."""
     package = str(Path(__file__).parent)
+    logging.use_absl_handler()  # else Python's own, which filters nothing, comes first
     handler = logging.get_absl_handler()
     handler.setFormatter(None)
     handler.addFilter(

@@ -174,19 +174,26 @@ def write_sheets(
 
 
 def write_scene(
-    directory: Path, evaluation: Evaluation, render_fn: RenderFn, num_frames: int
+    directory: Path,
+    gaussians: Gaussians,
+    inputs: Cameras,
+    render_fn: RenderFn,
+    num_frames: int,
+    chosen: export.Filter = export.FILTERS["opacity"],
 ) -> list[str]:
-    """The first scene as `scene.ply` and `turntable.mp4`; one line about each."""
+    """Gaussians [n] as `scene.ply` and, all of them, as `turntable.mp4`.
+
+    `inputs` are the cameras [v] they come from. Returns one line about each file.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     ply, video = directory / "scene.ply", directory / "turntable.mp4"
-    written, pruned = export.write_ply(ply, evaluation.gaussians)
-    size = max(128, evaluation.inputs.width)
-    cameras = turntable_cameras(evaluation.inputs, num_frames, size)
-    frames = export.turntable_frames(jax.jit(render_fn), evaluation.gaussians, cameras)
+    written, pruned = export.write_ply(ply, gaussians, chosen)
+    size = max(128, inputs.width)
+    cameras = turntable_cameras(inputs, num_frames, size)
+    frames = export.turntable_frames(jax.jit(render_fn), gaussians, cameras)
     pictures.write_video(video, frames, VIDEO_FPS)
     return [
-        f"{ply}: {written:,} Gaussians ({pruned:,} of opacity < "
-        f"{export.MIN_OPACITY} left out)",
+        f"{ply}: {written:,} Gaussians ({pruned:,} left out: {chosen.describe()})",
         f"{video}: {num_frames} frames of {size} px",
     ]
 
@@ -293,7 +300,8 @@ def report(
         eval_step, params, source, options, num_picture_scenes, sheets
     )
     write_figures(directory / "figures.json", evaluation)
-    for line in write_scene(directory, evaluation, render_fn, turntable_frames):
+    scene = (evaluation.gaussians, evaluation.inputs)
+    for line in write_scene(directory, *scene, render_fn, turntable_frames):
         logging.info(line)
     return evaluation
 

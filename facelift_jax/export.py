@@ -1,5 +1,6 @@
 """Gaussians to 3DGS PLY files and back, and frames of a turntable."""
 
+import dataclasses
 import io
 import re
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import plyfile
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from facelift_jax import atomic
 from facelift_jax.structs import Cameras, Gaussians, RenderOutput, check
@@ -17,6 +18,59 @@ OPACITY_CLAMP = 1e-6  # the logit is taken of opacities in [1e-6, 1 - 1e-6] (LGM
 SCALE_FLOOR = 1e-8  # added before the logarithm (LGM)
 MAX_HEADER_BYTES = 1 << 16
 TURNTABLE_CHUNK = 8  # frames rendered per call
+
+
+@dataclasses.dataclass(frozen=True)
+class Filter:
+    """Which Gaussians a file keeps.
+
+    Attributes:
+      min_opacity: those below it are left out.
+      max_scale: of the longest axis, world units; larger ones stay where z > 0, the
+        upper half of a world whose z axis points up. None: any.
+      floater: those with |x| and |y| beyond it and z below its negative are left out,
+        the corners under an object. None: none.
+      box: half sides of the box about the origin that is kept. None: everything.
+    """
+
+    min_opacity: float = MIN_OPACITY
+    max_scale: float | None = None
+    floater: float | None = None
+    box: tuple[float, float, float] | None = None
+
+    def keep(self, gaussians: Gaussians) -> Bool[np.ndarray, "n"]:
+        """Whether each of the Gaussians [n] is kept."""
+        x, y, z = np.asarray(gaussians.means).T
+        keep = np.asarray(gaussians.opacities) >= self.min_opacity
+        if self.max_scale is not None:
+            keep &= (np.asarray(gaussians.scales).max(-1) < self.max_scale) | (z > 0)
+        if self.floater is not None:
+            is_beside = (abs(x) > self.floater) & (abs(y) > self.floater)
+            keep &= ~(is_beside & (z < -self.floater))
+        if self.box is not None:
+            inside = [
+                abs(v) <= side for v, side in zip((x, y, z), self.box, strict=True)
+            ]
+            keep &= np.all(inside, axis=0)
+        return keep
+
+    def describe(self) -> str:
+        """What is left out, for logs and files."""
+        parts = [f"opacity < {self.min_opacity}"]
+        if self.max_scale is not None:
+            parts.append(f"an axis >= {self.max_scale} where z <= 0")
+        if self.floater is not None:
+            parts.append(f"|x|, |y| > {self.floater} and z < -{self.floater}")
+        if self.box is not None:
+            parts.append(f"outside the box of half sides {self.box}")
+        return " or ".join(parts)
+
+
+FILTERS = {
+    "opacity": Filter(),
+    # of FaceLift's inference script; made for heads at its scale, z up
+    "facelift": Filter(0.04, max_scale=0.1, floater=0.6, box=(0.91, 0.91, 1.0)),
+}
 
 _GEOMETRY = ("x", "y", "z")
 _COLOR = ("f_dc_0", "f_dc_1", "f_dc_2")
@@ -37,14 +91,14 @@ _SIZES |= dict.fromkeys(("double", "float64"), 8)
 
 
 def write_ply(
-    path: str | Path, gaussians: Gaussians, min_opacity: float = MIN_OPACITY
+    path: str | Path, gaussians: Gaussians, chosen: Filter = FILTERS["opacity"]
 ) -> tuple[int, int]:
     """Writes Gaussians [n] as a 3DGS PLY; returns how many were written and pruned.
 
     Fields in LGM's order (x y z, f_dc, f_rest above degree 0, opacity, scale, rot),
     little-endian float32, before activation: logit of opacity, logarithm of scale; rot
-    is (w, x, y, z) as given. Gaussians of opacity under `min_opacity` are left out,
-    which the file's comments state. The file appears whole or not at all.
+    is (w, x, y, z) as given. Gaussians that `chosen` does not keep are left out, which
+    the file's comments state. The file appears whole or not at all.
 
     Raises:
       ValueError: values that are not finite, or a batch of Gaussians.
@@ -59,10 +113,10 @@ def write_ply(
             f"{path}: {num_bad} of {len(columns)} Gaussians hold NaN or infinity or "
             "scales below zero; nothing was written"
         )
-    keep = np.asarray(gaussians.opacities) >= min_opacity
+    keep = chosen.keep(gaussians)
     written, pruned = int(keep.sum()), int((~keep).sum())
     comments = [
-        f"{pruned} of {len(keep)} Gaussians with opacity < {min_opacity} left out",
+        f"{pruned} of {len(keep)} Gaussians left out: {chosen.describe()}",
         f"opacity: logit of the value in [{OPACITY_CLAMP}, 1 - {OPACITY_CLAMP}]",
     ]
     num_rest = columns.shape[1] - len(_GEOMETRY + _COLOR + _SHAPE)

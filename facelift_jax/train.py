@@ -364,7 +364,8 @@ def train(
         evaluation = evaluate.evaluate(eval_step, state.params, held_out, options)
     if is_writer:
         frames = config.eval.turntable_frames
-        for text in evaluate.write_scene(workdir, evaluation, render_fn, frames):
+        scene = (evaluation.gaussians, evaluation.inputs)
+        for text in evaluate.write_scene(workdir, *scene, render_fn, frames):
             logging.info(text)
         evaluate.write_figures(workdir / "figures.json", evaluation)
         writer.mark_complete(workdir, {"step": run.num_steps})

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import render
 from configs import gslrm
 from configs.lgm import get_config
-from facelift_jax import evaluate
+from facelift_jax import evaluate, reconstruct
 from facelift_jax.convert import __main__ as convert
 from facelift_jax.data.rodent import __main__ as rodent
 
@@ -29,6 +29,7 @@ RECIPES = {"lgm.py": get_config, "gslrm.py": gslrm.get_config}
 COMMANDS = {
     "facelift_jax.evaluate": evaluate.main,
     "facelift_jax.convert": convert.main,
+    "facelift_jax.reconstruct": reconstruct.main,
     "facelift_jax.data.rodent": rodent.main,
     "benchmarks.render": render.main,
 }

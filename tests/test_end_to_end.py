@@ -232,6 +232,42 @@ def test_eval_mode_repeats_the_figures(run, rodents, tmp_path):
 
 
 @pytest.mark.slow
+def test_reconstruct_command_writes_scenes_and_leaves_complete_ones(
+    run, rodents, tmp_path
+):
+    scenes = [str(rodents / name) for name in ("scene_000006", "scene_000007")]
+    arguments = ["--checkpoint", str(run), "--turntable-frames", "4"]
+    code, out, err = finish(
+        command(*arguments, *scenes, cwd=tmp_path, module="reconstruct")
+    )
+    assert code == 0, err
+    assert "[process=" not in err  # other libraries' lines
+    first = tmp_path / "reconstruction" / "scene_000006"
+    kinds = [f"scene_000006_{kind}.png" for kind in ("inputs", "maps", "sheet")]
+    files = ["figures.json", "scene.ply", *kinds, "turntable.mp4"]
+    assert sorted(path.name for path in first.iterdir()) == sorted(files)
+    figures = json.loads((first / "figures.json").read_text())
+    assert figures["inputs/psnr_fg"] > 0
+    assert figures["left_out_of_ply"] == "opacity < 0.005"
+    assert not any(key.startswith("held_out") for key in figures)
+    second = tmp_path / "reconstruction" / "scene_000007"
+    (second / "figures.json").unlink()
+    before = (first / "scene.ply").stat().st_mtime_ns
+    again = command(*arguments, *scenes, cwd=tmp_path, module="reconstruct")
+    code, out, err = finish(again)
+    assert code == 0, err
+    assert "scene_000006: complete in" in out
+    assert (first / "scene.ply").stat().st_mtime_ns == before
+    assert (second / "figures.json").is_file()
+    code, _, err = finish(
+        command(*arguments, "nowhere", cwd=tmp_path, module="reconstruct")
+    )
+    assert code == 2
+    line = "reconstruct: nowhere: there is no such folder or list of scene folders"
+    assert last_line(err) == line
+
+
+@pytest.mark.slow
 def test_evaluate_command_judges_any_data_set(run, rodents, tmp_path):
     arguments = ["--checkpoint", run, rodents, "--out", "judged"]
     arguments += ["--picture-scenes", 1, "--turntable-frames", 4]

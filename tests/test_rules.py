@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "export": LEVEL_2,
     "pictures": LEVEL_2,
     "evaluate": LEVEL_2 | {"export", "pictures"},
+    "reconstruct": LEVEL_2 | {"export", "pictures", "evaluate"},
     "train": LEVEL_2 | {"export", "pictures", "evaluate"},
     "cost": LEVEL_2 | {"evaluate", "train"},
     "main": LEVEL_2 | {"export", "pictures", "evaluate", "train", "cost"},

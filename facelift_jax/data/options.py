@@ -18,6 +18,8 @@ class DataOptions:
         stored order.
       num_targets: views a training example is compared with.
       min_held_out: how many of those, at least, are not inputs.
+      max_angle: degrees, seen from the rig's centre, that a training example's held-out
+        target may be away from the nearest input; 180: anywhere.
       eval_targets: most held-out views an evaluated scene is judged from.
       background: RGB in [0, 1] that pictures are composited on.
       radius: mean distance of the input cameras from the rig's centre, world units.
@@ -35,6 +37,7 @@ class DataOptions:
     input_views: tuple[int, ...] | None = None
     num_targets: int = 8
     min_held_out: int = 4
+    max_angle: float = 180.0
     eval_targets: int = 12
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
     radius: float = 1.5
@@ -53,6 +56,8 @@ class DataOptions:
                 )
         if self.frame not in RIG_FRAMES:
             raise ValueError(f"frame must be one of {RIG_FRAMES}, found {self.frame!r}")
+        if not 0 < self.max_angle <= 180:
+            raise ValueError(f"max_angle is in (0, 180], found {self.max_angle}")
         if not self.radius > 0:
             raise ValueError(f"radius must be positive, found {self.radius}")
         if self.min_held_out > self.num_targets:

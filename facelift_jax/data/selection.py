@@ -5,7 +5,8 @@ from jaxtyping import Int
 
 from facelift_jax.data.files import DataError
 from facelift_jax.data.options import DataOptions
-from facelift_jax.data.sources import Scene, StoredScene
+from facelift_jax.data.rig import rig_similarity
+from facelift_jax.data.sources import Scene, StoredScene, take_cameras
 
 
 def select_views(
@@ -15,7 +16,8 @@ def select_views(
 
     Where more views than `num_inputs` may be inputs, some are drawn, in random order;
     else they keep the stored order. Then `min_held_out` targets are drawn from the
-    other views, and the rest from all views left, inputs among them; none twice.
+    other views near enough to an input, and the rest from all such views left, inputs
+    among them; none twice.
 
     Raises:
       DataError: fewer views than asked for, or a picture cannot be used.
@@ -25,11 +27,17 @@ def select_views(
     if len(pool) > options.num_inputs:
         inputs = rng.choice(pool, options.num_inputs, replace=False)
     num_views = len(scene.is_input)
-    others = rng.permutation(np.setdiff1d(np.arange(num_views), inputs))
-    if len(others) < options.min_held_out or num_views < options.num_targets:
+    others = np.setdiff1d(np.arange(num_views), inputs)
+    what = "not inputs"
+    if options.max_angle < 180:
+        others = _near(scene, inputs, others, options.max_angle)
+        what += f" and within max_angle={options.max_angle:g} degrees of one"
+    others = rng.permutation(others)
+    num_usable = len(inputs) + len(others)
+    if len(others) < options.min_held_out or num_usable < options.num_targets:
         raise DataError(
             f"scene {scene.name} ({scene.path}): {num_views} views, "
-            f"{len(others)} of them not inputs, but num_targets={options.num_targets} "
+            f"{len(others)} of them {what}, but num_targets={options.num_targets} "
             f"and min_held_out={options.min_held_out} were asked for"
         )
     held_out = others[: options.min_held_out]
@@ -60,6 +68,18 @@ def select_evaluation_views(
     return _take(scene, inputs, np.concatenate([inputs, held_out]))
 
 
+def select_input_views(
+    scene: Scene | StoredScene, options: DataOptions
+) -> tuple[Scene, Scene]:
+    """The input views of `select_evaluation_views`, as inputs and as targets.
+
+    Raises:
+      DataError: fewer views than asked for, or a picture cannot be used.
+    """
+    inputs = _evenly(_input_pool(scene, options), options.num_inputs)
+    return _take(scene, inputs, inputs)
+
+
 def _input_pool(
     scene: Scene | StoredScene, options: DataOptions
 ) -> Int[np.ndarray, "p"]:
@@ -84,6 +104,27 @@ def _input_pool(
             "asked for"
         )
     return _evenly(pool, options.num_inputs) if what == "views" else pool
+
+
+def _near(
+    scene: Scene | StoredScene,
+    inputs: Int[np.ndarray, "v"],
+    others: Int[np.ndarray, "o"],
+    max_angle: float,
+) -> Int[np.ndarray, "n"]:
+    """The views of `others` that stand within an angle of some input.
+
+    GS-LRM's rule asks that a target see what some input saw. FaceLift's program takes
+    products of positions that have not length one for cosines: at its distance of 2.7
+    its 60 degrees are 86.
+    """
+    cameras = scene.cameras
+    where = f"scene {scene.name} ({scene.path})"
+    world = rig_similarity(take_cameras(cameras, inputs), 1.0, "world", where)
+    positions = world.scale * cameras.centers + world.translation
+    directions = positions / np.linalg.norm(positions, axis=-1, keepdims=True)
+    cosines = np.einsum("oi,vi->ov", directions[others], directions[inputs])
+    return others[cosines.max(axis=-1) >= np.cos(np.deg2rad(max_angle))]
 
 
 def _evenly(views: Int[np.ndarray, "n"], count: int) -> Int[np.ndarray, "count"]:

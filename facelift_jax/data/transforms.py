@@ -11,7 +11,11 @@ from facelift_jax.data.augment import augment
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.resample import to_views
 from facelift_jax.data.rig import normalize_rig
-from facelift_jax.data.selection import select_evaluation_views, select_views
+from facelift_jax.data.selection import (
+    select_evaluation_views,
+    select_input_views,
+    select_views,
+)
 from facelift_jax.data.sources import Scene, StoredScene
 from facelift_jax.structs import Batch, Views
 
@@ -43,7 +47,21 @@ def evaluation_example(scene: Scene | StoredScene, options: DataOptions) -> Batc
     Raises:
       DataError: as `training_example`.
     """
-    inputs, targets = select_evaluation_views(scene, options)
+    return _plain(scene, *select_evaluation_views(scene, options), options)
+
+
+def reconstruction_example(scene: Scene | StoredScene, options: DataOptions) -> Batch:
+    """`evaluation_example` without held-out views, which the scene need not have.
+
+    Raises:
+      DataError: as `training_example`.
+    """
+    return _plain(scene, *select_input_views(scene, options), options)
+
+
+def _plain(
+    scene: Scene | StoredScene, inputs: Scene, targets: Scene, options: DataOptions
+) -> Batch:
     inputs, targets = normalize_rig(inputs, targets, options.radius, options.frame)
     seen = to_views(inputs, options.input_size, options.background)
     compared = to_views(targets, options.target_size, options.background)

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from tiny_scenes import CENTER, poses
 
 from facelift_jax.data.files import DataError
 from facelift_jax.data.options import DataOptions
@@ -52,6 +53,25 @@ def test_inputs_are_drawn_from_a_larger_pool(scene):
     assert any(a > b for a, b in drawn)  # in random order, too
     inputs, _ = select_evaluation_views(scene, options)
     assert view_numbers(inputs, scene) == [3, 5]
+
+
+@pytest.mark.parametrize("max_angle", [50.0, 100.0])
+def test_targets_stay_near_an_input(scene, max_angle):
+    """Angles by the ball's own centre, at which every camera looks."""
+    options = dataclasses.replace(
+        SMALL, max_angle=max_angle, min_held_out=1, num_targets=3
+    )
+    offsets = np.stack([c2w[:3, 3] - CENTER for c2w in poses(8)])
+    directions = offsets / np.linalg.norm(offsets, axis=-1, keepdims=True)
+    angles = np.rad2deg(np.arccos(np.clip(directions @ directions.T, -1, 1)))
+    nearest = angles[:, :3].min(axis=1)  # the first three are the inputs
+    allowed = {int(v) for v in np.flatnonzero(nearest <= max_angle)}
+    assert {0, 1, 2} < allowed < set(range(8))
+    seen = set()
+    for seed in range(60):
+        _, targets = select_views(scene, np.random.default_rng(seed), options)
+        seen |= set(view_numbers(targets, scene))
+    assert seen == allowed
 
 
 def test_evaluation_targets_are_the_inputs_and_then_others(scene):
@@ -103,6 +123,11 @@ TOO_FEW = {
         "8 views, 5 of them not inputs, but num_targets=6 and min_held_out=6 were "
         "asked for",
     ),
+    "near": (
+        {"max_angle": 5.0},
+        "8 views, 0 of them not inputs and within max_angle=5 degrees of one, but "
+        "num_targets=5 and min_held_out=3 were asked for",
+    ),
     "targets": (
         {"num_targets": 9},
         "8 views, 5 of them not inputs, but num_targets=9 and min_held_out=3 were "
@@ -136,6 +161,7 @@ BAD_OPTIONS = {
         {"frame": "opengl"},
         "frame must be one of ('first_camera', 'world'), found 'opengl'",
     ),
+    "angle": ({"max_angle": 0.0}, "max_angle is in (0, 180], found 0.0"),
     "radius": ({"radius": 0.0}, "radius must be positive, found 0.0"),
     "targets": (
         {"num_targets": 3, "min_held_out": 4},
