@@ -7,7 +7,9 @@ The argument names one variant (facelift, small, mini; default facelift), one st
 options. Stages are FaceLift's: `pretrain256` (the default), `pretrain512` from its
 weights, `finetune` from those of the second; the last two want --config.run.init_from.
 `perceptual` turns FaceLift's perceptual loss on, which wants --config.run.vgg19=FILE:
-its weights cannot be shipped, so the recipes do without. `demo` is a ten-minute run of
+its weights cannot be shipped, so the recipes do without. `lora` trains low-rank
+adapters of the blocks' matrices and leaves all else as --config.run.init_from has it.
+`demo` is a ten-minute run of
 the mini network at 32 px; `smoke` is a minute of it that only proves that everything
 runs. Any field can be set by a flag: --config.run.seed=1.
 """
@@ -27,7 +29,8 @@ STAGES = {
     "finetune": (512, 6, 16, 20_000, 500, 1e-4, 500),
 }
 POINTS_DISTANCE_STEPS = 1000  # of the first stage, which starts with that loss alone
-OPTIONS = ("perceptual", "demo", "smoke")
+OPTIONS = ("perceptual", "lora", "demo", "smoke")
+ADAPTER_RANK = 8  # of `lora`
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -36,7 +39,7 @@ def get_config(argument: str = "") -> ConfigDict:
     stages, small = options & set(STAGES), options & {"demo", "smoke"}
     if len(stages) > 1:
         raise ValueError(f"choose one stage, not {' and '.join(sorted(stages))}")
-    if small and (options - small or variant not in (None, "mini")):
+    if small and (options - small - {"lora"} or variant not in (None, "mini")):
         names = " and ".join(sorted(small))
         raise ValueError(f"{names} take the mini variant only, and no stage")
     variant = variant or ("mini" if small else "facelift")
@@ -46,6 +49,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.model = ConfigDict(
         {"name": "gslrm", "variant": variant, "dtype": "bfloat16", "overrides": {}}
     )
+    if "lora" in options:
+        config.model.overrides = ConfigDict({"adapter_rank": ADAPTER_RANK})
     config.data = common.data_section(size, size)
     config.data.update({"num_inputs": inputs, "radius": 2.7, "frame": "world"})
     config.data.max_angle = 60.0
@@ -56,6 +61,9 @@ def get_config(argument: str = "") -> ConfigDict:
     config.render = ConfigDict({"backend": "", "antialiased": False})
     config.eval = common.eval_section()
     config.run = common.run_section(num_steps=steps, batch_size=batch_size)
+    if "lora" in options:
+        config.optim.freeze = "lora"
+        config.run.init_excuses = (".*/adapter_[ab]",)
     if small:
         _fit_two_cores(config)
     if "smoke" in small:

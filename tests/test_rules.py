@@ -113,7 +113,10 @@ def test_modules_say_what_they_are(path):
 RECIPES = [
     *(("lgm", x) for x in ("", "lrm", "small", "big", "tiny", "mini", "demo", "smoke")),
     *(("gslrm", x) for x in ("", "facelift", "small", "mini", "demo", "smoke")),
-    *(("gslrm", x) for x in ("pretrain256", "pretrain512", "finetune,perceptual")),
+    *(
+        ("gslrm", x)
+        for x in ("pretrain256", "pretrain512", "finetune,perceptual", "lora")
+    ),
 ]
 
 

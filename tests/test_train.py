@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
+from configs import gslrm
 from configs.lgm import get_config
 from facelift_jax import evaluate, train
 from facelift_jax.structs import Batch
@@ -181,6 +182,22 @@ def test_freezing_leaves_the_encoder_alone(single):
     frozen = ("unet/conv_in/", "unet/down_blocks_", "unet/mid_block/")
     assert {name for name in before if not name.startswith(frozen)} == moved
     assert any(name.startswith(frozen) for name in before)
+
+
+def test_lora_trains_adapters_and_no_other_bit():
+    config = gslrm.get_config("smoke,lora").unlock()
+    config.data.update({"num_inputs": NUM_VIEWS, "input_size": SIZE})
+    config.data.update({"target_size": SIZE, "num_targets": 2})
+    config.model.overrides.update({"depth": 1, "width": 32})
+    mesh = make_mesh(1, 1)
+    step, state = build(config, mesh)
+    batch, new_state = put(mesh, random_batch()), state
+    for _ in range(3):
+        new_state, _ = step(new_state, batch)
+    before, after = flatten_names(state.params), flatten_names(new_state.params)
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert moved == {name for name in before if "/adapter_" in name}
+    assert len(moved) == 8
 
 
 def test_bad_settings_say_what_to_change():

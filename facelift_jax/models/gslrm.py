@@ -38,6 +38,7 @@ VARIANTS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
 
 # Ordered (regex, value) over parameter names; None freezes, a number scales the rate.
 # Blocks are those of `facelift`.
+_DECAY = 0.9  # of the rate from one block to the one below, in `layer_decay`
 _TOKENS = r"^(patch_embedder|global_tokens|input_norm)(/.*)?$"
 FREEZE_PRESETS: MappingProxyType[str, tuple[tuple[str, float | None], ...]] = (
     MappingProxyType(
@@ -55,6 +56,16 @@ FREEZE_PRESETS: MappingProxyType[str, tuple[tuple[str, float | None], ...]] = (
             ),
             "heads": (
                 (r"^(global|pixel)_head/.*$", 1.0),
+                (r"^.*$", None),
+            ),
+            "layer_decay": (
+                (_TOKENS, _DECAY**24),
+                *((rf"^block_{i:02d}/.*$", _DECAY ** (23 - i)) for i in range(24)),
+                (r"^(global|pixel)_head/.*$", 1.0),
+            ),
+            # for a network with `adapter_rank`
+            "lora": (
+                (r"^.*/adapter_[ab]$", 1.0),
                 (r"^.*$", None),
             ),
         }
@@ -80,6 +91,7 @@ class Attention(nn.Module):
 
     head_dim: int
     implementation: str | None
+    adapter_rank: int
     dtype: Any
 
     @nn.compact
@@ -87,6 +99,7 @@ class Attention(nn.Module):
         """Keeps the shape; the output has the module's `dtype`."""
         b, length, width = x.shape
         dense = {"use_bias": False, "dtype": self.dtype, "init_std": INIT_STD}
+        dense["adapter_rank"] = self.adapter_rank
         qkv = Dense(3 * width, name="qkv", **dense)(x)
         qkv = qkv.reshape(b, length, 3, width // self.head_dim, self.head_dim)
         q, k, v = (qkv[:, :, j] for j in range(3))
@@ -99,6 +112,7 @@ class Block(nn.Module):
 
     head_dim: int
     implementation: str | None
+    adapter_rank: int
     dtype: Any
 
     @nn.compact
@@ -106,8 +120,13 @@ class Block(nn.Module):
         """Keeps the shape; float32."""
         width = x.shape[-1]
         dense = {"use_bias": False, "dtype": self.dtype, "init_std": INIT_STD}
+        dense["adapter_rank"] = self.adapter_rank
         attention = Attention(
-            self.head_dim, self.implementation, self.dtype, name="attn"
+            self.head_dim,
+            self.implementation,
+            self.adapter_rank,
+            self.dtype,
+            name="attn",
         )
         x = x + attention(LayerNorm(name="norm1")(x)).astype(jnp.float32)
         h = Dense(4 * width, name="mlp_in", **dense)(LayerNorm(name="norm2")(x))
@@ -178,6 +197,8 @@ class Model(nn.Module):
       ray_rounding: None, or the half type ("float16", "bfloat16") that the original's
         mixed precision rounds ray directions to, for comparisons.
       attention: an implementation of `attention.attend`; None is the fastest that fits.
+      adapter_rank: of LoRA adapters on the blocks' matrices; 0: none. The preset "lora"
+        trains them alone; `layers.merge_adapters` adds them to the kernels.
       remat: make a block's values again in the backward pass instead of keeping them.
       dtype: type of the blocks' arithmetic.
     """
@@ -190,6 +211,7 @@ class Model(nn.Module):
     ray_rounding: str | None = None
     attention: str | None = None
     remat: bool = False
+    adapter_rank: int = 0
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
@@ -197,8 +219,9 @@ class Model(nn.Module):
         for name in ("width", "depth", "head_dim", "patch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"gslrm: {name}={getattr(self, name)}: must be >= 1")
-        if self.num_global < 0:
-            raise ValueError(f"gslrm: num_global={self.num_global}: must be >= 0")
+        for name in ("num_global", "adapter_rank"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"gslrm: {name}={getattr(self, name)}: must be >= 0")
         if self.width % self.head_dim:
             raise ValueError(
                 f"gslrm: width={self.width} is not a multiple of head_dim="
@@ -275,7 +298,11 @@ class Model(nn.Module):
         x = LayerNorm(name="input_norm")(x)
         block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
-            x = block(self.head_dim, self.attention, self.dtype, name=f"block_{i:02d}")(
-                x
-            )
+            x = block(
+                self.head_dim,
+                self.attention,
+                self.adapter_rank,
+                self.dtype,
+                name=f"block_{i:02d}",
+            )(x)
         return x

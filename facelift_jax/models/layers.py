@@ -6,6 +6,7 @@ normalisation statistics and softmax are float32. Matrix precision is left to
 `jax_default_matmul_precision`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ from jax import Array
 from jaxtyping import Float
 
 from facelift_jax.models.attention import attend
+from facelift_jax.numerics import einsum
 
 RESIDUAL_SCALE = 0.5**0.5  # keeps the variance of a sum of two branches (LGM's U-Net)
 GROUP_NORM_EPS = 1e-5  # PyTorch's default; Flax's own is 1e-6
@@ -60,12 +62,17 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-    """Linear map of the last axis; `init_std=None` is PyTorch's default."""
+    """Linear map of the last axis; `init_std=None` is PyTorch's default.
+
+    With `adapter_rank` a product of two thin matrices is added to the kernel, zero at
+    first (LoRA: Hu et al., ICLR 2022, equation 3 with alpha = r).
+    """
 
     features: int
     use_bias: bool = True
     dtype: Any = jnp.float32
     init_std: float | None = None
+    adapter_rank: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d2"]:
@@ -75,11 +82,32 @@ class Dense(nn.Module):
             init = nn.initializers.normal(self.init_std)
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", init, shape, jnp.float32)
-        x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        x = x.astype(self.dtype)
+        y = x @ kernel.astype(self.dtype)
+        if self.adapter_rank:
+            rank, (before, after) = self.adapter_rank, shape
+            down = uniform_fan_in(before)
+            a = self.param("adapter_a", down, (before, rank), jnp.float32)
+            zeros = nn.initializers.zeros
+            b = self.param("adapter_b", zeros, (rank, after), jnp.float32)
+            y = y + (x @ a.astype(self.dtype)) @ b.astype(self.dtype)
         if not self.use_bias:
-            return x
+            return y
         bias = self.param("bias", init, shape[-1:], jnp.float32)
-        return x + bias.astype(self.dtype)[None, None]
+        return y + bias.astype(self.dtype)[None, None]
+
+
+def merge_adapters(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of the same network without adapters, which computes the same."""
+    merged = {
+        name: merge_adapters(value) if isinstance(value, Mapping) else value
+        for name, value in params.items()
+        if name not in ("adapter_a", "adapter_b")
+    }
+    if "adapter_a" in params:
+        product = einsum("ir,ro->io", params["adapter_a"], params["adapter_b"])
+        merged["kernel"] = params["kernel"] + product
+    return merged
 
 
 class GroupNorm(nn.Module):

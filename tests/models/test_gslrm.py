@@ -12,6 +12,7 @@ from lgm_recipe import random_views
 
 from facelift_jax.convert import abstract_params
 from facelift_jax.models import freeze_presets, get_model
+from facelift_jax.models.layers import merge_adapters
 from facelift_jax.training.tree import flatten_names
 
 REORDERED = {"rtol": 0, "atol": 2e-5}  # float32 sums in another order, values near 2
@@ -128,7 +129,8 @@ def test_starts_grey_small_and_faint():
 
 @pytest.mark.parametrize("name", sorted(freeze_presets("gslrm")))
 def test_presets_cover_the_released_network(name):
-    names = flatten_names(abstract_params(get_model("gslrm")))
+    rank = 4 if name == "lora" else 0
+    names = flatten_names(abstract_params(get_model("gslrm", adapter_rank=rank)))
     rules = freeze_presets("gslrm")[name]
     taken = [
         next(i for i, (rule, _) in enumerate(rules) if re.match(rule, parameter))
@@ -141,8 +143,43 @@ def test_presets_cover_the_released_network(name):
         "first_half": 12 * 6 + 4,
         "last_quarter": 6 * 6 + 4,
         "heads": 4,
+        "layer_decay": 151,
+        "lora": 24 * 4 * 2,
     }
     assert len(trained) == expected[name]
+
+
+def test_the_rate_falls_towards_the_input():
+    rules = dict(freeze_presets("gslrm")["layer_decay"])
+    rates = [rules[rf"^block_{i:02d}/.*$"] for i in range(24)]
+    assert rates == sorted(rates)
+    assert rates[-1] == 1.0
+    np.testing.assert_allclose(np.divide(rates[:-1], rates[1:]), 0.9)
+
+
+def test_adapters_start_at_nothing_and_merge_into_the_kernels():
+    inputs = random_views(1, 2, 16)
+    plain = get_model("gslrm", **TINY)
+    adapted = get_model("gslrm", **TINY, adapter_rank=3)
+    params = jax.jit(adapted.init)(jax.random.key(0), inputs)["params"]
+    base = merge_adapters(params)
+    assert jax.tree.structure(base) == jax.tree.structure(abstract_params(plain))
+    _, aux = jax.jit(adapted.apply)({"params": params}, inputs)
+    _, expected = jax.jit(plain.apply)({"params": base}, inputs)
+    np.testing.assert_allclose(aux["raw"], expected["raw"], rtol=0, atol=1e-6)
+
+    rng = np.random.default_rng(0)
+    moved = jax.tree_util.tree_map_with_path(
+        lambda path, x: (
+            x + (path[-1].key == "adapter_b") * rng.normal(0, 0.3, x.shape).astype("f4")
+        ),
+        params,
+    )
+    _, aux = jax.jit(adapted.apply)({"params": moved}, inputs)
+    _, merged = jax.jit(plain.apply)({"params": merge_adapters(moved)}, inputs)
+    largest = np.abs(merged["raw"]).max()
+    assert np.abs(merged["raw"] - expected["raw"]).max() > 0.05 * largest
+    np.testing.assert_allclose(aux["raw"], merged["raw"], rtol=0, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +187,7 @@ def test_presets_cover_the_released_network(name):
     [
         ({"width": 100}, "gslrm: width=100 is not a multiple of head_dim=64"),
         ({"depth": 0}, "gslrm: depth=0: must be >= 1"),
+        ({"adapter_rank": -1}, "gslrm: adapter_rank=-1: must be >= 0"),
         ({"num_global": -1}, "gslrm: num_global=-1: must be >= 0"),
         (
             {"ray_rounding": "half"},
