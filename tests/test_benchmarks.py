@@ -5,7 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from benchmarks import networks
+from facelift_jax.models import get_model
+from facelift_jax.train import dummy_views
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,3 +44,32 @@ def test_the_renderers_benchmark_prints_a_table_and_writes_json(tmp_path):
     for figure in ("forward_ms", "both_ms", "blend_ms", "differentiate_ms"):
         assert row[figure] > 0
         assert figure in done.stdout
+
+
+def test_operations_of_a_transformer_are_counted():
+    """Against the sum over its matrices, by hand; rays' own products are small."""
+    model = get_model("gslrm", "mini")
+    views, side, width, depth = 3, 64, 128, 4
+    inputs = dummy_views(1, views, side)
+    params = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    jaxpr = jax.make_jaxpr(model.apply)(params, inputs).jaxpr
+    pixels = views * (side // 8) ** 2
+    tokens = 2 + pixels
+    expected = 2 * pixels * 576 * width + 2 * 2 * 14 * width + 2 * pixels * 896 * width
+    expected += depth * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width)
+    assert networks.count_flops(jaxpr) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_networks_benchmark_prints_a_table(tmp_path):
+    out = tmp_path / "networks.json"
+    words = ["smoke-gslrm", "--passes", "inference", "remat", "--repeats", "1"]
+    command = [sys.executable, "-m", "benchmarks.networks", *words, "--out", str(out)]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    row = json.loads(out.read_text())["smoke-gslrm"]
+    assert row["inference_ms"] > 0
+    assert row["remat_ms"] > 0
+    assert row["forward_tflops"] > 0

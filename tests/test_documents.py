@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import render
+from benchmarks import networks, render
 from configs import gslrm
 from configs.lgm import get_config
 from facelift_jax import evaluate, reconstruct
@@ -32,6 +32,7 @@ COMMANDS = {
     "facelift_jax.reconstruct": reconstruct.main,
     "facelift_jax.data.rodent": rodent.main,
     "benchmarks.render": render.main,
+    "benchmarks.networks": networks.main,
 }
 
 
