@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import logging
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import flash_attention as flash
 from jaxtyping import Float
 
@@ -14,6 +16,7 @@ IMPLEMENTATIONS = ("cudnn", "tpu", "blocked")
 CUDNN_MAX_HEAD_DIM = 128  # before Hopper; from there on 256
 QUERY_BLOCK = 512  # queries whose scores are held together
 TPU_BLOCK = 512  # tokens are padded to a multiple of it
+_RESULT = "attention"  # what `is_attention` calls the result where no kernel makes it
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +51,18 @@ def attend(
             raise ValueError(f'attention "cudnn": {problem}; use another or None')
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     return _flash_on_tpu(q, k, v) if implementation == "tpu" else _blocked(q, k, v)
+
+
+def is_attention(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Whether an operation is attention's own: what rematerialisation should keep.
+
+    A policy of `jax.checkpoint`: the result, and with cuDNN the statistics of the
+    softmax with it, are small beside the time it takes to make them again.
+    """
+    name = primitive.name
+    if name == "name":  # of `checkpoint_name`
+        return params["name"] == _RESULT
+    return name.startswith("dot_product_attention_fwd")
 
 
 @functools.cache  # logs once for each kind of input
@@ -90,7 +105,7 @@ def _blocked(q, k, v):
         return jnp.einsum("bhlm,bmhc->blhc", weights.astype(v.dtype), v)
 
     if length <= QUERY_BLOCK:
-        return one_block(q)
+        return checkpoint_name(one_block(q), _RESULT)
     num_blocks = -(-length // QUERY_BLOCK)
     padding = num_blocks * QUERY_BLOCK - length
     blocks = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
@@ -98,7 +113,8 @@ def _blocked(q, k, v):
         blocks.reshape(b, num_blocks, QUERY_BLOCK, heads, width), 1, 0
     )
     out = jnp.moveaxis(lax.map(one_block, blocks), 0, 1)
-    return out.reshape(b, -1, heads, width)[:, :length]
+    out = out.reshape(b, -1, heads, width)[:, :length]
+    return checkpoint_name(out, _RESULT)
 
 
 def _flash_on_tpu(q, k, v):

@@ -16,7 +16,7 @@ from jax import Array
 from jaxtyping import Float
 
 from facelift_jax.geometry.rays import nearest_point_rays, pixel_directions
-from facelift_jax.models.attention import attend
+from facelift_jax.models.attention import attend, is_attention
 from facelift_jax.models.heads import GSLRM_HEADS, activate, num_channels
 from facelift_jax.models.inputs import check_square
 from facelift_jax.models.layers import Dense
@@ -199,7 +199,8 @@ class Model(nn.Module):
       attention: an implementation of `attention.attend`; None is the fastest that fits.
       adapter_rank: of LoRA adapters on the blocks' matrices; 0: none. The preset "lora"
         trains them alone; `layers.merge_adapters` adds them to the kernels.
-      remat: make a block's values again in the backward pass instead of keeping them.
+      remat: make a block's values again in the backward pass, all but the result of
+        attention, instead of keeping them.
       dtype: type of the blocks' arithmetic.
     """
 
@@ -296,7 +297,7 @@ class Model(nn.Module):
             learned = jnp.broadcast_to(learned[None], (x.shape[0], *shape))
             x = jnp.concatenate([learned, x], axis=1)
         x = LayerNorm(name="input_norm")(x)
-        block = nn.remat(Block) if self.remat else Block
+        block = nn.remat(Block, policy=is_attention) if self.remat else Block
         for i in range(self.depth):
             x = block(
                 self.head_dim,

@@ -112,3 +112,18 @@ def test_the_tpu_kernel_lowers():
     lowered = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*args)
     text = lowered.lower(lowering_platforms=("tpu",)).as_text()
     assert "tpu_custom_call" in text
+
+
+def test_rematerialisation_keeps_the_result_of_attention():
+    """Half of a checkpointed function is made again; its attention is not."""
+    q, k, v = tokens(600)
+
+    def loss(q, policy):
+        return jnp.sum(jax.checkpoint(lambda q: attend(q, k, v) ** 2, policy=policy)(q))
+
+    def products(policy):
+        return str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(q, policy)).count(
+            "dot_general"
+        )
+
+    assert products(attention.is_attention) < products(None)
