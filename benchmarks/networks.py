@@ -11,6 +11,7 @@ attention; three times as many with a backward pass) over what the device could 
 import json
 import math
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ import numpy as np
 
 from benchmarks.render import REPEATS, in_child, milliseconds, table
 from facelift_jax import command
+from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.models import get_model
-from facelift_jax.train import dummy_views
 
 # name -> network, variant, scenes, views, side in pixels
 LOADS: dict[str, tuple[str, str, int, int, int]] = {
@@ -75,6 +76,9 @@ def measure(name: str, passes: list[str], repeats: int) -> dict[str, float]:
 
         flops = count_flops(jax.make_jaxpr(forward)(params, inputs).jaxpr)
         function = jax.jit(forward if kind == "inference" else jax.grad(loss))
+        start = time.perf_counter()
+        function = function.lower(params, inputs).compile()
+        row[f"{kind}_compile_s"] = time.perf_counter() - start
         ms = milliseconds(function, params, inputs, repeats=repeats)
         row[f"{kind}_ms"] = ms
         row["forward_tflops"] = flops / 1e12

@@ -18,9 +18,9 @@ import numpy as np
 from absl import logging
 
 from facelift_jax import evaluate
+from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.objectives import weighted_loss
 from facelift_jax.structs import Batch
-from facelift_jax.train import dummy_views
 
 PARAM_COPIES = 4  # the parameters, their gradients and Adam's two moments
 EFFICIENCY = 0.35  # of a matrix product's rate, for a whole network on a CPU

@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from facelift_jax import evaluate, pictures
 from facelift_jax.data.pipeline import training_batches
 from facelift_jax.data.sources import FolderSource
-from facelift_jax.geometry.paths import fov_intrinsics, orbit_cameras
+from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.models import freeze_presets
 from facelift_jax.objectives import (
     check_vgg19,
@@ -33,7 +33,7 @@ from facelift_jax.objectives import (
     weighted_loss,
     weights_at,
 )
-from facelift_jax.structs import Batch, Cameras, Views
+from facelift_jax.structs import Batch, Views
 from facelift_jax.training import checkpoint, optim, writer
 from facelift_jax.training.mesh import (
     SCENES,
@@ -167,18 +167,6 @@ def optim_config(config: Any) -> optim.OptimConfig:
         )
     rules = (*section.pop("rules"), *presets[preset])
     return optim.OptimConfig(**section, total_steps=config.run.num_steps, rules=rules)
-
-
-def dummy_views(num_scenes: int, num_views: int, size: int) -> Views:
-    """Black pictures [b v] from an orbit: something with the shapes of a batch."""
-    angles = np.arange(num_views) * (360.0 / num_views)
-    K = fov_intrinsics(50.0, size)
-    orbit = orbit_cameras(angles, np.zeros(num_views), 1.5, K, size)
-    lead = (num_scenes, num_views)
-    viewmats = np.broadcast_to(orbit.viewmats, (*lead, 4, 4))
-    Ks = np.broadcast_to(orbit.Ks, (*lead, 3, 3))
-    images = np.zeros((*lead, size, size, 3), np.float32)
-    return Views(images, images[..., :1], None, Cameras(viewmats, Ks, size, size))
 
 
 def make_initializer(

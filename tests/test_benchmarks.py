@@ -9,8 +9,8 @@ import jax
 import pytest
 
 from benchmarks import networks
+from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.models import get_model
-from facelift_jax.train import dummy_views
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from configs import gslrm
 from configs.lgm import get_config
 from facelift_jax import evaluate, train
+from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.structs import Batch
 from facelift_jax.training import mesh as mesh_of
 from facelift_jax.training.tree import flatten_names
@@ -41,7 +42,7 @@ def random_batch(seed=0):
     rng = np.random.default_rng(seed)
 
     def views(num_views):
-        views = train.dummy_views(NUM_SCENES, num_views, SIZE)
+        views = dummy_views(NUM_SCENES, num_views, SIZE)
         images = rng.random(views.images.shape, np.float32)
         masks = (rng.random(views.masks.shape) > 0.5).astype(np.float32)
         return dataclasses.replace(views, images=images, masks=masks)
@@ -53,7 +54,7 @@ def build(config, mesh):
     """(jitted step, state) of a config on a mesh."""
     settings = train.optim_config(config)
     model = evaluate.build_model(config.model)
-    views = train.dummy_views(1, NUM_VIEWS, SIZE)
+    views = dummy_views(1, NUM_VIEWS, SIZE)
     init, optimizer, _ = train.make_initializer(model, views, settings, seed=0)
     shardings = mesh_of.state_shardings(mesh, jax.eval_shape(init))
     state = jax.device_put(jax.jit(init)(), shardings)

@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 from facelift_jax.geometry.rigid import rig_up
 from facelift_jax.numerics import normalize
-from facelift_jax.structs import Cameras
+from facelift_jax.structs import Cameras, Views
 
 
 def look_at(
@@ -83,6 +83,18 @@ def turntable_cameras(
     azimuths = np.arange(num_frames) * (360.0 / num_frames)
     elevations = np.full(num_frames, elevation_degrees)
     return orbit_cameras(azimuths, elevations, radius, K, size, up)
+
+
+def dummy_views(num_scenes: int, num_views: int, size: int) -> Views:
+    """Black pictures [b v] from an orbit: something with the shapes of a batch."""
+    angles = np.arange(num_views) * (360.0 / num_views)
+    K = fov_intrinsics(50.0, size)
+    orbit = orbit_cameras(angles, np.zeros(num_views), 1.5, K, size)
+    lead = (num_scenes, num_views)
+    viewmats = np.broadcast_to(orbit.viewmats, (*lead, 4, 4))
+    Ks = np.broadcast_to(orbit.Ks, (*lead, 3, 3))
+    images = np.zeros((*lead, size, size, 3), np.float32)
+    return Views(images, images[..., :1], None, Cameras(viewmats, Ks, size, size))
 
 
 def _rotation_from_z(up: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
