@@ -1,13 +1,20 @@
-"""Times the networks: inference, forward + backward, model FLOPs, peak memory.
+"""Times the networks: inference, gradients, training steps, model FLOPs, peak memory.
 
     python -m benchmarks.networks --out networks.json lgm-8 gslrm-6x512
 
-Random weights and pictures, bfloat16 arithmetic. Each load runs in a process of its
-own. Times are medians after warm-up of the network alone; the gradients are those of
-all parameters. Utilisation is model FLOPs (of matrix products, convolutions and
-attention; three times as many with a backward pass) over what the device could do.
+Passes: `inference` and `gradients` (of all parameters; forward and backward) are the
+network alone, `remat` gradients with rematerialised blocks (GS-LRM), `step` the
+recipe's whole training step, with 8 rendered targets a scene. Random weights and
+pictures, bfloat16 arithmetic; each pass runs in a process of its own; medians after
+warm-up. Utilisation is model FLOPs (of matrix products, convolutions and attention;
+three times as many with a backward pass, without what is made again) over what the
+device could do.
 """
 
+import dataclasses
+import functools
+import importlib
+import itertools
 import json
 import math
 import sys
@@ -24,19 +31,24 @@ from benchmarks.render import REPEATS, in_child, milliseconds, table
 from facelift_jax import command
 from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.models import get_model
+from facelift_jax.structs import Batch, Views
+from facelift_jax.training import optim
 
-# name -> network, variant, scenes, views, side in pixels
-LOADS: dict[str, tuple[str, str, int, int, int]] = {
-    "lgm-1": ("lgm", "big", 1, 4, 256),
-    "lgm-8": ("lgm", "big", 8, 4, 256),
-    "gslrm-4x256": ("gslrm", "facelift", 1, 4, 256),
-    "gslrm-6x256": ("gslrm", "facelift", 1, 6, 256),
-    "gslrm-4x512": ("gslrm", "facelift", 1, 4, 512),
-    "gslrm-6x512": ("gslrm", "facelift", 1, 6, 512),
-    "smoke-lgm": ("lgm", "mini", 1, 2, 32),
-    "smoke-gslrm": ("gslrm", "mini", 1, 2, 32),
+# name -> network, variant, scenes, views, side in pixels, side of the targets
+LOADS: dict[str, tuple[str, str, int, int, int, int]] = {
+    "lgm-1": ("lgm", "big", 1, 4, 256, 512),
+    "lgm-8": ("lgm", "big", 8, 4, 256, 512),
+    "gslrm-4x256": ("gslrm", "facelift", 1, 4, 256, 256),
+    "gslrm-6x256": ("gslrm", "facelift", 1, 6, 256, 256),
+    "gslrm-8-6x256": ("gslrm", "facelift", 8, 6, 256, 256),
+    "gslrm-4x512": ("gslrm", "facelift", 1, 4, 512, 512),
+    "gslrm-6x512": ("gslrm", "facelift", 1, 6, 512, 512),
+    "smoke-lgm": ("lgm", "mini", 1, 2, 32, 32),
+    "smoke-gslrm": ("gslrm", "mini", 1, 2, 32, 32),
 }
-PASSES = ("inference", "both", "remat")
+PASSES = ("inference", "gradients", "remat", "step")
+STEPS = {"lgm": "", "gslrm": "finetune"}  # what to ask of the recipe
+NUM_TARGETS = 8  # of a training step
 PEAK_TFLOPS = {"NVIDIA H200": 989.5, "NVIDIA H100 80GB HBM3": 989.5}  # bfloat16, dense
 
 
@@ -45,7 +57,7 @@ def parse(arguments: list[str]):
     parser = command.Parser(prog="python -m benchmarks.networks", description=__doc__)
     parser.add_argument("loads", nargs="+", choices=sorted(LOADS))
     parser.add_argument(
-        "--passes", nargs="+", choices=PASSES, default=["inference", "both"]
+        "--passes", nargs="+", choices=PASSES, default=["inference", "gradients"]
     )
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--out", type=Path, help="JSON file")
@@ -53,44 +65,75 @@ def parse(arguments: list[str]):
     return parser.parse_args(arguments)
 
 
-def measure(name: str, passes: list[str], repeats: int) -> dict[str, float]:
-    """Everything about one load, in this process."""
-    network, variant, scenes, views, side = LOADS[name]
+def measure(name: str, kind: str, repeats: int) -> dict[str, float]:
+    """One pass of a load, in this process."""
+    network, variant, scenes, views, side, target_side = LOADS[name]
+    overrides = {"remat": True} if kind == "remat" else {}
+    model = get_model(network, variant, "bfloat16", **overrides)
+    inputs = random_views(scenes, views, side)
+    small = dummy_views(1, 1, 2 * model.stride)  # parameters know no sizes of pictures
+    params = jax.jit(model.init)(jax.random.key(0, impl="rbg"), small)["params"]
+
+    def forward(params, inputs):
+        return model.apply({"params": params}, inputs)[0]
+
+    def loss(params, inputs):
+        return sum(jnp.mean(x * x) for x in jax.tree.leaves(forward(params, inputs)))
+
+    flops = count_flops(jax.make_jaxpr(forward)(params, inputs).jaxpr)
+    start = time.perf_counter()
+    if kind == "step":
+        targets = random_views(scenes, NUM_TARGETS, target_side)
+        call = training_step(network, variant, params, Batch(inputs, targets, None))
+    else:
+        function = jax.jit(forward if kind == "inference" else jax.grad(loss))
+        call = functools.partial(function, params, inputs)
+    jax.block_until_ready(call())
+    seconds = time.perf_counter() - start
+    ms = milliseconds(call, repeats=repeats)
+    device = jax.devices()[0]
+    peak = PEAK_TFLOPS.get(device.device_kind, math.nan) * 1e9  # a millisecond
+    times = 1 if kind == "inference" else 3
+    stats = device.memory_stats() or {}
+    return {
+        "forward_tflops": flops / 1e12,
+        f"{kind}_ms": ms,
+        f"{kind}_utilised": times * flops / (ms * peak),
+        f"{kind}_gib": stats.get("peak_bytes_in_use", math.nan) / 2**30,
+        f"{kind}_first_s": seconds,
+    }
+
+
+def random_views(scenes: int, views: int, side: int) -> Views:
+    """Noise [b v] seen from an orbit, on the device."""
     shapes = dummy_views(scenes, views, side)
     images = np.random.default_rng(0).random(shapes.images.shape, np.float32)
-    inputs = jax.device_put(jax.tree.map(jnp.asarray, shapes))
-    inputs = type(inputs)(jnp.asarray(images), inputs.masks, None, inputs.cameras)
-    plain = get_model(network, variant, "bfloat16")
-    params = jax.jit(plain.init)(jax.random.key(0), inputs)["params"]
-    peak = PEAK_TFLOPS.get(jax.devices()[0].device_kind, math.nan) * 1e9  # a ms
-    row: dict[str, float] = {}
-    for kind in passes:
-        model = get_model(network, variant, "bfloat16", **_overrides(kind))
-
-        def forward(params, inputs, model=model):
-            return model.apply({"params": params}, inputs)[0]
-
-        def loss(params, inputs, forward=forward):
-            gaussians = forward(params, inputs)
-            return sum(jnp.mean(x * x) for x in jax.tree.leaves(gaussians))
-
-        flops = count_flops(jax.make_jaxpr(forward)(params, inputs).jaxpr)
-        function = jax.jit(forward if kind == "inference" else jax.grad(loss))
-        start = time.perf_counter()
-        function = function.lower(params, inputs).compile()
-        row[f"{kind}_compile_s"] = time.perf_counter() - start
-        ms = milliseconds(function, params, inputs, repeats=repeats)
-        row[f"{kind}_ms"] = ms
-        row["forward_tflops"] = flops / 1e12
-        factor = 1 if kind == "inference" else 3
-        row[f"{kind}_utilised"] = factor * flops / (ms * peak)
-    stats = jax.devices()[0].memory_stats() or {}
-    row["peak_gib"] = stats.get("peak_bytes_in_use", math.nan) / 2**30
-    return row
+    return jax.tree.map(jnp.asarray, dataclasses.replace(shapes, images=images))
 
 
-def _overrides(kind: str) -> dict[str, bool]:
-    return {"remat": True} if kind == "remat" else {}
+def training_step(network: str, variant: str, params: Any, batch: Batch):
+    """A function of nothing that takes the next step of the recipe."""
+    from facelift_jax import evaluate, train  # with what data and pictures need
+
+    argument = ",".join(filter(None, (variant, STEPS[network])))
+    recipe = importlib.import_module(f"configs.{network}").get_config(argument)
+    settings = train.optim_config(recipe)
+    model = evaluate.build_model(recipe.model)
+    render_fn = evaluate.make_renderer(recipe.data.background, **recipe.render)
+    optimizer, _ = optim.make_optimizer(settings, params)
+    weights = recipe.loss.to_dict()
+    step = train.make_train_step(model, render_fn, weights, optimizer, settings)
+    step = jax.jit(step, donate_argnums=0)
+    zero, key = jnp.zeros((), jnp.int32), jax.random.key(0)
+    state = train.TrainState(zero, zero, params, optimizer.init(params), key)
+    state = jax.tree.map(jnp.copy, state)  # buffers of their own, to be donated
+
+    def call():
+        nonlocal state
+        state, measurements = step(state, batch, {})
+        return measurements
+
+    return call
 
 
 def count_flops(jaxpr: Any) -> float:
@@ -127,16 +170,19 @@ def main(arguments: list[str]) -> None:
     """Runs the command; exit code 1 if a load failed."""
     flags = parse(arguments)
     if flags.alone:
-        print(json.dumps(measure(flags.loads[0], flags.passes, flags.repeats)))
+        print(json.dumps(measure(flags.loads[0], flags.passes[0], flags.repeats)))
         return
-    options = [f"--repeats={flags.repeats}", "--alone", "--passes", *flags.passes]
-    rows: dict[str, Any] = {
-        name: in_child("benchmarks.networks", [name, *options]) for name in flags.loads
-    }
+    rows: dict[str, Any] = {name: {} for name in flags.loads}
+    for name, kind in itertools.product(flags.loads, flags.passes):
+        if kind == "remat" and LOADS[name][0] != "gslrm":
+            continue
+        words = [name, f"--repeats={flags.repeats}", "--alone", "--passes", kind]
+        rows[name] |= in_child("benchmarks.networks", words)
+        print(f"{name} {kind}", *rows[name].items(), file=sys.stderr, flush=True)
+        if flags.out:
+            flags.out.write_text(json.dumps(rows, indent=1) + "\n")
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     print(table(rows))
-    if flags.out:
-        flags.out.write_text(json.dumps(rows, indent=1) + "\n")
     if any("failed" in row for row in rows.values()):
         sys.exit(1)
 

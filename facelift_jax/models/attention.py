@@ -12,11 +12,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import flash_attention as flash
 from jaxtyping import Float
 
+from facelift_jax.models import cudnn
+
 IMPLEMENTATIONS = ("cudnn", "tpu", "blocked")
 CUDNN_MAX_HEAD_DIM = 128  # before Hopper; from there on 256
 QUERY_BLOCK = 512  # queries whose scores are held together
 TPU_BLOCK = 512  # tokens are padded to a multiple of it
-_RESULT = "attention"  # what `is_attention` calls the result where no kernel makes it
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +50,9 @@ def attend(
         problem = _cudnn_problem(q.dtype.name, q.shape[1:])
         if problem:
             raise ValueError(f'attention "cudnn": {problem}; use another or None')
+        apart = cudnn.num_apart(k.shape[1])
+        if apart:
+            return cudnn.attend_apart(q, k, v, apart, cudnn.CUDNN)
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     return _flash_on_tpu(q, k, v) if implementation == "tpu" else _blocked(q, k, v)
 
@@ -61,7 +65,7 @@ def is_attention(primitive: Any, *_: Any, **params: Any) -> bool:
     """
     name = primitive.name
     if name == "name":  # of `checkpoint_name`
-        return params["name"] == _RESULT
+        return params["name"] == cudnn.RESULT
     return name.startswith("dot_product_attention_fwd")
 
 
@@ -105,7 +109,7 @@ def _blocked(q, k, v):
         return jnp.einsum("bhlm,bmhc->blhc", weights.astype(v.dtype), v)
 
     if length <= QUERY_BLOCK:
-        return checkpoint_name(one_block(q), _RESULT)
+        return checkpoint_name(one_block(q), cudnn.RESULT)
     num_blocks = -(-length // QUERY_BLOCK)
     padding = num_blocks * QUERY_BLOCK - length
     blocks = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
@@ -114,7 +118,7 @@ def _blocked(q, k, v):
     )
     out = jnp.moveaxis(lax.map(one_block, blocks), 0, 1)
     out = out.reshape(b, -1, heads, width)[:, :length]
-    return checkpoint_name(out, _RESULT)
+    return checkpoint_name(out, cudnn.RESULT)
 
 
 def _flash_on_tpu(q, k, v):

@@ -19,7 +19,7 @@ from facelift_jax.geometry.rays import nearest_point_rays, pixel_directions
 from facelift_jax.models.attention import attend, is_attention
 from facelift_jax.models.heads import GSLRM_HEADS, activate, num_channels
 from facelift_jax.models.inputs import check_square
-from facelift_jax.models.layers import Dense
+from facelift_jax.models.layers import Dense, gelu
 from facelift_jax.numerics import normalize
 from facelift_jax.structs import Cameras, Gaussians, Views
 
@@ -130,7 +130,7 @@ class Block(nn.Module):
         )
         x = x + attention(LayerNorm(name="norm1")(x)).astype(jnp.float32)
         h = Dense(4 * width, name="mlp_in", **dense)(LayerNorm(name="norm2")(x))
-        h = Dense(width, name="mlp_out", **dense)(nn.gelu(h, approximate=False))
+        h = Dense(width, name="mlp_out", **dense)(gelu(h))
         return x + h.astype(jnp.float32)
 
 

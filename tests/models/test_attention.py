@@ -1,5 +1,6 @@
 """Attention: every implementation against the plain formula, and what None takes."""
 
+import functools
 import logging
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facelift_jax.models import attention
+from facelift_jax.models import attention, cudnn
 from facelift_jax.models.attention import attend
 
 TOLERANCE = 2e-6  # float32 sums over a thousand tokens, values near 1
@@ -30,7 +31,7 @@ def value_and_gradients(function, args):
 
     def loss(*args):
         out = function(*args)
-        return jnp.sum(out * weights), out
+        return jnp.sum(out.astype(jnp.float32) * weights), out
 
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*args)
 
@@ -127,3 +128,85 @@ def test_rematerialisation_keeps_the_result_of_attention():
         )
 
     assert products(attention.is_attention) < products(None)
+
+
+def plain_kernel():
+    """The formula with statistics and its derivative given those of all keys."""
+
+    def forward(q, k, v):
+        logits = jnp.einsum("blhc,bmhc->blhm", q, k) / np.sqrt(q.shape[-1])
+        statistics = jax.nn.logsumexp(logits, axis=-1)
+        weights = jnp.exp(logits - statistics[..., None])
+        return jnp.einsum("blhm,bmhc->blhc", weights, v), statistics
+
+    def backward(q, k, v, result, statistics, d_result):
+        scale = q.shape[-1] ** -0.5
+        logits = jnp.einsum("blhc,bmhc->blhm", q, k) * scale
+        weights = jnp.exp(logits - statistics[..., None])
+        d_weights = jnp.einsum("blhc,bmhc->blhm", d_result, v)
+        mean = jnp.sum(d_result * result, axis=-1, keepdims=True)
+        d_logits = weights * (d_weights - mean) * scale
+        return (
+            jnp.einsum("blhm,bmhc->blhc", d_logits, k),
+            jnp.einsum("blhm,blhc->bmhc", d_logits, q),
+            jnp.einsum("blhm,blhc->bmhc", weights, d_result),
+        )
+
+    return cudnn.Kernel(forward, backward)
+
+
+@pytest.mark.parametrize("num_apart", [1, 2, 8])
+def test_keys_apart_change_nothing(num_apart):
+    """Values and gradients; the first key outweighs the others in some rows."""
+    q, k, v = tokens(40)
+    k = k.at[:, 0].mul(5)
+    kernel = plain_kernel()
+    found = value_and_gradients(
+        lambda *x: cudnn.attend_apart(*x, num_apart, kernel), (q, k, v)
+    )
+    expected = value_and_gradients(plain, (q, k, v))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=5 * TOLERANCE * np.abs(b).max())
+
+
+def test_keys_are_attended_to_apart_where_blocks_leave_a_few():
+    counts = {n: cudnn.num_apart(n) for n in (2, 128, 130, 136, 137, 4098, 4096)}
+    assert counts == {2: 0, 128: 0, 130: 2, 136: 8, 137: 0, 4098: 2, 4096: 0}
+
+
+def test_keys_apart_are_left_out_of_cudnns_part(monkeypatch):
+    """One forward and one backward attention of cuDNN, each of whole blocks.
+
+    Also where a checkpoint makes the rest again.
+    """
+    fused = cudnn._rules()
+    assert fused is not None  # of this version of JAX
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused, "check_is_flash_attention", lambda *_: None)
+    q, k, v = (jax.ShapeDtypeStruct((1, 258, 2, 64), jnp.bfloat16) for _ in range(3))
+
+    @functools.partial(jax.checkpoint, policy=attention.is_attention)
+    def loss(q, k, v):
+        return attend(q, k, v, "cudnn").astype(jnp.float32).sum()
+
+    text = str(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(q, k, v))
+    assert text.count("dot_product_attention_fwd_wrapper[") == 1
+    assert text.count("dot_product_attention_bwd_wrapper[") == 1
+    assert "bf16[1,256,2,64]" in text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", [258, 2050])
+def test_cudnn_with_keys_apart_on_a_gpu(length):
+    """Against the plain formula in float32 on the same values; half precision."""
+    q, k, v = (jnp.tile(x, (1, 1, 1, 4)) for x in tokens(length, jnp.bfloat16))
+    assert cudnn.num_apart(length) == 2
+    found = value_and_gradients(lambda *x: attend(*x, "cudnn"), (q, k, v))
+    wide = tuple(x.astype(jnp.float32) for x in (q, k, v))
+    with jax.default_matmul_precision("highest"):
+        expected = value_and_gradients(plain, wide)
+    for a, b in zip(
+        jax.tree.leaves(found)[1:], jax.tree.leaves(expected)[1:], strict=True
+    ):
+        a, b = np.asarray(a, np.float32), np.asarray(b)
+        assert np.linalg.norm(a - b) < 5e-3 * np.linalg.norm(b)

@@ -1,0 +1,150 @@
+"""cuDNN's flash attention over a number of keys that its blocks do not divide.
+
+There its kernels lose a tenth of their speed, with masked padding too. So cuDNN takes
+whole blocks of keys, the few others are attended to apart, and both are joined by
+their log-sum-exps, as blocks are inside flash attention (Dao, ICLR 2024). Given result
+and log-sum-exp over all keys, cuDNN's backward pass of its own keys is exact.
+
+JAX keeps those statistics to its own derivative rule: the one import of its private
+modules is here, and where they are not as expected `num_apart` is zero.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float
+
+RESULT = "attention"  # what checkpoints call an attention's result and statistics
+BLOCK = 128  # keys of one of cuDNN's blocks
+MAX_APART = 8  # keys that cost less apart than they do there
+_BACKWARD = (  # what JAX's rule takes
+    *("scale", "seed", "dropout_rate", "variadic_args", "mask_type", "layout"),
+    *("sliding_window_length", "is_training", "return_residual"),
+    *("res", "grad_output"),
+)
+
+Tokens = Float[Array, "b l heads c"]
+Statistics = Float[Array, "b l heads"]  # log-sum-exp of a query's logits, float32
+
+
+class Kernel(NamedTuple):
+    """softmax(q k^T / sqrt(c)) v with statistics.
+
+    `forward(q, k, v)` is (result, statistics), `backward(q, k, v, result, statistics,
+    d_result)` is (d_q, d_k, d_v) of those keys, the statistics being those of all keys.
+    """
+
+    forward: Callable[..., tuple[Tokens, Statistics]]
+    backward: Callable[..., tuple[Tokens, Tokens, Tokens]]
+
+
+def num_apart(num_keys: int) -> int:
+    """How many keys to attend to apart; zero where cuDNN alone is as fast."""
+    rest = num_keys % BLOCK
+    return rest if rest <= MAX_APART and num_keys > BLOCK and _rules() else 0
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def attend_apart(
+    q: Tokens, k: Tokens, v: Tokens, num_apart: int, kernel: Kernel
+) -> Tokens:
+    """Attention of all queries to all keys; `kernel` takes all but the first keys."""
+    return _forward(q, k, v, num_apart, kernel)[0]
+
+
+def _forward(q, k, v, num_apart, kernel):
+    result, statistics = kernel.forward(q, k[:, num_apart:], v[:, num_apart:])
+    logits = _products(q, k[:, :num_apart]) * q.shape[-1] ** -0.5
+    total = jnp.logaddexp(statistics, jax.nn.logsumexp(logits, axis=-1))
+    weights = jnp.exp(logits - total[..., None])
+    result = result.astype(jnp.float32) * jnp.exp(statistics - total)[..., None]
+    result = result + _combine(weights, v[:, :num_apart])
+    return result.astype(q.dtype), total
+
+
+def _forward_rule(q, k, v, num_apart, kernel):
+    found = _forward(q, k, v, num_apart, kernel)
+    result, total = (checkpoint_name(x, RESULT) for x in found)
+    return result, (q, k, v, result, total)
+
+
+def _backward_rule(num_apart, kernel, kept, d_result):
+    """Of the softmax: d_logits = weights * (d_weights - sum(d_result * result))."""
+    q, k, v, result, total = kept
+    others = (k[:, num_apart:], v[:, num_apart:])
+    d_q, d_k, d_v = kernel.backward(q, *others, result, total, d_result)
+    keys, values = k[:, :num_apart], v[:, :num_apart]
+    scale = q.shape[-1] ** -0.5
+    weights = jnp.exp(_products(q, keys) * scale - total[..., None])
+    mean = jnp.sum(_float32(d_result) * _float32(result), axis=-1)
+    d_logits = weights * (_products(d_result, values) - mean[..., None]) * scale
+    d_q = (_float32(d_q) + _combine(d_logits, keys)).astype(q.dtype)
+    d_keys, d_values = (
+        jnp.einsum("blhm,blhc->bmhc", x, _float32(y)).astype(k.dtype)
+        for x, y in ((d_logits, q), (weights, d_result))
+    )
+    return (
+        d_q,
+        jnp.concatenate([d_keys, d_k], axis=1),
+        jnp.concatenate([d_values, d_v], axis=1),
+    )
+
+
+attend_apart.defvjp(_forward_rule, _backward_rule)
+
+
+def _float32(x: Array) -> Array:
+    return x.astype(jnp.float32)
+
+
+def _products(x: Tokens, keys: Float[Array, "b m heads c"]) -> Array:
+    """Products [b l heads m]; for so few keys sums beat a matrix product."""
+    x, keys = _float32(x), _float32(keys)
+    columns = [jnp.sum(x * keys[:, m : m + 1], axis=-1) for m in range(keys.shape[1])]
+    return jnp.stack(columns, axis=-1)
+
+
+def _combine(weights: Array, values: Float[Array, "b m heads c"]) -> Array:
+    """The values' sum [b l heads c] by weights [b l heads m]."""
+    values = _float32(values)
+    return sum(
+        weights[..., m : m + 1] * values[:, m : m + 1] for m in range(values.shape[1])
+    )
+
+
+@functools.cache
+def _rules() -> Any:
+    """JAX's module of cuDNN's attention; None where it is not as expected."""
+    try:
+        from jax._src.cudnn import fused_attention_stablehlo as fused
+
+        rule = inspect.signature(fused._dot_product_attention_bwd_rule)
+    except (ImportError, AttributeError):
+        return None
+    return fused if tuple(rule.parameters) == _BACKWARD else None
+
+
+def _cudnn_forward(q, k, v):
+    result, statistics = _rules().dot_product_attention(
+        q, k, v, scale=q.shape[-1] ** -0.5, return_residual=True
+    )
+    return result, jnp.swapaxes(statistics, 1, 2)
+
+
+def _cudnn_backward(q, k, v, result, statistics, d_result):
+    fused, unused = _rules(), jnp.zeros(0, q.dtype)
+    kept = (q, k, v, *[unused] * 7, jnp.swapaxes(statistics, 1, 2), result)
+    static = (q.shape[-1] ** -0.5, 0, 0.0, (False, False), fused.MaskType.NO_MASK)
+    layout = fused.AttentionLayout.BTNH.value
+    return fused._dot_product_attention_bwd_rule(
+        *static, layout, None, 0, False, kept, d_result
+    )[:3]
+
+
+CUDNN = Kernel(_cudnn_forward, _cudnn_backward)
