@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -41,6 +41,10 @@ RenderFn = Callable[[Gaussians, Cameras], RenderOutput]
 EvalStep = Callable[[Any, Batch], tuple[Gaussians, RenderOutput, dict[str, jax.Array]]]
 VIDEO_FPS = 24
 SECONDS_BETWEEN_REPORTS = 5.0
+# How networks were published, as converted weights do not say; else `DataOptions`' own
+RELEASED: dict[str, dict[str, Any]] = {
+    "gslrm": {"input_size": 512, "target_size": 512, "radius": 2.7, "frame": "world"}
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +281,38 @@ def data_options(section: Mapping[str, Any], num_held_out_views: int) -> DataOpt
     return DataOptions(**chosen, eval_targets=num_held_out_views)
 
 
+class Restored(NamedTuple):
+    """A checkpoint's network, and how scenes and pictures are made for it."""
+
+    params: Any
+    model: Any
+    options: DataOptions
+    render_fn: RenderFn
+    trained_on: list[str]
+
+
+def restore(
+    checkpoint: str, num_held_out_views: int, num_inputs: int | None = None
+) -> Restored:
+    """The network of a run directory or of converted weights.
+
+    It is given `num_inputs` views; None: as many as it was trained with.
+
+    Raises:
+      ValueError, OSError: no checkpoint, or one that names no network.
+    """
+    params, config = load_params(checkpoint)
+    if "model" not in config:
+        raise ValueError(f"{checkpoint}: its metadata do not name a network")
+    section = dict(config.get("data") or RELEASED.get(config["model"]["name"], {}))
+    if num_inputs is not None:
+        section["num_inputs"] = num_inputs
+    options = data_options(section, num_held_out_views)
+    render_fn = make_renderer(options.background, **config.get("render", {}))
+    model, trained_on = build_model(config["model"]), config.get("trained_on", [])
+    return Restored(params, model, options, render_fn, trained_on)
+
+
 def report(
     directory: Path,
     model: Any,
@@ -317,23 +353,20 @@ def main(arguments: list[str]) -> None:
         "--checkpoint", required=True, help="run directory or converted weights"
     )
     parser.add_argument("--out", default="evaluation", help="output folder")
+    parser.add_argument("--inputs", type=int, metavar="N", help="views given")
     parser.add_argument("--held-out-views", type=int, default=12, metavar="N")
     parser.add_argument("--picture-scenes", type=int, default=4, metavar="N")
     parser.add_argument("--turntable-frames", type=int, default=120, metavar="N")
     flags = parser.parse_args(arguments)
     command.log_own_lines()
-    params, config = load_params(flags.checkpoint)
-    if "model" not in config:
-        raise ValueError(f"{flags.checkpoint}: its metadata do not name a network")
-    # converted weights know their network; the rest is then LGM's: the defaults
-    options = data_options(config.get("data", {}), flags.held_out_views)
+    restored = restore(flags.checkpoint, flags.held_out_views, flags.inputs)
     evaluation = report(
         Path(flags.out),
-        build_model(config["model"]),
-        params,
-        leave_out_trained(open_source(flags.data), config.get("trained_on", [])),
-        options,
-        make_renderer(options.background, **config.get("render", {})),
+        restored.model,
+        restored.params,
+        leave_out_trained(open_source(flags.data), restored.trained_on),
+        restored.options,
+        restored.render_fn,
         flags.picture_scenes,
         flags.turntable_frames,
     )

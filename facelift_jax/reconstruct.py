@@ -7,10 +7,11 @@ a scene need have none: `facelift_jax.evaluate` does that.
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,10 @@ from absl import logging
 
 from facelift_jax import atomic, command, evaluate, export
 from facelift_jax.data.options import DataOptions
-from facelift_jax.data.sources import Scene, StoredScene, open_source
+from facelift_jax.data.sources import FolderSource, Scene, StoredScene, open_source
 from facelift_jax.data.transforms import reconstruction_example
 from facelift_jax.objectives import reduce_metrics
 from facelift_jax.structs import Batch, Gaussians, RenderOutput
-from facelift_jax.training.checkpoint import load_params
 
 FIGURES = "figures.json"  # written last: a scene that has it is complete
 
@@ -88,21 +88,60 @@ def write_reconstruction(
     render_fn: evaluate.RenderFn,
     num_frames: int,
     chosen: export.Filter,
+    made_by: Mapping[str, Any],
 ) -> None:
-    """Sheets, `scene.ply`, `turntable.mp4` and, last, `figures.json`."""
+    """Sheets, `scene.ply`, `turntable.mp4` and, last, `figures.json`.
+
+    `made_by` goes into the figures: what `is_complete` compares.
+    """
     evaluate.write_sheets(directory, name, found.batch, found.output, found.metrics)
     cameras = jax.tree.map(lambda x: x[0], found.batch.inputs.cameras)
     for line in evaluate.write_scene(
         directory, found.gaussians, cameras, render_fn, num_frames, chosen
     ):
         logging.info(line)
-    content = {"scene": name, "left_out_of_ply": chosen.describe(), **found.figures}
+    content = {"scene": name, "made_by": dict(made_by)}
+    content |= {"left_out_of_ply": chosen.describe(), **found.figures}
     strict = {
         key: None if isinstance(x, float) and not np.isfinite(x) else x
         for key, x in content.items()
     }
     text = json.dumps(strict, indent=2, allow_nan=False)
     atomic.write_text(directory / FIGURES, text + "\n")
+
+
+def is_complete(directory: Path, name: str, made_by: Mapping[str, Any]) -> bool:
+    """Whether a scene's folder is complete, made by the same weights and settings.
+
+    Raises:
+      ValueError: it holds other files, or the scene made in another way.
+    """
+    for path in sorted(directory.glob("*")):
+        file = path.name.removesuffix(atomic.SUFFIX)
+        is_sheet = file.startswith(f"{name}_") and file.endswith(".png")
+        if file not in (FIGURES, "scene.ply", "turntable.mp4") and not is_sheet:
+            raise ValueError(
+                f"{directory}: holds {path.name}, which is of no reconstruction of "
+                f"{name}; choose another --out"
+            )
+    if not (directory / FIGURES).is_file():
+        return False
+    stored = json.loads((directory / FIGURES).read_text()).get("made_by", {})
+    changed = [key for key in made_by if stored.get(key) != made_by[key]]
+    if changed:
+        raise ValueError(
+            f"{directory}: complete, but by other {', '.join(changed)}; choose another "
+            "--out"
+        )
+    return True
+
+
+def digest(params: Any) -> str:
+    """Sixteen hex digits (of SHA-256) that stand for all parameters."""
+    sha = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        sha.update(np.asarray(leaf).tobytes())
+    return sha.hexdigest()[:16]
 
 
 def brief(found: Reconstruction) -> str:
@@ -129,6 +168,12 @@ def parse(arguments: list[str]) -> Any:
     )
     parser.add_argument("--out", default="reconstruction", help="output folder")
     parser.add_argument(
+        "--inputs",
+        type=int,
+        metavar="N",
+        help="views given; default: as it was trained",
+    )
+    parser.add_argument(
         "--filter",
         default="opacity",
         choices=sorted(export.FILTERS),
@@ -146,33 +191,39 @@ def main(arguments: list[str]) -> None:
     """
     flags = parse(arguments)
     command.log_own_lines()
-    params, config = load_params(flags.checkpoint)
-    if "model" not in config:
-        raise ValueError(f"{flags.checkpoint}: its metadata do not name a network")
     if flags.turntable_frames < 1:
         raise ValueError(f"--turntable-frames {flags.turntable_frames}: at least 1")
-    options = evaluate.data_options(config.get("data", {}), num_held_out_views=1)
-    render_fn = evaluate.make_renderer(options.background, **config.get("render", {}))
-    step = evaluate.make_eval_step(evaluate.build_model(config["model"]), render_fn)
-    opened: list[tuple[str, Callable[[], StoredScene]]] = []
-    for path in flags.scenes:
-        source = open_source(path)
-        opened += [(n, lambda s=source, i=i: s[i]) for i, n in enumerate(source.names)]
-    names = [name for name, _ in opened]
-    for name, read in opened:
-        if names.count(name) > 1:
-            raise ValueError(f"two scenes are named {name}; give them one at a time")
-        directory = Path(flags.out) / name
-        if (directory / FIGURES).is_file():
-            print(f"{name}: complete in {directory}, left as it is")
+    restored = evaluate.restore(flags.checkpoint, 1, flags.inputs)
+    params, options, render_fn = restored.params, restored.options, restored.render_fn
+    frames, chosen = flags.turntable_frames, export.FILTERS[flags.filter]
+    if flags.filter != "opacity" and options.frame != "world":
+        raise ValueError(
+            f"--filter {flags.filter}: made for a world whose z axis points up, but "
+            "this checkpoint's has the axes of input camera 0 (y up)"
+        )
+    made_by = {"weights": digest(params), "inputs": options.num_inputs}
+    made_by |= {"filter": flags.filter, "turntable_frames": frames}
+    scenes: dict[str, tuple[FolderSource, int]] = {}
+    for source in map(open_source, flags.scenes):
+        for index, name in enumerate(source.names):
+            if name in scenes:
+                raise ValueError(
+                    f"two scenes are named {name}; give them one at a time"
+                )
+            scenes[name] = source, index
+    out = Path(flags.out)
+    complete = {n for n in scenes if is_complete(out / n, n, made_by)}
+    step = evaluate.make_eval_step(restored.model, render_fn)
+    for name, (source, index) in scenes.items():
+        if name in complete:
+            print(f"{name}: complete in {out / name}, left as it is")
             continue
-        found = reconstruct_scene(step, params, read(), options)
-        frames, chosen = flags.turntable_frames, export.FILTERS[flags.filter]
-        write_reconstruction(directory, name, found, render_fn, frames, chosen)
+        found = reconstruct_scene(step, params, source[index], options)
+        write_reconstruction(
+            out / name, name, found, render_fn, frames, chosen, made_by
+        )
         print(f"{name}: {brief(found)}")
-    print(
-        f"{flags.out}: a folder a scene with scene.ply, turntable.mp4, sheets, figures"
-    )
+    print(f"{out}: a folder a scene with scene.ply, turntable.mp4, sheets, figures")
 
 
 if __name__ == "__main__":

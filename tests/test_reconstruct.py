@@ -1,0 +1,137 @@
+"""Reconstruction: what a checkpoint says of its pictures, and whose folder it is."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from facelift_jax import command, evaluate, reconstruct
+from facelift_jax.data import rodent
+from facelift_jax.data.sources import open_source
+from facelift_jax.geometry.paths import dummy_views
+from facelift_jax.models import get_model
+from facelift_jax.training.checkpoint import save_params
+
+SIZES = {"width": 32, "depth": 1, "head_dim": 16}
+MODEL = {"name": "gslrm", "variant": "mini", "dtype": "float32", "overrides": SIZES}
+DATA = {"input_size": 16, "target_size": 16, "radius": 2.7, "frame": "world"}
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_are(monkeypatch):
+    monkeypatch.setattr(command, "log_own_lines", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "rodents"
+    rodent.generate(path, 2, 16, workers=1)
+    return [path / f"scene_{i:06d}" for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """(checkpoint of a small GS-LRM that knows its data, the same without)."""
+    model = get_model("gslrm", "mini", **SIZES)
+    params = model.init(jax.random.key(0), dummy_views(1, 2, 16))["params"]
+    root = tmp_path_factory.mktemp("weights")
+    save_params(root / "run", params, {"model": MODEL, "data": DATA})
+    save_params(root / "converted", params, {"model": MODEL})
+    return root / "run", root / "converted"
+
+
+def test_converted_weights_get_the_pictures_they_were_trained_on(weights):
+    """FaceLift's: cameras 2.7 from the origin of a world that keeps its axes."""
+    options = evaluate.restore(str(weights[1]), 3).options
+    assert (options.radius, options.frame) == (2.7, "world")
+    assert (options.input_size, options.target_size) == (512, 512)
+    assert (options.num_inputs, options.eval_targets) == (6, 3)
+    assert options.background == (1.0, 1.0, 1.0)
+    options = evaluate.restore(str(weights[0]), 3, num_inputs=4).options
+    assert (options.input_size, options.num_inputs) == (16, 4)
+
+
+def test_a_checkpoint_without_a_network_is_refused(tmp_path):
+    save_params(tmp_path / "w", {"a": np.zeros(1, np.float32)}, {})
+    with pytest.raises(ValueError, match="its metadata do not name a network"):
+        evaluate.restore(str(tmp_path / "w"), 1)
+
+
+def test_a_scene_is_reconstructed_in_the_world_of_its_rig(weights, scenes):
+    restored = evaluate.restore(str(weights[0]), 1, num_inputs=4)
+    step = evaluate.make_eval_step(restored.model, restored.render_fn)
+    scene = open_source(scenes[0])[0]
+    found = reconstruct.reconstruct_scene(
+        step, restored.params, scene, restored.options
+    )
+    assert found.figures["num_gaussians"] == 2 + 4 * 16 * 16
+    assert found.figures["share_opaque"] == 1  # about 0.12 at the start
+    assert found.output.colors.shape == (1, 4, 16, 16, 3)
+    distances = np.linalg.norm(found.batch.inputs.cameras.centers[0], axis=-1)
+    np.testing.assert_allclose(distances, 2.7, rtol=1e-3)
+    assert found.metrics["psnr_fg"].shape == (1, 4)
+    np.testing.assert_allclose(
+        found.figures["inputs/psnr_fg"], found.metrics["psnr_fg"].mean(), rtol=1e-6
+    )
+
+
+def test_a_complete_scene_is_left_and_other_folders_are_refused(
+    weights, scenes, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    arguments = [str(scenes[0]), "--checkpoint", str(weights[0]), "--out", str(out)]
+    arguments += ["--turntable-frames", "2"]
+    reconstruct.main(arguments)
+    folder = out / "scene_000000"
+    figures = json.loads((folder / "figures.json").read_text())
+    assert figures["made_by"]["filter"] == "opacity"
+    assert figures["made_by"]["inputs"] == 6
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    reconstruct.main(arguments)
+    assert "scene_000000: complete in" in capsys.readouterr().out
+    after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert after == before
+    for flags, changed in (
+        (["--filter", "facelift", "--turntable-frames", "3"], "filter, turntable_fram"),
+        (["--inputs", "4"], "inputs"),
+    ):
+        with pytest.raises(ValueError, match=f"complete, but by other {changed}"):
+            reconstruct.main([*arguments, *flags])
+
+    (folder / "figures.json").unlink()  # as a run that was stopped leaves it
+    assert not reconstruct.is_complete(folder, "scene_000000", {})
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds notes\.txt, which is of no recons"):
+        reconstruct.main(arguments)
+    into_data = [*arguments, "--out", str(scenes[0].parent)]
+    with pytest.raises(ValueError, match=r"scene_000000: holds depths, which is of no"):
+        reconstruct.main(into_data)
+
+
+def test_other_weights_are_told_apart():
+    params = {"a": np.zeros(2, np.float32), "b": np.ones((2, 3), np.float32)}
+    same = jax.tree.map(np.copy, params)
+    assert reconstruct.digest(same) == reconstruct.digest(params)
+    same["b"][1, 2] += 1
+    assert reconstruct.digest(same) != reconstruct.digest(params)
+
+
+def test_bad_arguments_are_refused_before_anything_is_made(weights, scenes, tmp_path):
+    out = tmp_path / "out"
+    data = DATA | {"frame": "first_camera"}
+    params = evaluate.restore(str(weights[0]), 1).params
+    save_params(tmp_path / "y_up", params, {"model": MODEL, "data": data})
+    flags = ["--checkpoint", str(tmp_path / "y_up"), "--filter", "facelift"]
+    with pytest.raises(ValueError, match="--filter facelift: made for a world whose z"):
+        reconstruct.main([*flags, "--out", str(out), str(scenes[0])])
+    arguments = ["--checkpoint", str(weights[0]), "--out", str(out), str(scenes[0])]
+    with pytest.raises(ValueError, match="two scenes are named scene_000000; give"):
+        reconstruct.main([*arguments, str(scenes[1]), str(scenes[0])])
+    with pytest.raises(ValueError, match="--turntable-frames 0: at least 1"):
+        reconstruct.main([*arguments, "--turntable-frames", "0"])
+    with pytest.raises(ValueError, match="num_inputs must be at least 1, found 0"):
+        reconstruct.main([*arguments, "--inputs", "0"])
+    with pytest.raises(ValueError, match="6 views flagged as inputs, but num_inputs=9"):
+        reconstruct.main([*arguments, "--inputs", "9"])
+    assert not out.exists()
