@@ -9,9 +9,15 @@ weights, `finetune` from those of the second; the last two want --config.run.ini
 `perceptual` turns FaceLift's perceptual loss on, which wants --config.run.vgg19=FILE:
 its weights cannot be shipped, so the recipes do without. `lora` trains low-rank
 adapters of the blocks' matrices and leaves all else as --config.run.init_from has it.
-`demo` is a ten-minute run of
-the mini network at 32 px; `smoke` is a minute of it that only proves that everything
-runs. Any field can be set by a flag: --config.run.seed=1.
+`demo` is a ten-minute run of the mini network at 32 px; `smoke` is a minute of it that
+only proves that everything runs. Any field can be set by a flag: --config.run.seed=1.
+
+What differs from FaceLift's training: inputs are drawn from the views flagged as such,
+or from --config.data.input_views (theirs: from all views). Of the targets,
+`data.min_held_out` are no inputs and the others may be (theirs: all inputs are
+targets). A step with gradients that are not finite is left out and counted (theirs: 0
+and +-0.001 take the place of such entries). Steps left out do not move the rate's
+schedule, and a run ends after its steps, not with the epoch.
 """
 
 from typing import Any

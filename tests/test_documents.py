@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from benchmarks import networks, render
 from configs import gslrm
@@ -15,6 +17,7 @@ from configs.lgm import get_config
 from facelift_jax import evaluate, reconstruct
 from facelift_jax.convert import __main__ as convert
 from facelift_jax.data.rodent import __main__ as rodent
+from facelift_jax.objectives import validate_weights
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -96,6 +99,30 @@ def test_documented_flags_of_main_are_flags_of_its_config():
             r"configs/(\w+\.py):?([\w,]*)", str(arguments)
         ):
             RECIPES[file](argument)
+
+
+def test_flags_of_schedules_and_of_overrides():
+    """In `configs/README.md`; a schedule may become a number, not the other way."""
+
+    def parse(*arguments: str):
+        values, config = flags.FlagValues(), gslrm.get_config()
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=arguments
+        )
+        values(["main", *arguments])
+        return config
+
+    text = (ROOT / "configs/README.md").read_text()
+    inline = re.findall(r"`(--config\.\S+=[^`]+)`", text)
+    assert len(inline) == 3
+    config = parse(*(" ".join(shlex.split(flag)) for flag in inline))
+    assert config.loss.rgb_mse == (1.0,)
+    validate_weights(config.loss.to_dict())
+    assert evaluate.build_model(config.model).remat
+    config = parse("--config.loss.points_distance=(0.2, 3, 9)")
+    assert config.loss.points_distance == (0.2, 3, 9)
+    with pytest.raises(flags.IllegalFlagValueError, match="could not convert string"):
+        parse("--config.loss.ssim=(0.5, 30)")
 
 
 def test_the_table_of_fields_is_the_config():

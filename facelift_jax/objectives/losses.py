@@ -150,13 +150,17 @@ def weights_at(
 ) -> dict[str, float | int | Array]:
     """The weights in force at `step`, an int32 scalar, counted from zero.
 
-    (weight, start) and (weight, start, stop) are zero before `start` and from `stop`.
+    (weight, start) and (weight, start, stop) are zero before `start` and from `stop`;
+    (weight,), what a flag makes of a number in a schedule's place, is the number.
     """
 
     def at_step(weight):
         if not isinstance(weight, tuple):
             return weight
-        value, start, stop = (*weight, NEVER)[:3]
+        value, *steps = weight
+        if value == 0 or not steps:
+            return value
+        start, stop = (*steps, NEVER)[:2]
         return jnp.where((step >= start) & (step < stop), jnp.float32(value), 0)
 
     return {name: at_step(weight) for name, weight in weights.items()}

@@ -6,7 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facelift_jax.objectives import TERMS, validate_weights, weighted_loss
+from facelift_jax.objectives import (
+    TERMS,
+    validate_weights,
+    weighted_loss,
+    weights_at,
+)
 from facelift_jax.structs import Cameras, RenderOutput, Views
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "objectives"
@@ -236,6 +241,23 @@ def test_a_weight_may_follow_a_schedule(make_scene):
     np.testing.assert_allclose(
         total(jnp.float32(3)), 3 * term("rgb_mse", render, targets).mean(), rtol=1e-6
     )
+
+
+def test_weights_in_force_at_a_step():
+    """A schedule of weight zero is the number zero: nothing asks for its networks."""
+    weights = {
+        "ssim": (0.5,),
+        "perceptual": (0.0, 5),
+        "rgb_mse": (2, 1),
+        "alpha_mse": 3,
+    }
+    validate_weights(weights)
+    for step, rgb in ((0, 0), (1, 2)):
+        now = weights_at(weights, jnp.int32(step))
+        assert float(now.pop("rgb_mse")) == rgb
+        assert now == {"ssim": 0.5, "perceptual": 0, "alpha_mse": 3}
+    now = weights_at({"ssim": (0.5, 1, 3)}, jnp.arange(5))
+    assert now["ssim"].tolist() == [0, 0.5, 0.5, 0, 0]
 
 
 def test_a_term_of_array_zero_is_not_computed(make_scene):
