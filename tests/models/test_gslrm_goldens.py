@@ -1,5 +1,7 @@
 """GS-LRM against the original, from the same weights, pictures and cameras."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ from facelift_jax.convert.gslrm import RULES
 from facelift_jax.convert.rules import convert_tensors
 from facelift_jax.geometry.rays import nearest_point_rays
 from facelift_jax.models import get_model
+from facelift_jax.models.attention import attend
 from facelift_jax.models.gslrm import rounded_rays, to_patches
 from facelift_jax.training.tree import flatten_names
 
@@ -91,11 +94,13 @@ def test_every_intermediate(tiny):
     def out(module):
         return module["__call__"][0]
 
+    q, k, v = jnp.moveaxis(out(block["attn"]["qkv"]).reshape(1, 34, 3, 2, 32), 2, 0)
     found = {
         "patch_tokens": out(inside["patch_embedder"]).reshape(2, 16, 64),
         "tokens_ln": out(inside["input_norm"]),
         "b0_norm1": out(block["norm1"]),
         "b0_qkv": out(block["attn"]["qkv"]),
+        "b0_attn_ctx": attend(q, k, v).reshape(1, 34, 64),
         "b0_attn_out": out(block["attn"]),
         "b0_norm2": out(block["norm2"]),
         "b0_mlp_gelu": jax.nn.gelu(out(block["mlp_in"]), approximate=False),
@@ -148,13 +153,18 @@ def test_reduced():
     model = get_model("gslrm", **REDUCED)
     params = from_torch("gslrm", state_dict(**REDUCED), **REDUCED)
     inputs = golden_views("reduced", golden, 64)
-    gaussians, aux = jax.jit(model.apply)({"params": params}, inputs)
+    apply = functools.partial(
+        model.apply, capture_intermediates=True, mutable=["intermediates"]
+    )
+    (gaussians, aux), state = jax.jit(apply)({"params": params}, inputs)
     raw = aux["raw"]
     assert raw.shape == (1, 24578, 14)
     errors = {
         name: worst(value[:, ::8], golden[name])
         for name, value in decoded(gaussians, raw).items()
     }
+    (tokens,) = state["intermediates"]["block_02"]["__call__"]
+    errors["block2"] = worst(tokens[:, ::8], golden["block2_every8"])
     errors["global"] = worst(raw[:, :2], golden["gaussian_params"])
     pixels = raw[:, 2:].reshape(1, 384, 896)[:, ::12]
     errors["pixels"] = worst(pixels, golden["pixel_params_every12"])
