@@ -367,6 +367,9 @@ def brief(line: Mapping[str, float]) -> str:
         inputs, held_out = line["inputs/psnr_fg"], line["held_out/psnr_fg"]
         words.append(f"psnr_fg inputs {inputs:.2f} held-out {held_out:.2f} dB")
         words.append(f"held-out iou {line['held_out/iou']:.3f}")
+    for name, what in (("skipped", "not finite"), ("over_norm", "over skip_norm")):
+        if line[f"train/{name}"]:
+            words.append(f"{line[f'train/{name}']} steps {what}, not taken")
     return "  ".join(words)
 
 

@@ -173,6 +173,12 @@ def test_a_window_is_summarised_without_its_skipped_steps():
     assert skipped == [2]
 
 
+def test_the_progress_line_tells_of_steps_left_out():
+    line = {"train/total": 0.25, "train/skipped": 0, "train/over_norm": 3}
+    assert train.brief(line) == "loss 0.2500  3 steps over skip_norm, not taken"
+    assert train.brief(line | {"train/over_norm": 0}) == "loss 0.2500"
+
+
 def test_freezing_leaves_the_encoder_alone(single):
     config = small_config(freeze="encoder_mid")
     mesh = make_mesh(1, 1)
