@@ -127,7 +127,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         trained = optim.select_trained(grads, optim_config.rules)
         norm = optax.tree.norm(trained)
-        is_finite = optim.all_finite(total, trained)
+        is_finite = optim.all_finite(total, norm)  # which has every entry
         is_over_norm = is_finite & (norm > limit)
         is_taken = is_finite & ~is_over_norm
         new, old = (params, opt_state), (state.params, state.opt_state)

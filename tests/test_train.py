@@ -143,6 +143,17 @@ def test_a_nonfinite_step_changes_nothing_and_is_counted(single):
         np.testing.assert_array_equal(actual, wanted)
 
 
+def test_gradients_whose_norm_overflows_are_not_finite(single):
+    """Clipping would divide finite gradients by infinity: a step of decay alone."""
+    config = small_config()
+    config.loss.rgb_mse = 1e26
+    step, state = build(config, make_mesh(1, 1))
+    new_state, measurements = step(state, single[2])
+    assert np.isfinite(measurements["total"])
+    assert bool(measurements["is_skipped"])
+    assert int(new_state.num_skipped) == 1
+
+
 def test_a_step_of_too_large_gradients_changes_nothing_and_is_counted(single):
     mesh = make_mesh(1, 1)
     norm = float(single[3][1]["grad_norm"])
