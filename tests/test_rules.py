@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "train": LEVEL_2 | {"export", "pictures", "evaluate"},
     "cost": LEVEL_2 | {"evaluate", "train"},
     "main": LEVEL_2 | {"export", "pictures", "evaluate", "train", "cost"},
-    "convert": LEVEL_0 | {"models", "training", "convert"},
+    "convert": LEVEL_0 | {"models", "objectives", "training", "convert"},
 }
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

@@ -9,20 +9,17 @@ the VGG-19 of GS-LRM's perceptual loss, that goes to `vgg19.safetensors`, which
 """
 
 import hashlib
-import importlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors.numpy import save_file
 
 from facelift_jax import command
-from facelift_jax.convert import convert_state
+from facelift_jax.convert import convert_state, rule_table
 from facelift_jax.convert.files import open_tensors
-from facelift_jax.models import DEFAULT_VARIANTS
+from facelift_jax.models import DEFAULT_VARIANTS, get_model
 from facelift_jax.training.checkpoint import save_params
 
 NOTE = "conversion.json"
@@ -63,6 +60,12 @@ def _parse_overrides(text: str) -> dict[str, Any]:
     return overrides
 
 
+def _read(src: Path, name: str, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`convert_state` of a file, of which nothing stays in memory."""
+    with open_tensors(src) as (names, read):
+        return convert_state(name, model, names, read)
+
+
 def convert(
     model: str, variant: str | None, overrides: dict[str, Any], src: Path, dst: Path
 ) -> dict[str, Any]:
@@ -73,11 +76,7 @@ def convert(
     """
     if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):
         raise ValueError(f"{dst}: exists and is not an empty folder; choose another")
-    table = importlib.import_module(f"facelift_jax.convert.{model}")
-    with open_tensors(src) as (names, read):
-        params = convert_state(model, names, read, variant, **overrides)
-        matches = [re.fullmatch(table.NOT_OURS, name) for name in names]
-        perceptual = {m[1]: read(m[0]).astype(np.float32) for m in matches if m}
+    params, perceptual = _read(src, model, get_model(model, variant, **overrides))
     with src.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     note = {
@@ -89,7 +88,7 @@ def convert(
         },
         "source": src.name,
         "sha256": digest,
-        "licence": table.LICENCE,
+        "licence": rule_table(model).LICENCE,
     }
     save_params(dst, params, note)
     if perceptual:

@@ -15,7 +15,7 @@ from facelift_jax.objectives.losses import (
     weighted_loss,
     weights_at,
 )
-from facelift_jax.objectives.perceptual import check_vgg19, load_vgg19
+from facelift_jax.objectives.perceptual import check_vgg19, load_vgg19, vgg19_shapes
 
 __all__ = [
     "DEFINITIONS",
@@ -28,6 +28,7 @@ __all__ = [
     "reduce_metrics",
     "ssim",
     "validate_weights",
+    "vgg19_shapes",
     "view_metrics",
     "weighted_loss",
     "weights_at",

@@ -26,7 +26,7 @@ TERM_WEIGHTS = (1.0, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)
 SMALLEST = 16  # side in pixels that the four poolings leave something of
 
 
-def tensor_shapes() -> dict[str, tuple[int, ...]]:
+def vgg19_shapes() -> dict[str, tuple[int, ...]]:
     """Names and shapes [out in 3 3], [out] of the file's 32 tensors."""
     shapes: dict[str, tuple[int, ...]] = {}
     for i, (before, width) in enumerate(zip((3, *WIDTHS), WIDTHS, strict=False), 1):
@@ -50,7 +50,7 @@ def check_vgg19(path: Path) -> None:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error}); {hint}") from error
-    expected = tensor_shapes()
+    expected = vgg19_shapes()
     wrong = [name for name in expected if found.get(name) != expected[name]]
     if wrong:
         raise ValueError(
@@ -67,7 +67,7 @@ def load_vgg19(path: Path) -> dict[str, np.ndarray]:
     """
     check_vgg19(path)
     tensors = load_file(path)
-    return {name: tensors[name].astype(np.float32) for name in tensor_shapes()}
+    return {name: tensors[name].astype(np.float32) for name in vgg19_shapes()}
 
 
 def vgg19_features(

@@ -66,7 +66,7 @@ def save_checkpoint(
     _delete_unfinished(directory)
     _check_space(directory, sum(x.nbytes for x in stored.values()))
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(_uncopied_handler()) as checkpointer:
             # force: an uncommitted directory of that name may be in the way.
             checkpointer.save(path, ocp.args.Composite(**items), force=True)
     except (OSError, ValueError, RuntimeError) as error:
@@ -185,6 +185,21 @@ def init_from(
         for name, like in tree.flatten_names(params_like).items()
     ]
     return jax.tree.structure(params_like).unflatten(leaves), list(difference.values())
+
+
+def _uncopied_handler() -> ocp.CompositeCheckpointHandler:
+    """Orbax's handler, but NumPy arrays are written from where they are.
+
+    Its own copies them first, for callers that do not wait for the end of a save.
+    """
+    types, registry = ocp.type_handlers, ocp.handlers.DefaultCheckpointHandlerRegistry()
+    leaves = types.create_type_handler_registry(
+        (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, types.get_type_handler(jax.Array)),
+    )
+    state = ocp.PyTreeCheckpointHandler(type_handler_registry=leaves)
+    registry.add("state", ocp.args.PyTreeSave, state)
+    return ocp.CompositeCheckpointHandler(handler_registry=registry)
 
 
 def _check_space(directory: Path, num_bytes: int) -> None:

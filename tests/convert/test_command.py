@@ -153,8 +153,8 @@ def test_a_pt_file_that_holds_code_is_refused(tmp_path, convert):
     code, line = convert(path)
     assert code == 2
     assert line == (
-        f"{path}: refused, not a readable file of tensors alone (weights_only): "
-        "UnpicklingError\n"
+        f"convert: {path}: refused, not a readable file of tensors alone "
+        "(weights_only): UnpicklingError\n"
     )
     assert not trace.exists()
     with zipfile.ZipFile(path, "w") as archive:

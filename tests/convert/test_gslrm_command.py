@@ -11,8 +11,7 @@ from safetensors.numpy import save_file
 
 from facelift_jax.convert import from_torch
 from facelift_jax.convert.__main__ import main
-from facelift_jax.objectives import load_vgg19
-from facelift_jax.objectives.perceptual import tensor_shapes
+from facelift_jax.objectives import load_vgg19, vgg19_shapes
 from facelift_jax.training.checkpoint import load_params
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
@@ -26,7 +25,7 @@ def published():
     rng = np.random.default_rng(0)
     vgg19 = {
         PREFIX + name: rng.random(shape, np.float32)
-        for name, shape in tensor_shapes().items()
+        for name, shape in vgg19_shapes().items()
     }
     return state_dict(**TINY) | vgg19
 
@@ -73,15 +72,19 @@ def test_every_problem_is_in_one_line(tmp_path, capsys):
     del state["input_layer_norm.weight"]
     state["transformer_layers.0.attn.fc.weight"] = np.zeros((3, 3), np.float32)
     state["view_type_embeddings"] = np.zeros((2, 64), np.float32)
+    del state[PREFIX + "conv7.bias"]
+    state[PREFIX + "conv17.bias"] = np.zeros(512, np.float32)
     save_file(state, tmp_path / "gslrm.safetensors")
     with pytest.raises(SystemExit) as leaving:
         convert(tmp_path / "gslrm.safetensors", tmp_path / "out")
     assert leaving.value.code == 2
     line = capsys.readouterr().err
-    assert line.startswith("convert: 3 problems in the state dictionary: ")
+    assert line.startswith("convert: 5 problems in the state dictionary: ")
     for part in (
         "missing input_norm/scale",
         "extra view_type_embeddings",
+        "missing vgg19/conv7.bias",
+        f"extra {PREFIX}conv17.bias",
         "transformer_layers.0.attn.fc.weight has shape (3, 3), in our layout (3, 3)",
     ):
         assert part in line

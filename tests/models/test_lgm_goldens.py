@@ -120,8 +120,10 @@ def golden_reader(golden):
 
 def test_big_raw_output():
     keys = KEYS["big"]
-    params = convert_state("lgm", keys, lambda key: weight(key, keys[key]), "big")
     model = get_model("lgm", variant="big")
+    params, _ = convert_state(
+        "lgm", model, list(keys), lambda key: weight(key, keys[key])
+    )
     raw = jax.jit(lambda p, x: model.apply({"params": p}, x)[1]["raw"])(
         params, golden_views("big64", 1, 64)
     )

@@ -20,8 +20,8 @@ from facelift_jax.objectives import (
 )
 from facelift_jax.objectives.perceptual import (
     TERM_WEIGHTS,
-    tensor_shapes,
     vgg19_features,
+    vgg19_shapes,
 )
 from facelift_jax.structs import Cameras, RenderOutput, Views
 
@@ -46,7 +46,7 @@ def vgg19():
         scale = 0.1 if len(shape) == 1 else 1 / np.sqrt(np.prod(shape[1:]))
         return (scale * values).astype(np.float32)
 
-    return {name: tensor(name, shape) for name, shape in tensor_shapes().items()}
+    return {name: tensor(name, shape) for name, shape in vgg19_shapes().items()}
 
 
 def channels_last(array):
