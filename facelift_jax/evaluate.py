@@ -184,20 +184,23 @@ def write_scene(
     render_fn: RenderFn,
     num_frames: int,
     chosen: export.Filter = export.FILTERS["opacity"],
+    layout: str = "lgm",
 ) -> list[str]:
     """Gaussians [n] as `scene.ply` and, all of them, as `turntable.mp4`.
 
-    `inputs` are the cameras [v] they come from. Returns one line about each file.
+    `inputs` are the cameras [v] they come from, `chosen` and `layout` as in
+    `export.write_ply`. Returns one line about each file.
     """
     directory.mkdir(parents=True, exist_ok=True)
     ply, video = directory / "scene.ply", directory / "turntable.mp4"
-    written, pruned = export.write_ply(ply, gaussians, chosen)
+    written, pruned = export.write_ply(ply, gaussians, chosen, layout)
     size = max(128, inputs.width)
     cameras = turntable_cameras(inputs, num_frames, size)
     frames = export.turntable_frames(jax.jit(render_fn), gaussians, cameras)
     pictures.write_video(video, frames, VIDEO_FPS)
     return [
-        f"{ply}: {written:,} Gaussians ({pruned:,} left out: {chosen.describe()})",
+        f"{ply}: layout {layout}, {written:,} Gaussians ({pruned:,} left out: "
+        f"{chosen.describe()})",
         f"{video}: {num_frames} frames of {size} px",
     ]
 

@@ -11,6 +11,7 @@ import plyfile
 from jaxtyping import Bool, Float, UInt8
 
 from facelift_jax import atomic
+from facelift_jax.numerics import SH_C0
 from facelift_jax.structs import Cameras, Gaussians, RenderOutput, check
 
 MIN_OPACITY = 0.005  # Gaussians below it are left out of files (LGM)
@@ -68,11 +69,20 @@ class Filter:
 
 FILTERS = {
     "opacity": Filter(),
-    # of FaceLift's inference script; made for heads at its scale, z up
+    # of FaceLift's inference script and of its web app; for heads at its scale, z up
     "facelift": Filter(0.04, max_scale=0.1, floater=0.6, box=(0.91, 0.91, 1.0)),
+    "facelift_app": Filter(0.04, max_scale=0.2, floater=0.75, box=(0.91, 0.91, 1.0)),
 }
 
+# of a file's fields, with what its comments say
+LAYOUTS = {
+    "lgm": "rot (w, x, y, z)",
+    "facelift": "rot (w, x, y, z) as rendered; FaceLift's files have it unnormalised",
+}
+_MOST_COEFFICIENTS = 16  # of a channel: degree 3, which FaceLift's layout always has
+
 _GEOMETRY = ("x", "y", "z")
+_SHADES = ("red", "green", "blue")
 _COLOR = ("f_dc_0", "f_dc_1", "f_dc_2")
 _SHAPE = (
     "opacity",
@@ -91,38 +101,50 @@ _SIZES |= dict.fromkeys(("double", "float64"), 8)
 
 
 def write_ply(
-    path: str | Path, gaussians: Gaussians, chosen: Filter = FILTERS["opacity"]
+    path: str | Path,
+    gaussians: Gaussians,
+    chosen: Filter = FILTERS["opacity"],
+    layout: str = "lgm",
 ) -> tuple[int, int]:
     """Writes Gaussians [n] as a 3DGS PLY; returns how many were written and pruned.
 
     Fields in LGM's order (x y z, f_dc, f_rest above degree 0, opacity, scale, rot),
     little-endian float32, before activation: logit of opacity, logarithm of scale; rot
-    is (w, x, y, z) as given. Gaussians that `chosen` does not keep are left out, which
-    the file's comments state. The file appears whole or not at all.
+    is (w, x, y, z) as given. The layout "facelift" is that of FaceLift's programs: red,
+    green, blue as bytes behind z, and f_rest of degree 3, zeros where there is nothing.
+    They write rot as the network gives it, which our networks normalise. Gaussians that
+    `chosen` does not keep are left out. The file's comments state all this; it appears
+    whole or not at all.
 
     Raises:
-      ValueError: values that are not finite, or a batch of Gaussians.
+      ValueError: values that are not finite, a batch of Gaussians, an unknown layout.
     """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout {layout!r}: known: {', '.join(LAYOUTS)}")
     axes = check(gaussians, "gaussians")
     if axes["b"]:
         raise ValueError(f"{path}: expected one scene's Gaussians, found {axes['b']}")
-    columns = _columns(gaussians)
-    num_bad = int((~np.isfinite(columns).all(axis=1)).sum())
+    fields = _fields(gaussians, layout)
+    is_good = np.all([np.isfinite(column) for column in fields.values()], axis=0)
+    num_bad = int((~is_good).sum())
     if num_bad:
         raise ValueError(
-            f"{path}: {num_bad} of {len(columns)} Gaussians hold NaN or infinity or "
+            f"{path}: {num_bad} of {len(is_good)} Gaussians hold NaN or infinity or "
             "scales below zero; nothing was written"
         )
     keep = chosen.keep(gaussians)
     written, pruned = int(keep.sum()), int((~keep).sum())
     comments = [
         f"{pruned} of {len(keep)} Gaussians left out: {chosen.describe()}",
+        f"layout {layout}: {LAYOUTS[layout]}",
         f"opacity: logit of the value in [{OPACITY_CLAMP}, 1 - {OPACITY_CLAMP}]",
+        f"scale: logarithm of the value + {SCALE_FLOOR}",
     ]
-    num_rest = columns.shape[1] - len(_GEOMETRY + _COLOR + _SHAPE)
-    names = (*_GEOMETRY, *_COLOR, *_rest_names(num_rest), *_SHAPE)
     table = np.rec.fromarrays(
-        list(columns[keep].T), dtype=[(name, "<f4") for name in names]
+        [column[keep] for column in fields.values()],
+        dtype=[
+            (name, column.dtype.newbyteorder("<")) for name, column in fields.items()
+        ],
     )
     element = plyfile.PlyElement.describe(np.asarray(table), "vertex")
     content = io.BytesIO()
@@ -219,18 +241,26 @@ def _rest_names(count: int) -> tuple[str, ...]:
     return tuple(f"f_rest_{i}" for i in range(count))
 
 
-def _columns(gaussians: Gaussians) -> Float[np.ndarray, "n m"]:
-    """The file's columns, before activation."""
+def _fields(gaussians: Gaussians, layout: str) -> dict[str, np.ndarray]:
+    """The file's columns by name and in order, before activation."""
     means, quats, scales, opacities, sh = (
         np.asarray(getattr(gaussians, name), np.float32)
         for name in ("means", "quats", "scales", "opacities", "sh")
     )
+    fields: dict[str, np.ndarray] = dict(zip(_GEOMETRY, means.T, strict=True))
+    if layout == "facelift":
+        shades = np.clip(255 * (SH_C0 * sh[:, 0] + 0.5), 0, 255)
+        shades = np.nan_to_num(shades).astype(np.uint8)  # f_dc says where it is NaN
+        fields |= zip(_SHADES, shades.T, strict=True)
+        sh = np.pad(sh, ((0, 0), (0, _MOST_COEFFICIENTS - sh.shape[1]), (0, 0)))
     rest = sh[:, 1:].transpose(0, 2, 1).reshape(len(sh), 3 * (sh.shape[1] - 1))
+    fields |= zip(_COLOR, sh[:, 0].T, strict=True)
+    fields |= zip(_rest_names(rest.shape[1]), rest.T, strict=True)
     clamped = np.clip(opacities, OPACITY_CLAMP, 1 - OPACITY_CLAMP)
-    logits = np.log(clamped / (1 - clamped))[:, None]
+    logits = np.log(clamped / (1 - clamped))
     with np.errstate(invalid="ignore"):  # scales below zero are refused as NaN
         log_scales = np.log(scales + SCALE_FLOOR)
-    return np.concatenate([means, sh[:, 0], rest, logits, log_scales, quats], axis=1)
+    return fields | dict(zip(_SHAPE, (logits, *log_scales.T, *quats.T), strict=True))
 
 
 def _read_vertices(path: Path) -> np.ndarray:

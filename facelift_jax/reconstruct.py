@@ -88,6 +88,7 @@ def write_reconstruction(
     render_fn: evaluate.RenderFn,
     num_frames: int,
     chosen: export.Filter,
+    layout: str,
     made_by: Mapping[str, Any],
 ) -> None:
     """Sheets, `scene.ply`, `turntable.mp4` and, last, `figures.json`.
@@ -97,7 +98,7 @@ def write_reconstruction(
     evaluate.write_sheets(directory, name, found.batch, found.output, found.metrics)
     cameras = jax.tree.map(lambda x: x[0], found.batch.inputs.cameras)
     for line in evaluate.write_scene(
-        directory, found.gaussians, cameras, render_fn, num_frames, chosen
+        directory, found.gaussians, cameras, render_fn, num_frames, chosen, layout
     ):
         logging.info(line)
     content = {"scene": name, "made_by": dict(made_by)}
@@ -179,6 +180,13 @@ def parse(arguments: list[str]) -> Any:
         choices=sorted(export.FILTERS),
         help="what scene.ply leaves out; the file says so",
     )
+    parser.add_argument(
+        "--layout",
+        default="lgm",
+        choices=sorted(export.LAYOUTS),
+        help="fields of scene.ply: LGM's, or FaceLift's with bytes of colour and "
+        "harmonics of degree 3, four times the size",
+    )
     parser.add_argument("--turntable-frames", type=int, default=120, metavar="N")
     return parser.parse_args(arguments)
 
@@ -202,7 +210,8 @@ def main(arguments: list[str]) -> None:
             "this checkpoint's has the axes of input camera 0 (y up)"
         )
     made_by = {"weights": digest(params), "inputs": options.num_inputs}
-    made_by |= {"filter": flags.filter, "turntable_frames": frames}
+    made_by |= {"filter": flags.filter, "layout": flags.layout}
+    made_by["turntable_frames"] = frames
     scenes: dict[str, tuple[FolderSource, int]] = {}
     for source in map(open_source, flags.scenes):
         for index, name in enumerate(source.names):
@@ -219,9 +228,8 @@ def main(arguments: list[str]) -> None:
             print(f"{name}: complete in {out / name}, left as it is")
             continue
         found = reconstruct_scene(step, params, source[index], options)
-        write_reconstruction(
-            out / name, name, found, render_fn, frames, chosen, made_by
-        )
+        ply = (chosen, flags.layout)
+        write_reconstruction(out / name, name, found, render_fn, frames, *ply, made_by)
         print(f"{name}: {brief(found)}")
     print(f"{out}: a folder a scene with scene.ply, turntable.mp4, sheets, figures")
 
