@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from benchmarks import networks, render
 from configs import gslrm
 from configs.lgm import get_config
-from facelift_jax import evaluate, reconstruct
+from facelift_jax import evaluate, merge, reconstruct
 from facelift_jax.convert import __main__ as convert
 from facelift_jax.data.rodent import __main__ as rodent
 from facelift_jax.objectives import validate_weights
@@ -32,6 +32,7 @@ RECIPES = {"lgm.py": get_config, "gslrm.py": gslrm.get_config}
 COMMANDS = {
     "facelift_jax.evaluate": evaluate.main,
     "facelift_jax.convert": convert.main,
+    "facelift_jax.merge": merge.main,
     "facelift_jax.reconstruct": reconstruct.main,
     "facelift_jax.data.rodent": rodent.main,
     "benchmarks.render": render.main,

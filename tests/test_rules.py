@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "pictures": LEVEL_2,
     "evaluate": LEVEL_2 | {"export", "pictures"},
     "reconstruct": LEVEL_2 | {"export", "pictures", "evaluate"},
+    "merge": LEVEL_2,
     "train": LEVEL_2 | {"export", "pictures", "evaluate"},
     "cost": LEVEL_2 | {"evaluate", "train"},
     "main": LEVEL_2 | {"export", "pictures", "evaluate", "train", "cost"},
