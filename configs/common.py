@@ -54,7 +54,8 @@ def data_section(size: int, input_size: int) -> ConfigDict:
 def loss_section() -> ConfigDict:
     """The weight of every loss term; zero: not computed."""
     terms = ("rgb_mse", "rgb_mse_fg", "alpha_mse", "ssim", "depth_l1")
-    terms += ("depth_scale_invariant", "perceptual", "points_distance", "pixel_align")
+    terms += ("depth_scale_invariant", "lpips", "perceptual", "points_distance")
+    terms += ("pixel_align",)
     return ConfigDict(dict.fromkeys(terms, 0.0))
 
 
@@ -103,8 +104,11 @@ def run_section(num_steps: int, batch_size: int) -> ConfigDict:
             "log_every": 50,
             "save_every": 1000,
             "keep_checkpoints": 2,
-            # weights of the perceptual loss, where it has a weight
+            # the file of `perceptual`'s weights, where that loss has a weight
             "vgg19": "",
+            # the folder of LPIPS' weight files; "" is the hub's cache, where its loss
+            # has a weight, and no LPIPS among the figures where it has none
+            "lpips": "",
             # a checkpoint to start from, and regexes of leaves that may differ from it
             "init_from": "",
             "init_excuses": (),

@@ -5,7 +5,10 @@
 
 The argument names one variant (lrm, small, big, tiny, mini; default big) and options:
 `demo` is a ten-minute run of the mini network at 32 px; `smoke` is a minute of it that
-only proves that everything runs. Any field can be set by a flag: --config.run.seed=1.
+only proves that everything runs; `lpips` adds LGM's perceptual loss, which wants the
+package lpips-j and --config.run.lpips=FOLDER or the files in the hub's cache: its
+weights cannot be shipped, so the recipes do without. Any field can be set by a flag:
+--config.run.seed=1.
 """
 
 from typing import Any
@@ -22,15 +25,16 @@ SIZES = {
     "tiny": (256, 256),
     "mini": (64, 64),
 }
-OPTIONS = ("demo", "smoke")
+OPTIONS = ("demo", "smoke", "lpips")
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """The recipe; `argument` is what follows the colon."""
     variant, options = common.parse_argument(argument, tuple(SIZES), OPTIONS)
-    if options and variant not in (None, "mini"):
-        raise ValueError(f"{' and '.join(sorted(options))} take the mini variant only")
-    variant = variant or ("mini" if options else "big")
+    small = options - {"lpips"}
+    if small and variant not in (None, "mini"):
+        raise ValueError(f"{' and '.join(sorted(small))} take the mini variant only")
+    variant = variant or ("mini" if small else "big")
     input_size, target_size = SIZES[variant]
     config: Any = ConfigDict()
     config.model = ConfigDict(
@@ -39,6 +43,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data = common.data_section(target_size, input_size)
     config.loss = common.loss_section()
     config.loss.update({"rgb_mse": 1.0, "alpha_mse": 1.0})
+    config.loss.lpips = 1.0 if "lpips" in options else 0.0
     config.optim = common.optim_section(learning_rate=4e-4, warmup_steps=1000)
     config.optim.beta1_peak = 0.85
     config.render = ConfigDict({"backend": "", "antialiased": False})
@@ -46,7 +51,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.run = common.run_section(num_steps=30_000, batch_size=8)
     if variant == "mini":
         _fit_two_cores(config)
-    if options:
+    if small:
         config.data.update({"size": 32, "input_size": 32, "target_size": 32})
     if "smoke" in options:
         _prove_it_runs(config)

@@ -28,6 +28,7 @@ from facelift_jax.geometry.paths import turntable_cameras
 from facelift_jax.models import get_model
 from facelift_jax.objectives import (
     METRICS,
+    load_lpips,
     object_radius,
     reduce_metrics,
     view_metrics,
@@ -79,17 +80,21 @@ def make_renderer(
     )
 
 
-def make_eval_step(model: Any, render_fn: RenderFn) -> EvalStep:
-    """Jitted (params, batch) -> (gaussians, rendered targets, metrics [b t])."""
+def make_eval_step(model: Any, render_fn: RenderFn, lpips: Any = None) -> EvalStep:
+    """Jitted (params, batch) -> (gaussians, rendered targets, metrics [b t]).
+
+    LPIPS is among the metrics where its parameters `lpips` are given.
+    """
 
     @jax.jit
-    def eval_step(params: Any, batch: Batch):
+    def eval_step(lpips: Any, params: Any, batch: Batch):
         gaussians, _ = model.apply({"params": params}, batch.inputs)
         output = render_fn(gaussians, batch.targets.cameras)
         radius = object_radius(batch.targets)
-        return gaussians, output, view_metrics(output, batch.targets, radius)
+        metrics = view_metrics(output, batch.targets, radius, lpips)
+        return gaussians, output, metrics
 
-    return eval_step
+    return functools.partial(eval_step, jax.device_put(lpips))
 
 
 def evaluate(
@@ -140,7 +145,8 @@ def evaluate(
             f"scenes are judged from {counts} views; set eval_targets so that all have "
             "the same number"
         )
-    together = {key: np.concatenate([m[key] for m in per_view]) for key in METRICS}
+    names = [name for name in METRICS if name in per_view[0]]
+    together = {name: np.concatenate([m[name] for m in per_view]) for name in names}
     figures, undefined = reduce_metrics(together, options.num_inputs)
     return Evaluation(figures, undefined, rows, *first)
 
@@ -209,7 +215,7 @@ def table(evaluation: Evaluation) -> str:
     """Input views beside held-out views, and what is undefined, as text."""
     figures = evaluation.figures
     lines = [f"{'':<16}  {'input views':>12}  {'held-out views':>14}"]
-    for metric in METRICS:
+    for metric in (name for name in METRICS if f"inputs/{name}" in figures):
         pair = [figures[f"{side}/{metric}"] for side in ("inputs", "held_out")]
         lines.append(f"{metric:<16}  {pair[0]:>12.4f}  {pair[1]:>14.4f}")
     lines.append(f"{'gap (psnr_fg)':<16}  {figures['gap']:>12.4f}")
@@ -325,6 +331,7 @@ def report(
     render_fn: RenderFn,
     num_picture_scenes: int,
     turntable_frames: int,
+    lpips: Any = None,
 ) -> Evaluation:
     """Evaluates and writes sheets, figures.json, scene.ply and turntable.mp4."""
     is_ours = (directory / "figures.json").is_file()
@@ -333,7 +340,7 @@ def report(
             f"{directory}: not empty and no evaluation of ours; choose another folder"
         )
     directory.mkdir(parents=True, exist_ok=True)
-    eval_step = make_eval_step(model, render_fn)
+    eval_step = make_eval_step(model, render_fn, lpips)
     sheets = directory / "pictures"
     evaluation = evaluate(
         eval_step, params, source, options, num_picture_scenes, sheets
@@ -360,8 +367,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--held-out-views", type=int, default=12, metavar="N")
     parser.add_argument("--picture-scenes", type=int, default=4, metavar="N")
     parser.add_argument("--turntable-frames", type=int, default=120, metavar="N")
+    parser.add_argument(
+        "--lpips",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="LPIPS too, by the weight files there; without FOLDER, of the hub's cache",
+    )
     flags = parser.parse_args(arguments)
     command.log_own_lines()
+    lpips = None if flags.lpips is None else load_lpips(flags.lpips)
     restored = restore(flags.checkpoint, flags.held_out_views, flags.inputs)
     evaluation = report(
         Path(flags.out),
@@ -372,6 +387,7 @@ def main(arguments: list[str]) -> None:
         restored.render_fn,
         flags.picture_scenes,
         flags.turntable_frames,
+        lpips,
     )
     print(table(evaluation))
     print(f"{flags.out}: figures.json, pictures, scene.ply, turntable.mp4")

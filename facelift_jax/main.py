@@ -13,6 +13,7 @@ from ml_collections import config_flags
 from facelift_jax import command, cost, evaluate
 from facelift_jax.data import rodent
 from facelift_jax.data.sources import FolderSource, open_source, split_source
+from facelift_jax.objectives import asks_for_lpips, load_lpips
 from facelift_jax.train import check_settings, plain, train
 from facelift_jax.training.checkpoint import load_params
 
@@ -81,6 +82,7 @@ def evaluate_run(config: Any, workdir: Path) -> evaluate.Evaluation:
     Raises:
       ValueError: no checkpoint, one of another config, or scenes it was trained on.
     """
+    lpips = load_lpips(config.run.lpips) if asks_for_lpips(config) else None
     params, stored = load_params(workdir)
     asked = plain(config)
     changed = [
@@ -105,6 +107,7 @@ def evaluate_run(config: Any, workdir: Path) -> evaluate.Evaluation:
         evaluate.make_renderer(options.background, **config.render),
         config.eval.num_picture_scenes,
         config.eval.turntable_frames,
+        lpips,
     )
 
 

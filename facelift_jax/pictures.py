@@ -160,15 +160,17 @@ def write_curves(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Input views and held-out views share a panel in different strokes; coverage, which
     does not move, and the latest gap are given in numbers at the bottom.
     """
+    found = {key.partition("/")[2] for row in rows for key in row}
+    drawn = [x for x in METRICS if x in found and x != "coverage"]
     figure = Figure(figsize=(15, 7.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 4).ravel()
+    axes = figure.subplots(2, max(4, len(drawn) // 2 + 1)).ravel()
     for term in ("total", *TERMS):
         _draw(axes[0], rows, f"train/{term}", term)
     axes[0].set_title("training: total, and terms unweighted")
     if axes[0].get_lines():
         axes[0].set_yscale("log")
-    for panel, metric in zip(axes[1:], METRICS, strict=False):
+    for panel, metric in zip(axes[1:], drawn, strict=False):
         _draw(panel, rows, f"inputs/{metric}", "input views", "--", "tab:orange")
         _draw(panel, rows, f"held_out/{metric}", "held-out views", "-", "tab:blue")
         panel.set_title(f"{metric}, dB" if metric.startswith("psnr") else metric)
@@ -178,6 +180,8 @@ def write_curves(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         panel.spines[["top", "right"]].set_visible(False)
         if panel.get_lines():
             panel.legend(frameon=False, fontsize=8)
+    for panel in axes[len(drawn) + 1 :]:
+        panel.set_visible(False)
     notes = {
         "gap": "latest gap in psnr_fg, inputs minus held-out: {:.2f} dB",
         "inputs/coverage": "coverage of input views {:.3f}",

@@ -26,9 +26,9 @@ from facelift_jax.data.sources import FolderSource
 from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.models import freeze_presets
 from facelift_jax.objectives import (
-    check_vgg19,
-    is_used,
-    load_vgg19,
+    check_networks,
+    describe_weights,
+    load_networks,
     validate_weights,
     weighted_loss,
     weights_at,
@@ -82,8 +82,7 @@ def check_settings(config: Any) -> None:
         if config[section][field] < 1:
             raise ValueError(f"{name}={config[section][field]}: must be at least 1")
     validate_weights(config.loss.to_dict())
-    if is_used(config.loss.perceptual):
-        check_vgg19(Path(config.run.vgg19))
+    check_networks(config)
     evaluate.build_model(config.model)
     evaluate.data_options(config.data, config.eval.num_targets)
     optim_config(config)
@@ -233,6 +232,7 @@ def train(
     render_fn = evaluate.make_renderer(options.background, **config.render)
     views = dummy_views(1, options.num_inputs, options.input_size)
     init, optimizer, report = make_initializer(model, views, settings, run.seed)
+    logging.info("loss: %s", describe_weights(config.loss.to_dict()))
     logging.info("parameters\n%s", report)
 
     # run directory and data
@@ -284,11 +284,9 @@ def train(
         model, sharded, config.loss.to_dict(), optimizer, settings
     )
     step_fn = jax.jit(step_fn, out_shardings=(shardings, None), donate_argnums=0)
-    networks = {}
-    if is_used(config.loss.perceptual):
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        networks["vgg19"] = jax.device_put(load_vgg19(Path(run.vgg19)), everywhere)
-    eval_step = evaluate.make_eval_step(model, render_fn)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    networks = jax.device_put(load_networks(config), everywhere)
+    eval_step = evaluate.make_eval_step(model, render_fn, networks.get("lpips"))
     scenes = NamedSharding(mesh, SCENES)
     evaluation, window, clock = None, [], time.monotonic()
 

@@ -8,8 +8,32 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import zlib
+
 import jax
+import numpy as np
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def lpips_folder(tmp_path_factory):
+    """LPIPS' two weight files, from a recipe: normal numbers seeded by their names."""
+    import h5py
+
+    from facelift_jax.objectives.lpips import tensor_shapes
+
+    folder = tmp_path_factory.mktemp("lpips")
+    for file_name, shapes in tensor_shapes().items():
+        with h5py.File(folder / file_name, "w") as file:
+            for name, shape in shapes.items():
+                seed = zlib.crc32(name.encode())
+                values = np.random.default_rng(seed).standard_normal(shape)
+                if name.startswith("lin"):  # the published ones are not negative either
+                    values = np.abs(values)
+                scale = 0.1 if len(shape) == 1 else np.sqrt(2 / np.prod(shape[:3]))
+                file[name] = (scale * values).astype(np.float32)
+    return folder

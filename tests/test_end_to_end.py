@@ -20,7 +20,7 @@ from facelift_jax.training.checkpoint import all_steps, load_params, save_params
 from facelift_jax.training.tree import flatten_names
 
 ROOT = Path(__file__).parent.parent
-METRICS = tuple(DEFINITIONS)
+METRICS = tuple(name for name in DEFINITIONS if name != "lpips_vgg16")
 
 
 def command(*arguments, cwd, module="main", largest_file=None):
@@ -56,9 +56,11 @@ def last_line(err):
     return err.splitlines()[-1]
 
 
-def smoke(workdir, data, *flags, cwd, recipe="lgm", largest_file=None):
+def smoke(
+    workdir, data, *flags, cwd, recipe="lgm", argument="smoke", largest_file=None
+):
     return command(
-        f"--config={ROOT}/configs/{recipe}.py:smoke",
+        f"--config={ROOT}/configs/{recipe}.py:{argument}",
         f"--workdir={workdir}",
         f"--config.data.path={data}",
         *flags,
@@ -148,8 +150,33 @@ def test_a_missing_perceptual_network_is_said_at_once(rodents, tmp_path):
     flags = ("--config.loss.perceptual=0.5", "--config.run.vgg19=nowhere")
     code, _, err = finish(smoke("run", rodents, *flags, cwd=tmp_path, recipe="gslrm"))
     assert code == 2
-    assert last_line(err).startswith("main: nowhere: no VGG-19 weights there; conv")
+    assert last_line(err).startswith("main: nowhere: no file of VGG-19's weights;")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_lpips_is_a_loss_and_a_figure(rodents, lpips_folder, tmp_path):
+    """As the recipe has it, but for the counts: its pictures are 256 px large."""
+    counts = {"run.num_steps": 2, "optim.warmup_steps": 1, "run.batch_size": 1}
+    counts |= {"data.num_targets": 1, "data.min_held_out": 1, "eval.num_targets": 1}
+    counts |= {"data.num_held_out_scenes": 1, "eval.num_picture_scenes": 0}
+    flags = [f"--config.{name}={count}" for name, count in counts.items()]
+    flags.append(f"--config.run.lpips={lpips_folder}")
+    code, out, err = finish(
+        smoke("run", rodents, *flags, cwd=tmp_path, argument="smoke,lpips")
+    )
+    assert code == 0, err
+    assert "loss: alpha_mse 1.0, lpips 1.0, rgb_mse_fg 1.0; of weight 0: dep" in err
+    assert "lpips_vgg16" in out
+    first, *_, last = lines_of(tmp_path / "run")
+    assert first["train/lpips"] > 0
+    assert {"inputs/lpips_vgg16", "held_out/lpips_vgg16"} <= last.keys()
+    arguments = ["--checkpoint", "run", rodents, "--turntable-frames", 2]
+    arguments += ["--picture-scenes", 0, "--held-out-views", 1]
+    arguments += ["--lpips", lpips_folder]
+    code, out, err = finish(command(*arguments, cwd=tmp_path, module="evaluate"))
+    assert code == 0, err
+    assert f"lpips_vgg16       {last['inputs/lpips_vgg16']:>12.4f}" in out
 
 
 @pytest.mark.slow
@@ -329,6 +356,8 @@ BAD_FLAGS = {
     "--config.model.variant=tinny": "unknown lgm variant 'tinny'; known: big, lrm, min",
     "--config.loss.rgb_mse=-1": "loss.rgb_mse: expected a finite weight >= 0, found",
     "--config.optim.freeze=enc": "optim.freeze='enc': unknown preset; known: none, enc",
+    "--config.loss.perceptual=0.5": ".: no file of VGG-19's weights; name as run.vgg19",
+    "--config.run.lpips=nowhere": "nowhere: no vgg16_weights.h5; name as run.lpips a f",
     "--config.data.path=nowhere": "nowhere: there is no such folder or list",
     "--mode=test": "flag --mode=test: value should be one of <train|eval>",
     "--verbos": "Unknown command line flag 'verbos'",
@@ -357,5 +386,5 @@ def test_unknown_config_argument_lists_the_known_ones(tmp_path):
     assert code == 2
     assert last_line(err) == (
         "main: unknown config argument 'bigg'; variants: lrm, small, big, "
-        "tiny, mini; options: demo, smoke"
+        "tiny, mini; options: demo, smoke, lpips"
     )

@@ -113,6 +113,7 @@ def test_modules_say_what_they_are(path):
 
 RECIPES = [
     *(("lgm", x) for x in ("", "lrm", "small", "big", "tiny", "mini", "demo", "smoke")),
+    *(("lgm", x) for x in ("lpips", "tiny,lpips", "smoke,lpips")),
     *(("gslrm", x) for x in ("", "facelift", "small", "mini", "demo", "smoke")),
     *(
         ("gslrm", x)

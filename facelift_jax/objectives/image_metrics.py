@@ -6,6 +6,7 @@ and true camera-z depth; R is the radius of the object (`object_radius`).
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float
 
 from facelift_jax.geometry.rays import unproject
 from facelift_jax.numerics import Array, einsum, safe_divide
+from facelift_jax.objectives.lpips import lpips_distance
 from facelift_jax.structs import RenderOutput, Views
 
 DEFINITIONS = {
@@ -25,6 +27,8 @@ DEFINITIONS = {
     "depth_within_05R": "share of |D - D*| < .05 R where A > .5, M and D* is known",
     "absrel": "mean |D - D*| / D* where A > .5, M and D* is known",
     "coverage": "share of the picture that M covers",
+    "lpips_vgg16": "LPIPS by VGG-16, v0.1 heads, at the picture's own size; only where "
+    "its weights are given",
 }
 """Name of each metric -> what it is, for reports."""
 
@@ -37,9 +41,14 @@ RADIUS_QUANTILE = 0.99  # of foreground points: one stray depth pixel decides no
 
 
 def view_metrics(
-    render: RenderOutput, targets: Views, radius: Float[Array, "b"]
+    render: RenderOutput,
+    targets: Views,
+    radius: Float[Array, "b"],
+    lpips: Mapping[str, Any] | None = None,
 ) -> dict[str, Float[Array, "b t"]]:
     """Every metric of `DEFINITIONS` for each of the views [b t].
+
+    LPIPS only with its parameters `lpips`, as `load_lpips` gives them.
 
     NaN marks what a view does not define: foreground figures of a view without
     foreground, depth figures without depth, without a radius or where A > .5 and M have
@@ -76,7 +85,10 @@ def view_metrics(
             "absrel": _mean(safe_divide(error, targets.depths), is_known),
         }
     metrics |= depth_metrics
-    return {name: metrics[name] for name in METRICS}
+    if lpips is not None:
+        truth = jnp.asarray(targets.images)
+        metrics["lpips_vgg16"] = lpips_distance(lpips, images, truth)
+    return {name: metrics[name] for name in METRICS if name in metrics}
 
 
 def ssim(

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from facelift_jax.numerics import Array, safe_divide, safe_sqrt
 from facelift_jax.objectives.image_metrics import require_same_shapes, ssim
 from facelift_jax.objectives.network_terms import (
+    lpips,
     perceptual,
     pixel_align,
     points_distance,
@@ -103,6 +104,7 @@ TERMS: dict[str, Callable[[RenderOutput, Views, Aux], Float[Array, "b"]]] = {
     "ssim": ssim_loss,
     "depth_l1": depth_l1,
     "depth_scale_invariant": depth_scale_invariant,
+    "lpips": lpips,
     "perceptual": perceptual,
     "points_distance": points_distance,
     "pixel_align": pixel_align,
@@ -192,6 +194,13 @@ def validate_weights(weights: Mapping[str, Any]) -> None:
         raise ValueError(
             f"loss: no term has a weight above zero; choose from {', '.join(TERMS)}"
         )
+
+
+def describe_weights(weights: Mapping[str, Weight]) -> str:
+    """The terms that are computed with their weights, and those that are not."""
+    used = [f"{name} {weight}" for name, weight in weights.items() if is_used(weight)]
+    unused = [name for name, weight in weights.items() if not is_used(weight)]
+    return f"{', '.join(used)}; of weight 0: {', '.join(unused) or 'none'}"
 
 
 def is_used(weight: Weight) -> bool:

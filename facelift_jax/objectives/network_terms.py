@@ -1,7 +1,8 @@
-"""GS-LRM's terms that look at more than the rendering (Zhang et al., ECCV 2024).
+"""Terms that look at more than the rendering: LGM's LPIPS, and those of GS-LRM.
 
-They read `aux`: what the model says of its pixels' Gaussians, over input views [b v],
-and the weights of the perceptual network. `losses.py` says what a term is.
+They read `aux`: the weights of the perceptual networks, and what the model says of its
+pixels' Gaussians, over input views [b v]. `losses.py` says what a term is. GS-LRM:
+Zhang et al., ECCV 2024; LGM: Tang et al., ECCV 2024.
 """
 
 from collections.abc import Mapping
@@ -11,11 +12,28 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from facelift_jax.numerics import Array, safe_sqrt
+from facelift_jax.objectives.lpips import lpips_distance
 from facelift_jax.objectives.perceptual import perceptual_distance
 from facelift_jax.structs import RenderOutput, Views
 
 RELATIVE_SPREAD = 0.5  # what `points_distance` makes of a standard deviation
 MIN_DEVIATION = 1e-8  # of the distances it divides by
+LPIPS_SIZE = 256  # side in pixels of what LGM's LPIPS looks at
+
+
+def lpips(render: RenderOutput, targets: Views, aux: Mapping) -> Float[Array, "b"]:
+    """LPIPS as LGM has it, mean over views; by the parameters of `aux["lpips"]`.
+
+    `lpips.lpips_distance` of pictures that, whatever their size, are first made 256 x
+    256 px: bilinear, half-pixel centres, without antialiasing. Colours are not clipped.
+    """
+    (params,) = _need(aux, "lpips", "lpips")
+    shape = (*render.colors.shape[:-3], LPIPS_SIZE, LPIPS_SIZE, 3)
+    images, truth = (
+        jax.image.resize(jnp.asarray(x), shape, "bilinear", antialias=False)
+        for x in (render.colors, targets.images)
+    )
+    return lpips_distance(params, images, truth).mean(axis=-1)
 
 
 def perceptual(render: RenderOutput, targets: Views, aux: Mapping) -> Float[Array, "b"]:

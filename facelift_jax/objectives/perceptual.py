@@ -41,9 +41,9 @@ def check_vgg19(path: Path) -> None:
     Raises:
       ValueError: no file, another kind of file, or other tensors; one line.
     """
-    hint = "converting GS-LRM's published weights writes them"
+    hint = "name as run.vgg19 the file that converting GS-LRM's weights writes"
     if not path.is_file():
-        raise ValueError(f"{path}: no VGG-19 weights there; {hint}")
+        raise ValueError(f"{path}: no file of VGG-19's weights; {hint}")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             names = file.keys()

@@ -8,6 +8,7 @@ import pytest
 
 from facelift_jax.objectives import (
     TERMS,
+    describe_weights,
     validate_weights,
     weighted_loss,
     weights_at,
@@ -22,11 +23,11 @@ TOLERANCES = {
 }
 
 
-# the others, which look at more than pictures: test_network_terms.py
+# the others, which look at more than pictures: test_network_terms.py, test_lpips.py
 PICTURE_TERMS = [
     name
     for name in TERMS
-    if name not in ("perceptual", "points_distance", "pixel_align")
+    if name not in ("lpips", "perceptual", "points_distance", "pixel_align")
 ]
 KNOWN = ", ".join(TERMS)
 
@@ -78,6 +79,13 @@ def test_closed_forms(make_scene):
     }
     for name, value in expected.items():
         np.testing.assert_allclose(term(name, render, targets), value, rtol=2e-5)
+
+
+def test_what_is_computed_and_what_is_not_is_said():
+    weights = {"rgb_mse": 1.0, "lpips": 0.0, "perceptual": (0.5, 10), "ssim": 0}
+    said = "rgb_mse 1.0, perceptual (0.5, 10); of weight 0: lpips, ssim"
+    assert describe_weights(weights) == said
+    assert describe_weights({"ssim": 1}) == "ssim 1; of weight 0: none"
 
 
 def test_a_perfect_rendering_costs_nothing(make_scene):

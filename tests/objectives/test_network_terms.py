@@ -156,7 +156,7 @@ def test_weights_come_from_a_checked_file(tmp_path, vgg19):
     assert loaded.keys() == vgg19.keys()
     for name, tensor in vgg19.items():
         np.testing.assert_array_equal(loaded[name], tensor)
-    hint = "; converting GS-LRM's published weights writes them"
+    hint = "; name as run.vgg19 the file that converting GS-LRM's weights writes"
     damaged = dict(vgg19, **{"conv3.bias": np.zeros(3, np.float32)})
     del damaged["conv16.weight"]
     save_file(damaged, path)
@@ -166,7 +166,7 @@ def test_weights_come_from_a_checked_file(tmp_path, vgg19):
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not a safetensors file"):
         check_vgg19(path)
-    with pytest.raises(ValueError, match="no VGG-19 weights there"):
+    with pytest.raises(ValueError, match="other: no file of VGG-19's weights"):
         check_vgg19(tmp_path / "other")
 
 
