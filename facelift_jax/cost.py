@@ -19,8 +19,8 @@ from absl import logging
 
 from facelift_jax import evaluate
 from facelift_jax.geometry.paths import dummy_views
-from facelift_jax.objectives import weighted_loss
-from facelift_jax.structs import Batch
+from facelift_jax.objectives import is_used, load_networks, weighted_loss
+from facelift_jax.structs import Batch, RenderOutput
 
 PARAM_COPIES = 4  # the parameters, their gradients and Adam's two moments
 EFFICIENCY = 0.35  # of a matrix product's rate, for a whole network on a CPU
@@ -56,13 +56,16 @@ def announce(config: Any) -> None:
 
 
 def step_cost(config: Any) -> tuple[int, float]:
-    """Bytes on one device and floating-point operations of the network of one step."""
+    """Bytes on one device and floating-point operations of one step's networks."""
     data, run = config.data, config.run
     model = evaluate.build_model(config.model)
     render_fn = evaluate.make_renderer(data.background, **config.render)
     inputs = dummy_views(run.batch_size, data.num_inputs, data.input_size)
     targets = dummy_views(run.batch_size, data.num_targets, data.target_size)
     batch = Batch(inputs, targets, np.zeros(run.batch_size, np.int32))
+    # of the loss, the terms that look through networks of their own
+    terms = {x: 1.0 for x in ("lpips", "perceptual") if is_used(config.loss[x])}
+    networks = load_networks(config) if terms else {}
 
     def network(params: Any, batch: Batch):
         return model.apply({"params": params}, batch.inputs)
@@ -70,7 +73,8 @@ def step_cost(config: Any) -> tuple[int, float]:
     def loss(params: Any, batch: Batch):
         gaussians, aux = network(params, batch)
         output = render_fn(gaussians, batch.targets.cameras)
-        return weighted_loss(output, batch.targets, aux, {"rgb_mse": 1.0})[0]
+        aux, weights = aux | networks, {"rgb_mse": 1.0} | terms
+        return weighted_loss(output, batch.targets, aux, weights)[0]
 
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs)["params"])
     is_cpu = jax.devices()[0].platform == "cpu"  # its devices share one memory
@@ -80,9 +84,22 @@ def step_cost(config: Any) -> tuple[int, float]:
     share = 1 if is_cpu else jax.device_count()
     num_bytes = PARAM_COPIES * size_in_bytes(params) // run.fsdp
     num_bytes += (size_in_bytes(kept) + size_in_bytes(batch)) // share
-    analysis = jax.jit(network).lower(params, batch).cost_analysis()
-    forward = analysis["flops"] if analysis else math.nan
+    drawn = RenderOutput(
+        targets.images, targets.masks, targets.masks, np.zeros(targets.masks.shape[:2])
+    )
+
+    def perceive(drawn: RenderOutput, networks: Any):
+        return weighted_loss(drawn, targets, networks, terms)[0]
+
+    forward = count_flops(network, params, batch)
+    forward += count_flops(perceive, drawn, networks) if terms else 0
     return num_bytes, 3 * forward / share  # a backward pass is two forward passes
+
+
+def count_flops(function: Any, *arguments: Any) -> float:
+    """Floating-point operations of a call; NaN where the compiler does not say."""
+    analysis = jax.jit(function).lower(*arguments).cost_analysis()
+    return analysis["flops"] if analysis else math.nan
 
 
 def is_product(primitive: Any, *_: Any, **__: Any) -> bool:

@@ -45,5 +45,15 @@ def test_big_needs_more_than_a_small_machine():
     assert small < 2**30
 
 
+def test_the_networks_of_the_loss_count(lpips_folder):
+    """VGG-16 on 16 pictures of 256 px takes 41 GFLOP each, twice that backwards."""
+    config = get_config("smoke,lpips").unlock()
+    config.run.lpips = str(lpips_folder)
+    num_bytes, flops = cost.step_cost(config)
+    without, few = cost.step_cost(get_config("smoke"))
+    assert num_bytes > without + 2**30
+    assert flops - few == pytest.approx(3 * 16 * 40e9, rel=0.05)
+
+
 def test_memory_is_at_most_the_machines():
     assert 2**28 < cost.memory_bytes() < 2**45
