@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from facelift_jax.data import writing
 from facelift_jax.data.rodent import (
     Options,
     dataset,
     generate,
     make_scene,
     posed_mesh,
-    write,
 )
 from facelift_jax.data.rodent import __main__ as command
 from facelift_jax.data.sources import open_source
@@ -103,7 +103,7 @@ def test_unfinished_scenes_are_made_anew_and_others_kept(complete, tmp_path):
     assert make(folder, progress=lines.append) == 2
     assert kept.stat().st_mtime_ns == stamp
     assert lines[0] == "rodent: 1 of 3 scenes are there already"
-    assert lines[-1].startswith("rodent: 2 scenes of 7 views made in")
+    assert lines[-1].startswith("rodent: 2 scenes of 7 views in")
     assert contents(folder) == contents(complete)
 
 
@@ -169,7 +169,7 @@ def test_a_start_killed_at_its_marker_is_no_foreign_folder(complete, tmp_path):
 def test_a_killed_worker_is_one_line_and_the_next_start_finishes(
     complete, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(dataset, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr(writing, "SECONDS_BETWEEN_REPORTS", 0.0)
 
     def kill_one(line):
         del line
@@ -191,7 +191,7 @@ def test_a_full_disk_is_one_line_and_the_next_start_finishes(
     complete, tmp_path, monkeypatch
 ):
     written = []
-    really_write = write.atomic.write_bytes
+    really_write = writing.atomic.write_bytes
 
     def write_until_full(path, content):
         written.append(path)
@@ -200,7 +200,7 @@ def test_a_full_disk_is_one_line_and_the_next_start_finishes(
         really_write(path, content)
 
     with monkeypatch.context() as patched:
-        patched.setattr(write.atomic, "write_bytes", write_until_full)
+        patched.setattr(writing.atomic, "write_bytes", write_until_full)
         with pytest.raises(OSError, match="disk is full with 1 of 3 scenes complete"):
             make(tmp_path / "set")
     assert make(tmp_path / "set") == SCENES - 1
@@ -219,7 +219,7 @@ def test_the_command(complete, tmp_path, monkeypatch, capsys):
     options = ("--scenes", SCENES, "--size", SIZE, "--workers", 1, "--views", 1)
     out = tmp_path / "set"
     assert run_command(monkeypatch, "--out", out, *options) == 0
-    assert "3 scenes of 7 views made in" in capsys.readouterr().out
+    assert "3 scenes of 7 views in" in capsys.readouterr().out
     assert contents(out) == contents(complete)
 
     assert run_command(monkeypatch, "--out", out, *options, "--seed", 3) == 2

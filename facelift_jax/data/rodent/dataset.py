@@ -1,21 +1,18 @@
 """Many scenes in many processes: resumable, and the same files whoever makes them."""
 
 import errno
-import json
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from facelift_jax import atomic
+from facelift_jax.data.layouts import OPENCV_FILE
 from facelift_jax.data.rodent.rigs import NUM_INPUTS
 from facelift_jax.data.rodent.scene import (
     VERSION,
@@ -24,16 +21,16 @@ from facelift_jax.data.rodent.scene import (
     sample_parameters,
     scene_name,
 )
-from facelift_jax.data.rodent.write import (
-    CAMERA_FILE,
-    view_paths,
+from facelift_jax.data.rodent.write import view_paths, write_scene
+from facelift_jax.data.writing import (
+    MARKER,
+    claim_folder,
+    read_marker,
+    watched,
     write_json,
-    write_scene,
 )
 
-MARKER = "dataset.json"
 KIND = "facelift_jax rodent scenes"
-_SECONDS_BETWEEN_REPORTS = 5.0
 
 
 def generate(
@@ -74,8 +71,10 @@ def generate(
             f"rodent: {scenes - len(missing)} of {scenes} scenes are there already"
         )
     finished = _make_all(out, missing, options, min(workers, len(missing)))
+    there, num_views = scenes - len(missing), NUM_INPUTS + views
     try:
-        _report(finished, len(missing), scenes, NUM_INPUTS + views, progress)
+        for _ in watched(finished, "rodent", there, scenes, progress, num_views):
+            pass
     except BrokenProcessPool as error:
         raise RuntimeError(
             f"{out}: a worker process died (killed, or out of memory) with "
@@ -90,35 +89,6 @@ def generate(
             "scenes complete; make room and start again to finish"
         ) from error
     return len(missing)
-
-
-def _report(
-    finished: Iterator[int],
-    missing: int,
-    scenes: int,
-    views: int,
-    progress: Callable[[str], None],
-) -> None:
-    """Runs through the finished scenes and now and then says how far the work is."""
-    start = last = time.monotonic()
-    for made, _ in enumerate(finished, start=1):
-        now = time.monotonic()
-        rate = made / max(now - start, 1e-9)
-        if made == missing:
-            progress(
-                f"rodent: {made} scenes of {views} views made in "
-                f"{_duration(now - start)}, {rate * views:.1f} views/s"
-            )
-        elif now - last >= _SECONDS_BETWEEN_REPORTS:
-            last = now
-            progress(
-                f"rodent: {scenes - missing + made}/{scenes} scenes, "
-                f"{rate * views:.1f} views/s, {_duration((missing - made) / rate)} left"
-            )
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _make_all(
@@ -163,40 +133,20 @@ def _start_worker() -> None:
 def _claim_folder(out: Path, scenes: int, options: Options) -> None:
     """Makes or recognises our folder; refuses any other."""
     asked = {"kind": KIND, "version": VERSION, **asdict(options)}
-    marker = out / MARKER
-    if marker.exists():
-        found = _read_json(marker)
-        for key, value in asked.items():
-            if found.get(key) != value:
-                raise ValueError(
-                    f"{marker}: made with {key} {found.get(key)!r}, asked for "
-                    f"{value!r}; choose another folder, or remove this one"
-                )
-        if not isinstance(found.get("scenes"), int):
-            raise ValueError(f'{marker}: "scenes" must be a whole number')
-        if scenes <= found["scenes"]:
-            return  # nothing to change, perhaps no right to
-    elif out.exists() and (not out.is_dir() or _holds_anything(out)):
-        raise ValueError(
-            f"{out}: exists and is not a rodent data set (it has no {MARKER}); choose "
-            "another folder"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(marker, {**asked, "scenes": scenes})
-
-
-def _holds_anything(folder: Path) -> bool:
-    """Whether there is more than a marker that was never finished."""
-    return any(path.name != MARKER + atomic.SUFFIX for path in folder.iterdir())
+    found = claim_folder(out, asked, "a rodent data set")
+    if found and not isinstance(found.get("scenes"), int):
+        raise ValueError(f'{out / MARKER}: "scenes" must be a whole number')
+    if not found or scenes > found["scenes"]:  # else perhaps no right to write
+        write_json(out / MARKER, {**asked, "scenes": scenes})
 
 
 def _is_complete(out: Path, index: int, options: Options) -> bool:
     """Whether a scene's files are all there; refuses one with other parameters."""
     folder = out / scene_name(index)
-    path = folder / CAMERA_FILE
+    path = folder / OPENCV_FILE
     if not path.exists():
         return False
-    document = _read_json(path)
+    document = read_marker(path)
     asked = sample_parameters(index, options)
     if document.get("rodent") != asked:
         raise ValueError(
@@ -208,16 +158,4 @@ def _is_complete(out: Path, index: int, options: Options) -> bool:
 
 
 def _num_complete(out: Path, scenes: int) -> int:
-    return sum((out / scene_name(i) / CAMERA_FILE).exists() for i in range(scenes))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: not readable as JSON ({error}); remove it"
-        ) from error
-    if not isinstance(document, dict):
-        raise ValueError(f"{path}: expected a JSON object; remove the file")
-    return document
+    return sum((out / scene_name(i) / OPENCV_FILE).exists() for i in range(scenes))
