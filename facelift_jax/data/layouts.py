@@ -74,7 +74,7 @@ def camera_file(folder: Path) -> Path:
 def read_layout(folder: Path, name: str) -> Layout:
     """Reads and checks a scene's camera file and picture headers; decodes nothing."""
     path = camera_file(folder)
-    parse = _opencv_frame if path.name == OPENCV_FILE else _nerf_frame
+    parse = opencv_frame if path.name == OPENCV_FILE else _nerf_frame
     with located(f"scene {name} ({path})"):
         document = read_json(path)
         raw_frames = document.get("frames")
@@ -84,9 +84,11 @@ def read_layout(folder: Path, name: str) -> Layout:
     for view, raw in enumerate(raw_frames):
         with located(f"scene {name}, view {view} ({path})"):
             if not isinstance(raw, dict):
-                raise DataError(f"a frame must be an object, found {_shown(raw)}")
+                raise DataError(f"a frame must be an object, found {shown(raw)}")
             frame = parse(document, raw, folder)
-            _check_camera(frame)
+            check_camera(frame.viewmat, frame.K, (frame.width, frame.height))
+            _refuse_distortion(document | raw)
+            _check_split(frame)
         with located(f"scene {name}, view {view} ({frame.picture})"):
             _check_picture(frame)
         frames.append(frame)
@@ -115,23 +117,27 @@ def _check_picture(frame: Frame) -> None:
         )
 
 
-def _check_camera(frame: Frame) -> None:
-    cameras = Cameras(frame.viewmat, frame.K, frame.width, frame.height)
+def check_camera(
+    viewmat: np.ndarray, K: np.ndarray, size: tuple[int, int] | None
+) -> None:
+    """Refuses a pose or intrinsics that no picture of `size` (where known) can have."""
+    width, height = size or (1, 1)
     try:
-        check(cameras)
+        check(Cameras(viewmat, K, width, height))
     except ValueError as error:
         reason = str(error).replace("Cameras.viewmats[0]", "w2c")
         raise DataError(reason.replace("Cameras.Ks[0]", "K")) from error
+    cx, cy = K[0, 2], K[1, 2]
+    if size and not (0 <= cx <= width and 0 <= cy <= height):
+        raise DataError(
+            f"principal point ({cx:.1f}, {cy:.1f}) outside a picture of {width} "
+            f"x {height} px: were the pictures resized without their cameras?"
+        )
+
+
+def _check_split(frame: Frame) -> None:
     if frame.split not in (None, *_SPLITS):
-        raise DataError(
-            f'"split" must be one of {_SPLITS}, found {_shown(frame.split)}'
-        )
-    cx, cy = frame.K[0, 2], frame.K[1, 2]
-    if not (0 <= cx <= frame.width and 0 <= cy <= frame.height):
-        raise DataError(
-            f"principal point ({cx:.1f}, {cy:.1f}) outside a picture of {frame.width} "
-            f"x {frame.height} px: were the pictures resized without their cameras?"
-        )
+        raise DataError(f'"split" must be one of {_SPLITS}, found {shown(frame.split)}')
 
 
 def _check_together(frames: list[Frame]) -> None:
@@ -165,7 +171,7 @@ def _depth_unit(document: dict, frames: list[Frame]) -> float | None:
             f'"depth_path" given for {num_depths} of {len(frames)} frames; give all or '
             "none"
         )
-    unit = _number(document, "depth_unit")
+    unit = number(document, "depth_unit")
     if unit <= 0:
         raise DataError(f'"depth_unit" must be positive world units, found {unit}')
     return unit
@@ -186,7 +192,8 @@ def _refuse_extra_pictures(frames: list[Frame]) -> None:
             )
 
 
-def _opencv_frame(document: dict, raw: dict, folder: Path) -> Frame:
+def opencv_frame(document: dict, raw: dict, folder: Path) -> Frame:
+    """A frame of `opencv_cameras.json`, its camera not yet checked."""
     del document  # everything stands in the frame
     return Frame(
         picture=path_inside(folder, raw.get("file_path")),
@@ -194,7 +201,7 @@ def _opencv_frame(document: dict, raw: dict, folder: Path) -> Frame:
         depth=_optional_path(folder, raw, "depth_path"),
         width=_size(raw, "w"),
         height=_size(raw, "h"),
-        K=_intrinsics(*(_number(raw, key) for key in ("fx", "fy", "cx", "cy"))),
+        K=_intrinsics(*(number(raw, key) for key in ("fx", "fy", "cx", "cy"))),
         viewmat=_matrix(raw, "w2c"),
         split=raw.get("split"),
     )
@@ -202,7 +209,6 @@ def _opencv_frame(document: dict, raw: dict, folder: Path) -> Frame:
 
 def _nerf_frame(document: dict, raw: dict, folder: Path) -> Frame:
     values = document | raw
-    _refuse_distortion(values)
     picture = _picture_with_suffix(folder, raw.get("file_path"))
     if "w" in values:
         width, height = _size(values, "w"), _size(values, "h")
@@ -210,12 +216,12 @@ def _nerf_frame(document: dict, raw: dict, folder: Path) -> Frame:
         with located(str(picture)):
             width, height, _ = picture_header(picture)
     if "fl_x" in values:
-        fx = _number(values, "fl_x")
+        fx = number(values, "fl_x")
     else:
-        fx = _focal(_number(values, "camera_angle_x"), width)
-    fy = _number(values, "fl_y") if "fl_y" in values else fx
-    cx = _number(values, "cx") if "cx" in values else 0.5 * width
-    cy = _number(values, "cy") if "cy" in values else 0.5 * height
+        fx = _focal(number(values, "camera_angle_x"), width)
+    fy = number(values, "fl_y") if "fl_y" in values else fx
+    cx = number(values, "cx") if "cx" in values else 0.5 * width
+    cy = number(values, "cy") if "cy" in values else 0.5 * height
     c2w = opengl_to_opencv_c2w(_matrix(raw, "transform_matrix"))
     return Frame(
         picture=picture,
@@ -233,8 +239,11 @@ def _refuse_distortion(values: dict) -> None:
     model = values.get("camera_model", "PINHOLE")
     bent = [key for key in _DISTORTION if values.get(key, 0) != 0]
     if model not in _PINHOLE_MODELS or bent:
-        what = f"camera_model {_shown(model)}" if not bent else f"{bent[0]} is not 0"
-        raise DataError(f"lens distortion ({what}); undistort the pictures first")
+        what = f"camera_model {shown(model)}" if not bent else f"{bent[0]} is not 0"
+        raise DataError(
+            f"lens distortion ({what}); undistort the pictures first, "
+            "as facelift_jax.prepare does"
+        )
 
 
 def _picture_with_suffix(folder: Path, file_path: Any) -> Path:
@@ -250,15 +259,16 @@ def _optional_path(folder: Path, raw: dict, key: str) -> Path | None:
     return path_inside(folder, raw[key], key) if raw.get(key) is not None else None
 
 
-def _number(values: dict, key: str) -> float:
+def number(values: dict, key: str) -> float:
+    """A finite number of a JSON object."""
     value = values.get(key)
     is_bool = isinstance(value, bool)  # an int to Python
     if isinstance(value, int | float) and not is_bool and abs(value) < MAX_NUMBER:
         return float(value)
-    raise DataError(f'"{key}" must be a finite number, found {_shown(value)}')
+    raise DataError(f'"{key}" must be a finite number, found {shown(value)}')
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A JSON value as an error may show it: short, whatever it is."""
     if isinstance(value, str | int | float):
         return repr(value)[:40]
@@ -266,7 +276,7 @@ def _shown(value: Any) -> str:
 
 
 def _size(values: dict, key: str) -> int:
-    value = _number(values, key)
+    value = number(values, key)
     if value != int(value) or value < 1:
         raise DataError(f'"{key}" must be a whole number of pixels, found {value}')
     return int(value)
@@ -292,5 +302,5 @@ def _matrix(values: dict, key: str) -> np.ndarray:
     bounded = np.abs(matrix) < MAX_NUMBER  # False for NaN
     if not bounded.all():
         found = float(matrix[~bounded][0])
-        raise DataError(f'"{key}" must hold finite numbers, found {_shown(found)}')
+        raise DataError(f'"{key}" must hold finite numbers, found {shown(found)}')
     return matrix

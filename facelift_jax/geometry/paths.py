@@ -62,7 +62,7 @@ def orbit_cameras(
         axis=-1,
     )
     up = np.asarray(normalize(np.asarray(up, np.float64)))
-    eyes = np.asarray(center) + radius * offsets @ _rotation_from_z(up).T
+    eyes = np.asarray(center) + radius * offsets @ rotation_from_z(up).T
     viewmats = look_at(eyes, np.broadcast_to(center, eyes.shape), up)
     Ks = np.broadcast_to(np.asarray(K, np.float32), (len(eyes), 3, 3))
     return Cameras(viewmats, np.ascontiguousarray(Ks), size, size)
@@ -97,7 +97,7 @@ def dummy_views(num_scenes: int, num_views: int, size: int) -> Views:
     return Views(images, images[..., :1], None, Cameras(viewmats, Ks, size, size))
 
 
-def _rotation_from_z(up: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
+def rotation_from_z(up: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
     """The rotation along the shortest arc from +z to the unit vector `up`."""
     x, y, z = up
     if z < -1 + 1e-9:

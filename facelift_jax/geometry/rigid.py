@@ -24,16 +24,23 @@ def blender_to_opengl_c2w(c2w: Float[Array, "*b 4 4"]) -> Float[Array, "*b 4 4"]
 
 
 def rig_center(cameras: Cameras) -> Float[Array, "*b 3"]:
-    """Point nearest, in the least-squares sense, to the optical axes of a rig [*b v].
+    """Point nearest to the optical axes of a rig [*b v]: `nearest_point`."""
+    return nearest_point(cameras.centers, cameras.viewmats[..., 2, :3])
 
-    Solves sum_v (I - a a^T) x = sum_v (I - a a^T) c over axes a and centres c; needs at
-    least two axes that are not parallel.
+
+def nearest_point(
+    origins: Float[Array, "*b v 3"], directions: Float[Array, "*b v 3"]
+) -> Float[Array, "*b 3"]:
+    """Point nearest, in the least-squares sense, to lines in unit directions.
+
+    Solves sum_v (I - a a^T) x = sum_v (I - a a^T) c over directions a and origins c;
+    needs at least two lines that are not parallel.
     """
-    xp = namespace(cameras.viewmats)
-    axes, centers = cameras.viewmats[..., 2, :3], cameras.centers
-    outer = axes[..., :, None] * axes[..., None, :]
-    projectors = xp.broadcast_to(xp.eye(3, dtype=axes.dtype), outer.shape) - outer
-    right = einsum("...vij,...vj->...i", projectors, centers)
+    xp = namespace(origins)
+    outer = directions[..., :, None] * directions[..., None, :]
+    eye = xp.eye(3, dtype=directions.dtype)
+    projectors = xp.broadcast_to(eye, outer.shape) - outer
+    right = einsum("...vij,...vj->...i", projectors, origins)
     return xp.linalg.solve(projectors.sum(-3), right[..., None])[..., 0]
 
 
