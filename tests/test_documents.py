@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from benchmarks import networks, render
 from configs import gslrm
 from configs.lgm import get_config
-from facelift_jax import evaluate, merge, reconstruct
+from facelift_jax import evaluate, merge, prepare, reconstruct
 from facelift_jax.convert import __main__ as convert
 from facelift_jax.data.rodent import __main__ as rodent
 from facelift_jax.objectives import validate_weights
@@ -33,6 +33,7 @@ COMMANDS = {
     "facelift_jax.evaluate": evaluate.main,
     "facelift_jax.convert": convert.main,
     "facelift_jax.merge": merge.main,
+    "facelift_jax.prepare": prepare.main,
     "facelift_jax.reconstruct": reconstruct.main,
     "facelift_jax.data.rodent": rodent.main,
     "benchmarks.render": render.main,
@@ -43,7 +44,7 @@ COMMANDS = {
 def documented():
     """(document, words) of every `python -m` and `bash launch/` line."""
     for path in DOCUMENTS:
-        text = path.read_text()
+        text = path.read_text().replace("\\\n", " ")  # a command over two lines
         for line in re.findall(r"(?:python -m|bash launch/)[^\n`;,|\")]+", text):
             words = shlex.split(re.sub(r"\s+[#(].*|\[.*?\]", "", line))
             yield path.relative_to(ROOT), words

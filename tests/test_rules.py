@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "evaluate": LEVEL_2 | {"export", "pictures"},
     "reconstruct": LEVEL_2 | {"export", "pictures", "evaluate"},
     "merge": LEVEL_2,
+    "prepare": LEVEL_2,
     "train": LEVEL_2 | {"export", "pictures", "evaluate"},
     "cost": LEVEL_2 | {"evaluate", "train"},
     "main": LEVEL_2 | {"export", "pictures", "evaluate", "train", "cost"},
