@@ -161,52 +161,26 @@ def parse(arguments: list[str]) -> Any:
         "same command again to finish.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add = parser.add_argument
-    add(
-        "--calibration",
-        type=Path,
-        required=True,
-        help="opencv_cameras.json, anipose calibration.toml, or label3d .mat of DANNCE",
-    )
-    add(
-        "--pictures",
-        type=Path,
-        required=True,
-        help="a folder that holds, for every "
-        "camera, NAME.mp4 or a folder NAME of pictures or with one video",
-    )
-    add("--masks", type=Path, required=True, help="the same, the object white")
-    add("--out", type=Path, required=True, help="folder of the scenes, new or ours")
+    add, path = parser.add_argument, {"type": Path, "required": True}
+    add("--calibration", **path, help="opencv_cameras.json, or anipose's or label3d's")
+    add("--pictures", **path, help="folder of NAME.mp4 or a folder NAME a camera")
+    add("--masks", **path, help="the same for the masks: the object is white")
+    add("--out", **path, help="folder of the scenes, new or ours")
     add("--scenes", type=int, required=True, help="times to take, evenly spread")
     add("--size", type=int, default=Options.size, help="side of the pictures in pixels")
     add("--cameras", nargs="+", metavar="NAME", help="the ones to use; without it all")
     add("--fps", type=float, help="pictures a second, where there are no videos")
-    add(
-        "--share",
-        type=float,
-        default=Options.share,
-        help="of a picture's width that the object fills, at most, most of the time",
-    )
-    add(
-        "--radius",
-        type=float,
-        default=Options.radius,
-        help="mean distance of the cameras from the object in the scenes",
-    )
-    add("--val", type=float, default=Options.val, help="share of the times")
-    add("--test", type=float, default=Options.test, help="share of the times")
-    add(
-        "--gap",
-        type=float,
-        default=Options.gap,
-        help="seconds left out between train, val and test",
-    )
-    add(
-        "--max-upscale",
-        type=float,
-        default=Options.max_upscale,
-        help="refuse to magnify pictures more than so many times",
-    )
+    numbers = {
+        "share": "of a picture's width that the object fills, mostly at most",
+        "radius": "mean distance of the cameras from the object in the scenes",
+        "val": "share of the times to choose by",
+        "test": "share of the times to judge by, the last ones",
+        "gap": "seconds, at least, between train, val and test",
+        "max-upscale": "refuse to magnify pictures more than so many times",
+    }
+    for name, text in numbers.items():
+        default = getattr(Options, name.replace("-", "_"))
+        add(f"--{name}", type=float, default=default, help=text)
     add("--workers", type=int, help="threads; without it one a core")
     return parser.parse_args(arguments)
 

@@ -24,13 +24,7 @@ import numpy as np
 import scipy.io
 
 from facelift_jax.data.files import MAX_JSON_BYTES, DataError, located, read_json
-from facelift_jax.data.layouts import (
-    MAX_NUMBER,
-    check_camera,
-    number,
-    opencv_frame,
-    shown,
-)
+from facelift_jax.data.layouts import MAX_NUMBER, check_camera, opencv_frame
 from facelift_jax.geometry.distortion import NUM_COEFFICIENTS
 from facelift_jax.geometry.rotations import rotation_vector_to_matrix
 
@@ -80,9 +74,11 @@ def read_calibration(path: Path) -> list[CalibratedCamera]:
         read_entries, parse = readers[path.suffix]
         cameras: dict[str, CalibratedCamera] = {}
         for name, entry in read_entries(path):
-            with located(f"camera {shown(name)}"):
-                if not isinstance(name, str) or not isinstance(entry, dict):
-                    raise DataError("expected a name and a table of values")
+            with located(f"camera {str(name)[:40]!r}"):
+                if not (isinstance(name, str) and name.isprintable() and name):
+                    raise DataError("expected a printable name")
+                if not isinstance(entry, dict):
+                    raise DataError("expected a table of values")
                 if name in cameras:
                     raise DataError("there are two of this name")
                 cameras[name] = parse(name, entry)
@@ -103,9 +99,9 @@ def _opencv_entries(path: Path) -> list[tuple[Any, Any]]:
 
 def _opencv_camera(name: str, entry: dict) -> CalibratedCamera:
     frame = opencv_frame({}, entry, Path())
-    lens = [number(entry, key) if key in entry else 0.0 for key in _COEFFICIENTS]
+    lens = _array({"lens": [entry.get(key, 0.0) for key in _COEFFICIENTS]}, "lens", 5)
     size = (frame.width, frame.height)
-    return CalibratedCamera(name, frame.viewmat, frame.K, np.array(lens), size)
+    return CalibratedCamera(name, frame.viewmat, frame.K, lens, size)
 
 
 def _anipose_entries(path: Path) -> list[tuple[Any, Any]]:

@@ -84,7 +84,7 @@ def read_layout(folder: Path, name: str) -> Layout:
     for view, raw in enumerate(raw_frames):
         with located(f"scene {name}, view {view} ({path})"):
             if not isinstance(raw, dict):
-                raise DataError(f"a frame must be an object, found {shown(raw)}")
+                raise DataError(f"a frame must be an object, found {_shown(raw)}")
             frame = parse(document, raw, folder)
             check_camera(frame.viewmat, frame.K, (frame.width, frame.height))
             _refuse_distortion(document | raw)
@@ -137,7 +137,9 @@ def check_camera(
 
 def _check_split(frame: Frame) -> None:
     if frame.split not in (None, *_SPLITS):
-        raise DataError(f'"split" must be one of {_SPLITS}, found {shown(frame.split)}')
+        raise DataError(
+            f'"split" must be one of {_SPLITS}, found {_shown(frame.split)}'
+        )
 
 
 def _check_together(frames: list[Frame]) -> None:
@@ -171,7 +173,7 @@ def _depth_unit(document: dict, frames: list[Frame]) -> float | None:
             f'"depth_path" given for {num_depths} of {len(frames)} frames; give all or '
             "none"
         )
-    unit = number(document, "depth_unit")
+    unit = _number(document, "depth_unit")
     if unit <= 0:
         raise DataError(f'"depth_unit" must be positive world units, found {unit}')
     return unit
@@ -201,7 +203,7 @@ def opencv_frame(document: dict, raw: dict, folder: Path) -> Frame:
         depth=_optional_path(folder, raw, "depth_path"),
         width=_size(raw, "w"),
         height=_size(raw, "h"),
-        K=_intrinsics(*(number(raw, key) for key in ("fx", "fy", "cx", "cy"))),
+        K=_intrinsics(*(_number(raw, key) for key in ("fx", "fy", "cx", "cy"))),
         viewmat=_matrix(raw, "w2c"),
         split=raw.get("split"),
     )
@@ -216,12 +218,12 @@ def _nerf_frame(document: dict, raw: dict, folder: Path) -> Frame:
         with located(str(picture)):
             width, height, _ = picture_header(picture)
     if "fl_x" in values:
-        fx = number(values, "fl_x")
+        fx = _number(values, "fl_x")
     else:
-        fx = _focal(number(values, "camera_angle_x"), width)
-    fy = number(values, "fl_y") if "fl_y" in values else fx
-    cx = number(values, "cx") if "cx" in values else 0.5 * width
-    cy = number(values, "cy") if "cy" in values else 0.5 * height
+        fx = _focal(_number(values, "camera_angle_x"), width)
+    fy = _number(values, "fl_y") if "fl_y" in values else fx
+    cx = _number(values, "cx") if "cx" in values else 0.5 * width
+    cy = _number(values, "cy") if "cy" in values else 0.5 * height
     c2w = opengl_to_opencv_c2w(_matrix(raw, "transform_matrix"))
     return Frame(
         picture=picture,
@@ -239,7 +241,7 @@ def _refuse_distortion(values: dict) -> None:
     model = values.get("camera_model", "PINHOLE")
     bent = [key for key in _DISTORTION if values.get(key, 0) != 0]
     if model not in _PINHOLE_MODELS or bent:
-        what = f"camera_model {shown(model)}" if not bent else f"{bent[0]} is not 0"
+        what = f"camera_model {_shown(model)}" if not bent else f"{bent[0]} is not 0"
         raise DataError(
             f"lens distortion ({what}); undistort the pictures first, "
             "as facelift_jax.prepare does"
@@ -259,16 +261,15 @@ def _optional_path(folder: Path, raw: dict, key: str) -> Path | None:
     return path_inside(folder, raw[key], key) if raw.get(key) is not None else None
 
 
-def number(values: dict, key: str) -> float:
-    """A finite number of a JSON object."""
+def _number(values: dict, key: str) -> float:
     value = values.get(key)
     is_bool = isinstance(value, bool)  # an int to Python
     if isinstance(value, int | float) and not is_bool and abs(value) < MAX_NUMBER:
         return float(value)
-    raise DataError(f'"{key}" must be a finite number, found {shown(value)}')
+    raise DataError(f'"{key}" must be a finite number, found {_shown(value)}')
 
 
-def shown(value: Any) -> str:
+def _shown(value: Any) -> str:
     """A JSON value as an error may show it: short, whatever it is."""
     if isinstance(value, str | int | float):
         return repr(value)[:40]
@@ -276,7 +277,7 @@ def shown(value: Any) -> str:
 
 
 def _size(values: dict, key: str) -> int:
-    value = number(values, key)
+    value = _number(values, key)
     if value != int(value) or value < 1:
         raise DataError(f'"{key}" must be a whole number of pixels, found {value}')
     return int(value)
@@ -302,5 +303,5 @@ def _matrix(values: dict, key: str) -> np.ndarray:
     bounded = np.abs(matrix) < MAX_NUMBER  # False for NaN
     if not bounded.all():
         found = float(matrix[~bounded][0])
-        raise DataError(f'"{key}" must hold finite numbers, found {shown(found)}')
+        raise DataError(f'"{key}" must hold finite numbers, found {_shown(found)}')
     return matrix

@@ -33,7 +33,7 @@ from facelift_jax.data.writing import camera_entry, write_json, write_picture
 from facelift_jax.geometry.rigid import transform_world
 from facelift_jax.structs import Cameras
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 SPLITS = ("train", "val", "test")
 RADIUS_QUANTILE = 0.95  # of the times: one bad mask must not make all scenes small
 
@@ -307,8 +307,8 @@ def picture_path(view: int) -> str:
 
 
 def in_order(
-    function: Callable[..., Item], arguments: Iterable[tuple], workers: int
-) -> Iterator[Item]:
+    function: Callable[..., _Item], arguments: Iterable[tuple], workers: int
+) -> Iterator[_Item]:
     """Results in the order of the arguments, of which few are drawn ahead."""
     with ThreadPoolExecutor(workers) as pool:
         waiting: collections.deque[Future] = collections.deque()

@@ -29,7 +29,7 @@ from facelift_jax.data.files import (
 from facelift_jax.data.layouts import check_camera
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv")
-_LENGTHS_AGREE = 0.01  # share of frames that one file may be shorter than another
+_LENGTHS_AGREE = 0.01  # share of frames that one video may be shorter than another
 _Item = TypeVar("_Item")
 _PICTURE_MODES = ("RGB", "RGBA", "L", "1")
 _MASK_MODES = ("L", "1", "RGB")
@@ -188,15 +188,18 @@ def _times(
     progress: Callable[[str], None],
 ) -> Float[np.ndarray, "n"]:
     """Seconds of the frames that every file has."""
-    counts = {footage.where: footage.count for footage in (*pictures, *masks)}
+    every = (*pictures, *masks)
+    counts = {footage.where: footage.count for footage in every}
     (least, fewest), (most, largest) = (
         choose(counts.items(), key=lambda item: item[1]) for choose in (min, max)
     )
     if fewest < largest:
-        difference = f"{least} has {fewest} frames, {most} has {largest}"
-        if largest - fewest > max(2, _LENGTHS_AGREE * largest):
+        difference = f"{least} has {fewest} frames, {most} {largest}"
+        are_videos = all(footage.times is not None for footage in every)
+        allowed = max(2, _LENGTHS_AGREE * largest) if are_videos else 0
+        if largest - fewest > allowed:
             raise DataError(
-                f"{difference}; frames of one number must be of one moment in all files"
+                f"{difference}; frames of one number must be of one moment everywhere"
             )
         progress(f"{difference}: the last ones are not used")
     clocks = [footage.times for footage in pictures if footage.times is not None]

@@ -20,7 +20,7 @@ from facelift_jax.numerics import normalize
 from facelift_jax.structs import Cameras
 
 
-class UnusableError(Exception):
+class UnusableError(ValueError):
     """Why a camera's mask cannot be used, in a few words that many frames share."""
 
 

@@ -24,22 +24,23 @@ def blender_to_opengl_c2w(c2w: Float[Array, "*b 4 4"]) -> Float[Array, "*b 4 4"]
 
 
 def rig_center(cameras: Cameras) -> Float[Array, "*b 3"]:
-    """Point nearest to the optical axes of a rig [*b v]: `nearest_point`."""
+    """Point nearest, in the least-squares sense, to the optical axes of a rig [*b v].
+
+    Needs at least two axes that are not parallel.
+    """
     return nearest_point(cameras.centers, cameras.viewmats[..., 2, :3])
 
 
 def nearest_point(
     origins: Float[Array, "*b v 3"], directions: Float[Array, "*b v 3"]
 ) -> Float[Array, "*b 3"]:
-    """Point nearest, in the least-squares sense, to lines in unit directions.
+    """Point nearest, in the least-squares sense, to lines with unit directions.
 
-    Solves sum_v (I - a a^T) x = sum_v (I - a a^T) c over directions a and origins c;
-    needs at least two lines that are not parallel.
+    Solves sum_v (I - d d^T) x = sum_v (I - d d^T) o over directions d and origins o.
     """
-    xp = namespace(origins)
+    xp = namespace(origins, directions)
     outer = directions[..., :, None] * directions[..., None, :]
-    eye = xp.eye(3, dtype=directions.dtype)
-    projectors = xp.broadcast_to(eye, outer.shape) - outer
+    projectors = xp.broadcast_to(xp.eye(3, dtype=outer.dtype), outer.shape) - outer
     right = einsum("...vij,...vj->...i", projectors, origins)
     return xp.linalg.solve(projectors.sum(-3), right[..., None])[..., 0]
 

@@ -16,6 +16,7 @@ from PIL import Image
 from facelift_jax.data.rodent import Options, picture, sample_parameters
 from facelift_jax.data.rodent.asset import load_rodent
 from facelift_jax.data.rodent.pose import pose_mesh
+from facelift_jax.pictures import write_video
 from facelift_jax.structs import Cameras
 
 NAMES = tuple("ABCDEF")
@@ -209,3 +210,23 @@ def write_label3d(path, shrink=1):
         params[i, 0] |= {"RDistort": [k1, k2, k3], "TDistort": [p1, p2]}
         camnames[i, 0] = NAMES[i]
     scipy.io.savemat(path, {"params": params, "camnames": camnames, "sync": 3})
+
+
+def write_videos(folder, colors, masks, fps):
+    """The recording as a video for every camera, masks white on black."""
+    grey = np.repeat(masks[..., None], 3, axis=-1)
+    for side, frames in (("pictures", colors), ("masks", grey)):
+        (folder / side).mkdir()
+        for name, seen in zip(NAMES, frames, strict=True):
+            write_video(folder / side / f"{name}.mp4", seen, fps)
+
+
+def copied(recording, folder):
+    """The recording with links to its files, so that some can be replaced."""
+    (folder / "c.toml").symlink_to(recording / "c.toml")
+    for side in ("pictures", "masks"):
+        for path in (recording / side).rglob("*.png"):
+            place = folder / path.relative_to(recording)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(path)
+    return folder

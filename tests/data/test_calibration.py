@@ -86,13 +86,14 @@ def edited(path, **changes):
     ("changes", "message"),
     [
         ({"k1": float("nan")}, "holds NaN"),
-        ({"p2": "x"}, "camera 'A': \"p2\" must be a finite number, found 'x'"),
+        ({"p2": "x"}, "camera 'A': \"lens\" must hold numbers"),
         ({"fx": None}, "camera 'A': \"fx\" must be a finite number, found nothing"),
         ({"cx": 1200}, r"camera 'A': principal point \(1200.0, .*outside a picture"),
         ({"w2c": [[1, 0], [0, 1]]}, "camera 'A': \"w2c\" must be a 4 x 4 matrix"),
         ({"w2c": (2 * np.eye(4)).tolist()}, "camera 'A': w2c: not a rigid"),
         ({"file_path": "cams/B.png"}, "camera 'B': there are two of this name"),
-        ({"file_path": 7}, "camera 7: expected a name and a table"),
+        ({"file_path": 7}, "camera '7': expected a printable name"),
+        ({"file_path": "a\x1b[2J.mp4"}, "expected a printable name"),
     ],
 )
 def test_a_bad_camera_is_refused_by_name(tmp_path, changes, message):

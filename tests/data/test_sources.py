@@ -97,6 +97,16 @@ def test_nerf_distortion_is_refused(tmp_path):
         open_source(tmp_path)[0]
 
 
+def test_distortion_in_our_own_format_is_refused(tmp_path):
+    document = write_scene(tmp_path / "ball", depth=False)
+    document["frames"][2]["p1"] = 1e-3
+    write_cameras(tmp_path / "ball", document)
+    with pytest.raises(
+        DataError, match=r"view 2 .*\(p1 is not 0\); undistort the pict"
+    ):
+        open_source(tmp_path)[0]
+
+
 def test_a_mask_picture_is_as_good_as_an_alpha_channel(tmp_path):
     document = write_scene(tmp_path / "ball")
     expected = open_source(tmp_path)[0].rgba

@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import arena
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).parent / "data"))
-import arena
+import scipy.ndimage
+import scipy.spatial
 
 from facelift_jax import atomic, prepare
 from facelift_jax.data.files import DataError
@@ -21,7 +20,7 @@ from facelift_jax.data.preparation import Options, split_by_time
 from facelift_jax.data.rodent import picture
 from facelift_jax.data.sources import open_source, split_source
 from facelift_jax.data.transforms import training_example
-from facelift_jax.pictures import write_video
+from facelift_jax.geometry.rays import project
 from facelift_jax.structs import Cameras
 
 NUM, SHRINK, SIZE = 8, 4, 64
@@ -109,6 +108,23 @@ def test_scenes_are_what_their_own_cameras_see(complete):
     assert ious.min() > 0.9, ious
     assert ious.mean() > 0.95
     assert psnrs.min() > 26, psnrs
+
+
+def test_the_animal_in_3d_falls_on_every_mask(complete):
+    """Its vertices lie on all six silhouettes, and make up all of each."""
+    source = open_source(complete[0])
+    for i, folder in enumerate(source.folders):
+        document = json.loads((folder / "opencv_cameras.json").read_text())
+        index, scale = document["frame"], document["scale"]
+        vertices = arena.animal(index).mesh.vertices * arena.ANIMAL_RADIUS
+        points = scale * (vertices + arena.place(index) - document["center"])
+        pixels, _ = project(source[i].cameras, np.float32([points] * len(arena.NAMES)))
+        for rgba, places in zip(source[i].rgba, pixels, strict=True):
+            near = scipy.ndimage.maximum_filter(rgba[..., 3], 3) > 0
+            columns, rows = np.floor(places).astype(int).T
+            assert near[rows, columns].all()
+            shown = np.argwhere(rgba[..., 3] > 127)[:, ::-1] + 0.5
+            assert scipy.spatial.KDTree(places).query(shown)[0].max() < 1.3
 
 
 def test_the_files_of_a_scene(complete):
@@ -222,19 +238,8 @@ def test_pictures_are_not_magnified_unnoticed(recording, tmp_path):
     assert run(recording, tmp_path / "large", allowed) == 6
 
 
-def copied(recording, folder):
-    """The recording with links to its files, so that some can be replaced."""
-    (folder / "c.toml").symlink_to(recording / "c.toml")
-    for side in ("pictures", "masks"):
-        for path in (recording / side).rglob("*.png"):
-            place = folder / path.relative_to(recording)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(path)
-    return folder
-
-
 def test_times_that_cannot_be_used_are_counted_and_named(recording, tmp_path):
-    folder = copied(recording, tmp_path)
+    folder = arena.copied(recording, tmp_path)
     height, width = arena.HEIGHT // SHRINK, arena.WIDTH // SHRINK
     empty, edge = np.zeros((2, height, width), np.uint8)
     edge[:, :30] = 255
@@ -307,20 +312,11 @@ def test_the_command(recording, complete, tmp_path, capsys):
         assert re.search(message, error), error
 
 
-def write_videos(folder, colors, masks, fps):
-    """The recording as a video for every camera, masks white on black."""
-    grey = np.repeat(masks[..., None], 3, axis=-1)
-    for side, frames in (("pictures", colors), ("masks", grey)):
-        (folder / side).mkdir()
-        for name, seen in zip(arena.NAMES, frames, strict=True):
-            write_video(folder / side / f"{name}.mp4", seen, fps)
-
-
 @pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_files(tmp_path):
     """kill -9 of a real process, as soon as it has written so many files."""
     colors, masks = arena.recording(NUM, SHRINK)
-    write_videos(tmp_path, colors, masks, 2)
+    arena.write_videos(tmp_path, colors, masks, 2)
     arena.write_opencv(tmp_path / "c.json", SHRINK)
     words = [sys.executable, "-m", "facelift_jax.prepare", "--scenes", str(NUM)]
     for side in ("pictures", "masks"):
@@ -344,7 +340,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_files(tmp_path):
 @pytest.mark.slow
 def test_a_full_size_recording_of_videos(tmp_path):
     """1152 x 1024 px, H.264 pictures and masks: errors in pixels of the scenes."""
-    write_videos(tmp_path, *arena.recording(4), 10)
+    arena.write_videos(tmp_path, *arena.recording(4), 10)
     arena.write_label3d(tmp_path / "c.mat")
     sides = tmp_path / "pictures", tmp_path / "masks"
     options = Options(scenes=4, size=256, val=0.0, gap=0.1)
