@@ -8,8 +8,6 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import gslrm
-from facelift_jax import train
 from facelift_jax.training import optim
 
 GOLDENS = Path(__file__).parents[1] / "goldens/training"
@@ -50,17 +48,6 @@ COSINE = dataclasses.replace(
 def golden():
     with np.load(GOLDENS / "onecycle_adamw.npz") as arrays:
         return dict(arrays)
-
-
-@pytest.fixture(scope="module")
-def gslrm_golden():
-    with np.load(GOLDENS / "gslrm_optim.npz") as arrays:
-        return dict(arrays)
-
-
-def recipe(stage, **changes):
-    """The optimizer of a stage of `configs/gslrm.py`."""
-    return dataclasses.replace(train.optim_config(gslrm.get_config(stage)), **changes)
 
 
 def make_params():
@@ -142,38 +129,6 @@ def test_adamw_steps_are_torchs(golden):
         updates, state = optimizer.update({"a": jnp.asarray(grads)}, state, params)
         params = optax.apply_updates(params, updates)
         assert np.abs(params["a"] - expected).max() <= TOLERANCE["adamw"]
-
-
-@pytest.mark.parametrize(
-    ("stage", "changes"),
-    [("pretrain256", {}), ("finetune", {"total_steps": 21125})],  # whole epochs there
-)
-def test_rates_are_facelifts(gslrm_golden, stage, changes):
-    config = recipe(stage, **changes)
-    step, expected = gslrm_golden[f"{stage}_rates"].T
-    rates = jax.vmap(optim.learning_rate(config))(step)
-    assert expected[0] == 0
-    error = np.abs(rates - expected).max()
-    assert error <= TOLERANCE["rate"] * config.learning_rate
-
-
-def test_steps_of_the_gslrm_recipe_are_facelifts(gslrm_golden):
-    """Decay on the matrix alone, gradients over the clipping norm."""
-    config = recipe("finetune", learning_rate=1e-2, warmup_steps=0, total_steps=10**9)
-    names = ("w", "n")
-    rows = {name: gslrm_golden[f"adamw_{name}"] for name in names}
-    params = {name: jnp.asarray(rows[name][0]) for name in names}
-    optimizer, _ = optim.make_optimizer(config, params)
-    state = optimizer.init(params)
-    for i, norm in enumerate(gslrm_golden["adamw_grad_norms"]):
-        grads = {n: jnp.asarray(gslrm_golden[f"adamw_{n}_grads"][i]) for n in names}
-        assert float(optax.tree.norm(grads)) == pytest.approx(norm, rel=1e-6)
-        updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        for name in names:
-            error = np.abs(params[name] - rows[name][i + 1]).max()
-            assert error <= TOLERANCE["adamw"]
-    assert config.skip_norm == 20
 
 
 def test_with_constant_beta1_it_is_optax_adamw():
