@@ -71,8 +71,7 @@ def measure(name: str, kind: str, repeats: int) -> dict[str, float]:
     overrides = {"remat": True} if kind == "remat" else {}
     model = get_model(network, variant, "bfloat16", **overrides)
     inputs = random_views(scenes, views, side)
-    small = dummy_views(1, 1, 2 * model.stride)  # parameters know no sizes of pictures
-    params = jax.jit(model.init)(jax.random.key(0, impl="rbg"), small)["params"]
+    params = random_params(model)
 
     def forward(params, inputs):
         return model.apply({"params": params}, inputs)[0]
@@ -84,7 +83,8 @@ def measure(name: str, kind: str, repeats: int) -> dict[str, float]:
     start = time.perf_counter()
     if kind == "step":
         targets = random_views(scenes, NUM_TARGETS, target_side)
-        call = training_step(network, variant, params, Batch(inputs, targets, None))
+        batch = Batch(inputs, targets, jnp.arange(scenes))
+        call = training_step(network, variant, params, batch)
     else:
         function = jax.jit(forward if kind == "inference" else jax.grad(loss))
         call = functools.partial(function, params, inputs)
@@ -102,6 +102,21 @@ def measure(name: str, kind: str, repeats: int) -> dict[str, float]:
         f"{kind}_gib": stats.get("peak_bytes_in_use", math.nan) / 2**30,
         f"{kind}_first_s": seconds,
     }
+
+
+def random_params(model: Any) -> dict[str, Any]:
+    """Normal kernels of unit gain, unit scales, no biases; drawn faster than `init`."""
+    small = dummy_views(1, 1, 2 * model.stride)  # parameters know no sizes of pictures
+    shapes = jax.eval_shape(model.init, jax.random.key(0), small)["params"]
+    rng = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: Any):
+        if leaf.ndim == 1:
+            return np.full(leaf.shape, path[-1].key == "scale", np.float32)
+        gain = math.prod(leaf.shape[:-1]) ** -0.5
+        return gain * rng.standard_normal(leaf.shape, np.float32)
+
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 def random_views(scenes: int, views: int, side: int) -> Views:

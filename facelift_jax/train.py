@@ -24,7 +24,6 @@ from facelift_jax import evaluate, pictures
 from facelift_jax.data.pipeline import training_batches
 from facelift_jax.data.sources import FolderSource
 from facelift_jax.geometry.paths import dummy_views
-from facelift_jax.models import freeze_presets
 from facelift_jax.objectives import (
     check_networks,
     describe_weights,
@@ -158,7 +157,7 @@ def optim_config(config: Any) -> optim.OptimConfig:
       ValueError: an unknown preset, or settings that do not fit together.
     """
     section = config.optim.to_dict()
-    presets = freeze_presets(config.model.name)
+    presets = evaluate.build_model(config.model).freeze_presets
     preset = section.pop("freeze")
     if preset not in presets:
         raise ValueError(

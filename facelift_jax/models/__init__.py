@@ -43,15 +43,6 @@ def get_model(
     return module.Model(dtype=jnp.dtype(dtype), **sizes)
 
 
-def freeze_presets(name: str) -> dict[str, tuple[tuple[str, float | None], ...]]:
-    """Tables by name of (regex over parameter names, rate multiplier or None: frozen).
-
-    Raises:
-      ValueError: unknown network.
-    """
-    return dict(_module(name).FREEZE_PRESETS)
-
-
 def _module(name: str) -> Any:
     if name not in DEFAULT_VARIANTS:
         raise ValueError(f"unknown model {name!r}; known: {_listed(DEFAULT_VARIANTS)}")

@@ -60,13 +60,13 @@ def attend(
 def is_attention(primitive: Any, *_: Any, **params: Any) -> bool:
     """Whether an operation is attention's own: what rematerialisation should keep.
 
-    A policy of `jax.checkpoint`: the result, and with cuDNN the statistics of the
+    A policy of `jax.checkpoint`: the result, and with a kernel the statistics of the
     softmax with it, are small beside the time it takes to make them again.
     """
     name = primitive.name
     if name == "name":  # of `checkpoint_name`
         return params["name"] == cudnn.RESULT
-    return name.startswith("dot_product_attention_fwd")
+    return name == "pallas_call" or name.startswith("dot_product_attention_fwd")
 
 
 @functools.cache  # logs once for each kind of input

@@ -113,9 +113,9 @@ def _products(x: Tokens, keys: Float[Array, "b m heads c"]) -> Array:
 def _combine(weights: Array, values: Float[Array, "b m heads c"]) -> Array:
     """The values' sum [b l heads c] by weights [b l heads m]."""
     values = _float32(values)
-    return sum(
-        weights[..., m : m + 1] * values[:, m : m + 1] for m in range(values.shape[1])
-    )
+    columns = range(values.shape[1])
+    parts = [weights[..., m : m + 1] * values[:, m : m + 1] for m in columns]
+    return functools.reduce(jnp.add, parts)
 
 
 @functools.cache

@@ -36,41 +36,35 @@ VARIANTS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
     }
 )
 
-# Ordered (regex, value) over parameter names; None freezes, a number scales the rate.
-# Blocks are those of `facelift`.
+Rules = tuple[tuple[str, float | None], ...]
 _DECAY = 0.9  # of the rate from one block to the one below, in `layer_decay`
 _TOKENS = r"^(patch_embedder|global_tokens|input_norm)(/.*)?$"
-FREEZE_PRESETS: MappingProxyType[str, tuple[tuple[str, float | None], ...]] = (
-    MappingProxyType(
-        {
-            "none": ((r"^.*$", 1.0),),
-            "first_half": (
-                (_TOKENS, None),
-                (r"^block_(0\d|1[01])/.*$", None),
-                (r"^.*$", 1.0),
-            ),
-            "last_quarter": (
-                (r"^block_(1[89]|2\d)/.*$", 1.0),
-                (r"^(global|pixel)_head/.*$", 1.0),
-                (r"^.*$", None),
-            ),
-            "heads": (
-                (r"^(global|pixel)_head/.*$", 1.0),
-                (r"^.*$", None),
-            ),
-            "layer_decay": (
-                (_TOKENS, _DECAY**24),
-                *((rf"^block_{i:02d}/.*$", _DECAY ** (23 - i)) for i in range(24)),
-                (r"^(global|pixel)_head/.*$", 1.0),
-            ),
-            # for a network with `adapter_rank`
-            "lora": (
-                (r"^.*/adapter_[ab]$", 1.0),
-                (r"^.*$", None),
-            ),
-        }
-    )
-)
+_HEADS, _REST = r"^(global|pixel)_head/.*$", r"^.*$"
+
+
+def freeze_presets(depth: int) -> dict[str, Rules]:
+    """Ordered (regex, value) over parameter names of a network of `depth` blocks.
+
+    None freezes, a number scales the rate. `lora` is for one with `adapter_rank`.
+    """
+
+    def blocks(first: int, end: int) -> str:
+        return rf"^block_({'|'.join(f'{i:02d}' for i in range(first, end))})/.*$"
+
+    half, last_quarter = math.ceil(depth / 2), depth - math.ceil(depth / 4)
+    decayed = ((blocks(i, i + 1), _DECAY ** (depth - 1 - i)) for i in range(depth))
+    return {
+        "none": ((_REST, 1.0),),
+        "first_half": ((_TOKENS, None), (blocks(0, half), None), (_REST, 1.0)),
+        "last_quarter": (
+            (blocks(last_quarter, depth), 1.0),
+            (_HEADS, 1.0),
+            (_REST, None),
+        ),
+        "heads": ((_HEADS, 1.0), (_REST, None)),
+        "layer_decay": ((_TOKENS, _DECAY**depth), *decayed, (_HEADS, 1.0)),
+        "lora": ((r"^.*/adapter_[ab]$", 1.0), (_REST, None)),
+    }
 
 
 class LayerNorm(nn.Module):
@@ -239,6 +233,11 @@ class Model(nn.Module):
     def stride(self) -> int:
         """Input sides in pixels must be multiples of this."""
         return self.patch_size
+
+    @property
+    def freeze_presets(self) -> dict[str, Rules]:
+        """What may be frozen, by name."""
+        return freeze_presets(self.depth)
 
     @nn.compact
     def __call__(self, inputs: Views) -> tuple[Gaussians, dict[str, Array]]:

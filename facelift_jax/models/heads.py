@@ -16,8 +16,6 @@ from facelift_jax.structs import Gaussians
 
 LGM_BOX = 1.0  # objects lie in [-1, 1]^3 (LGM, arXiv 2402.05054, released code)
 LGM_SCALE = 0.1  # world units at softplus(x) = 1 (LGM, released code)
-
-
 GSLRM_LOG_SCALE = -2.3  # log of the scale at 0, world units (GS-LRM, FaceLift's config)
 GSLRM_MAX_LOG_SCALE = -1.2  # its largest value
 GSLRM_OPACITY_LOGIT = -2.0  # logit of the opacity at 0

@@ -270,6 +270,11 @@ class Model(nn.Module):
         """Input sides in pixels must be multiples of this."""
         return 2 ** (len(self.down_channels) - 1)
 
+    @property
+    def freeze_presets(self) -> dict[str, tuple[tuple[str, float | None], ...]]:
+        """What may be frozen, by name."""
+        return dict(FREEZE_PRESETS)
+
     @nn.compact
     def __call__(self, inputs: Views) -> tuple[Gaussians, dict[str, Array]]:
         """Pictures with cameras to b scenes of v * s * s world-frame Gaussians each.

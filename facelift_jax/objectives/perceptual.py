@@ -110,15 +110,14 @@ def perceptual_distance(
 ) -> Float[Array, "b"]:
     """Weighted mean absolute differences of features, in units of a grey level / 255.
 
-    `weights` as `load_vgg19` gives them. Colours are not clipped.
+    `weights` as `load_vgg19` gives them. Colours are not clipped; the targets get no
+    gradient.
     """
     num_scenes = images.shape[0]
-    both = jnp.concatenate([images, targets]).reshape(-1, *images.shape[2:])
+    pictures = (images, jax.lax.stop_gradient(jnp.asarray(targets)))
+    features = [vgg19_features(weights, x.reshape(-1, *x.shape[2:])) for x in pictures]
     total = jnp.zeros(num_scenes, images.dtype)
-    for weight, feature in zip(
-        TERM_WEIGHTS, vgg19_features(weights, both), strict=True
-    ):
-        ours, theirs = jnp.split(feature, 2)
+    for weight, ours, theirs in zip(TERM_WEIGHTS, *features, strict=True):
         difference = jnp.abs(ours - theirs).reshape(num_scenes, -1)
         total = total + weight * difference.mean(axis=-1)
     return total / 255

@@ -1,5 +1,6 @@
 """GS-LRM beside its goldens: views, scenes, transforms, precision, presets, errors."""
 
+import math
 import re
 
 import jax
@@ -11,9 +12,9 @@ from jax.sharding import Mesh, PartitionSpec
 from lgm_recipe import random_views
 
 from facelift_jax.convert import abstract_params
-from facelift_jax.models import freeze_presets, get_model
+from facelift_jax.models import get_model, gslrm
 from facelift_jax.models.layers import merge_adapters
-from facelift_jax.training.tree import flatten_names
+from facelift_jax.training.tree import first_match, flatten_names
 
 REORDERED = {"rtol": 0, "atol": 2e-5}  # float32 sums in another order, values near 2
 
@@ -127,31 +128,46 @@ def test_starts_grey_small_and_faint():
     assert np.abs(gaussians.sh).mean() < 0.5
 
 
-@pytest.mark.parametrize("name", sorted(freeze_presets("gslrm")))
-def test_presets_cover_the_released_network(name):
-    rank = 4 if name == "lora" else 0
-    names = flatten_names(abstract_params(get_model("gslrm", adapter_rank=rank)))
-    rules = freeze_presets("gslrm")[name]
-    taken = [
-        next(i for i, (rule, _) in enumerate(rules) if re.match(rule, parameter))
-        for parameter in names
-    ]
-    assert set(taken) == set(range(len(rules)))
-    trained = {p for p, i in zip(names, taken, strict=True) if rules[i][1] is not None}
+PRESETS = {  # of blocks, by depth: how many train; whether the tokens and heads do
+    "none": (lambda depth: depth, True, True),
+    "first_half": (lambda depth: depth // 2, False, True),
+    "last_quarter": (lambda depth: math.ceil(depth / 4), False, True),
+    "heads": (lambda depth: 0, False, True),
+    "layer_decay": (lambda depth: depth, True, True),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+@pytest.mark.parametrize("variant", sorted(gslrm.VARIANTS))
+def test_presets_fit_every_depth(variant, name):
+    """Whole blocks train, those nearest the heads."""
+    model = get_model("gslrm", variant)
+    names = list(flatten_names(abstract_params(model)))
+    values = first_match(names, model.freeze_presets[name])  # all of both are used
+    count, tokens, heads = PRESETS[name]
+    trained = {n.split("/")[0] for n in names if values[n] is not None}
+    frozen = {n.split("/")[0] for n in names if values[n] is None}
+    assert not trained & frozen
     expected = {
-        "none": 151,
-        "first_half": 12 * 6 + 4,
-        "last_quarter": 6 * 6 + 4,
-        "heads": 4,
-        "layer_decay": 151,
-        "lora": 24 * 4 * 2,
+        f"block_{i:02d}" for i in range(model.depth)[::-1][: count(model.depth)]
     }
-    assert len(trained) == expected[name]
+    expected |= {"patch_embedder", "global_tokens", "input_norm"} if tokens else set()
+    expected |= {"global_head", "pixel_head"} if heads else set()
+    assert trained == expected
+
+
+def test_lora_trains_the_adapters_of_every_block():
+    model = get_model("gslrm", "mini", adapter_rank=4)
+    names = list(flatten_names(abstract_params(model)))
+    values = first_match(names, model.freeze_presets["lora"])
+    trained = {name for name in names if values[name] is not None}
+    assert len(trained) == model.depth * 4 * 2
+    assert all(re.search("/adapter_[ab]$", name) for name in trained)
 
 
 def test_the_rate_falls_towards_the_input():
-    rules = dict(freeze_presets("gslrm")["layer_decay"])
-    rates = [rules[rf"^block_{i:02d}/.*$"] for i in range(24)]
+    rules = dict(get_model("gslrm").freeze_presets["layer_decay"])
+    rates = [rules[rf"^block_({i:02d})/.*$"] for i in range(24)]
     assert rates == sorted(rates)
     assert rates[-1] == 1.0
     np.testing.assert_allclose(np.divide(rates[:-1], rates[1:]), 0.9)

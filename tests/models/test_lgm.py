@@ -11,7 +11,7 @@ from lgm_recipe import MICRO, NANO, random_params, random_views
 
 from facelift_jax.convert import abstract_params
 from facelift_jax.geometry.rays import nearest_point_rays
-from facelift_jax.models import freeze_presets, get_model, layers
+from facelift_jax.models import get_model, layers
 from facelift_jax.models.lgm import FREEZE_PRESETS, VARIANTS
 from facelift_jax.training.tree import first_match, flatten_names
 
@@ -207,7 +207,7 @@ PARTS = {  # groups that train, by preset; the rest is frozen
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_freeze_presets_cover_every_variant(variant):
     names = list(flatten_names(abstract_params(get_model("lgm", variant=variant))))
-    assert freeze_presets("lgm") == dict(FREEZE_PRESETS)
+    assert get_model("lgm", variant).freeze_presets == dict(FREEZE_PRESETS)
     assert sorted(FREEZE_PRESETS) == sorted(PARTS)
     for preset, rules in FREEZE_PRESETS.items():
         values = first_match(names, rules)  # raises where a rule or a name is left over
