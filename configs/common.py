@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict, config_dict
 
+NEEDED = "?"  # in the place of a setting that must be given
+
 
 def parse_argument(
     argument: str, variants: tuple[str, ...], options: tuple[str, ...]

@@ -67,6 +67,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.render = ConfigDict({"backend": "", "antialiased": False})
     config.eval = common.eval_section()
     config.run = common.run_section(num_steps=steps, batch_size=batch_size)
+    if stage != "pretrain256" or "lora" in options:
+        config.run.init_from = common.NEEDED
     if "lora" in options:
         config.optim.freeze = "lora"
         config.run.init_excuses = (".*/adapter_[ab]",)

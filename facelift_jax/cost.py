@@ -6,6 +6,7 @@ the results of convolutions and matrix products are counted. Time is estimated f
 only.
 """
 
+import dataclasses
 import math
 import os
 import time
@@ -56,16 +57,20 @@ def announce(config: Any) -> None:
 
 
 def step_cost(config: Any) -> tuple[int, float]:
-    """Bytes on one device and floating-point operations of one step's networks."""
+    """Bytes on one device and floating-point operations of one step's networks.
+
+    Raises:
+      ValueError: a loss term that the network does not give what it needs.
+    """
     data, run = config.data, config.run
     model = evaluate.build_model(config.model)
     render_fn = evaluate.make_renderer(data.background, **config.render)
     inputs = dummy_views(run.batch_size, data.num_inputs, data.input_size)
     targets = dummy_views(run.batch_size, data.num_targets, data.target_size)
+    targets = dataclasses.replace(targets, depths=targets.masks)
     batch = Batch(inputs, targets, np.zeros(run.batch_size, np.int32))
-    # of the loss, the terms that look through networks of their own
-    terms = {x: 1.0 for x in ("lpips", "perceptual") if is_used(config.loss[x])}
-    networks = load_networks(config) if terms else {}
+    weights = {name: 1.0 for name, weight in config.loss.items() if is_used(weight)}
+    networks = load_networks(config)
 
     def network(params: Any, batch: Batch):
         return model.apply({"params": params}, batch.inputs)
@@ -73,8 +78,7 @@ def step_cost(config: Any) -> tuple[int, float]:
     def loss(params: Any, batch: Batch):
         gaussians, aux = network(params, batch)
         output = render_fn(gaussians, batch.targets.cameras)
-        aux, weights = aux | networks, {"rgb_mse": 1.0} | terms
-        return weighted_loss(output, batch.targets, aux, weights)[0]
+        return weighted_loss(output, batch.targets, aux | networks, weights)[0]
 
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs)["params"])
     is_cpu = jax.devices()[0].platform == "cpu"  # its devices share one memory
@@ -87,6 +91,9 @@ def step_cost(config: Any) -> tuple[int, float]:
     drawn = RenderOutput(
         targets.images, targets.masks, targets.masks, np.zeros(targets.masks.shape[:2])
     )
+
+    # of the loss, the terms that look through networks of their own
+    terms = {name: 1.0 for name in ("lpips", "perceptual") if name in weights}
 
     def perceive(drawn: RenderOutput, networks: Any):
         return weighted_loss(drawn, targets, networks, terms)[0]

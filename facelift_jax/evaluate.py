@@ -42,10 +42,6 @@ RenderFn = Callable[[Gaussians, Cameras], RenderOutput]
 EvalStep = Callable[[Any, Batch], tuple[Gaussians, RenderOutput, dict[str, jax.Array]]]
 VIDEO_FPS = 24
 SECONDS_BETWEEN_REPORTS = 5.0
-# How networks were published, as converted weights do not say; else `DataOptions`' own
-RELEASED: dict[str, dict[str, Any]] = {
-    "gslrm": {"input_size": 512, "target_size": 512, "radius": 2.7, "frame": "world"}
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,7 +309,7 @@ def restore(
     params, config = load_params(checkpoint)
     if "model" not in config:
         raise ValueError(f"{checkpoint}: its metadata do not name a network")
-    section = dict(config.get("data") or RELEASED.get(config["model"]["name"], {}))
+    section = dict(config.get("data", {}))
     if num_inputs is not None:
         section["num_inputs"] = num_inputs
     options = data_options(section, num_held_out_views)

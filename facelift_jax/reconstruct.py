@@ -22,7 +22,10 @@ from absl import logging
 from facelift_jax import atomic, command, evaluate, export
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.sources import FolderSource, Scene, StoredScene, open_source
-from facelift_jax.data.transforms import reconstruction_example
+from facelift_jax.data.transforms import (
+    normalised_from_stored,
+    reconstruction_example,
+)
 from facelift_jax.objectives import reduce_metrics
 from facelift_jax.structs import Batch, Gaussians, RenderOutput
 
@@ -40,6 +43,7 @@ class Reconstruction:
       metrics: per input view, [1 v].
       figures: `inputs/<metric>` of the input views, the number of Gaussians, the share
         that a PLY keeps by opacity, seconds (of a first call: with compilation).
+      world: from the stored world to that of the Gaussians, a similarity [4 4].
     """
 
     gaussians: Gaussians
@@ -47,6 +51,7 @@ class Reconstruction:
     output: RenderOutput
     metrics: dict[str, np.ndarray]
     figures: dict[str, float]
+    world: np.ndarray
 
 
 def reconstruct_scene(
@@ -78,7 +83,8 @@ def reconstruct_scene(
     figures["num_gaussians"] = len(is_seen)
     figures["share_opaque"] = float(np.mean(is_seen))
     figures["seconds"] = seconds
-    return Reconstruction(gaussians, batch, output, metrics, figures)
+    world = normalised_from_stored(scene, options)
+    return Reconstruction(gaussians, batch, output, metrics, figures, world)
 
 
 def write_reconstruction(
@@ -103,6 +109,7 @@ def write_reconstruction(
         logging.info(line)
     content = {"scene": name, "made_by": dict(made_by)}
     content |= {"left_out_of_ply": chosen.describe(), **found.figures}
+    content["normalised_from_stored"] = found.world.tolist()
     strict = {
         key: None if isinstance(x, float) and not np.isfinite(x) else x
         for key, x in content.items()

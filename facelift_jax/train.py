@@ -46,6 +46,7 @@ AT_LEAST_ONE = (
     *(f"run.{x}" for x in ("log_every", "save_every")),
     *(f"eval.{x}" for x in ("every", "num_targets", "turntable_frames")),
 )
+NEEDED = "?"  # of a setting that a recipe leaves to its user
 # a resumed run may judge, save and report at other moments than it was started with
 MAY_CHANGE = (r"eval\..*", r"run\.(log_every|save_every|keep_checkpoints)")
 
@@ -80,6 +81,11 @@ def check_settings(config: Any) -> None:
         section, field = name.split(".")
         if config[section][field] < 1:
             raise ValueError(f"{name}={config[section][field]}: must be at least 1")
+    if config.run.init_from == NEEDED:
+        raise ValueError(
+            "run.init_from: this recipe goes on from trained weights; name their "
+            'checkpoint by --config.run.init_from=DIR, or "" to start from random ones'
+        )
     validate_weights(config.loss.to_dict())
     check_networks(config)
     evaluate.build_model(config.model)

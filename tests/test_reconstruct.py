@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from facelift_jax import command, evaluate, reconstruct
+from facelift_jax.convert import rule_table
 from facelift_jax.data import rodent
 from facelift_jax.data.sources import open_source
 from facelift_jax.geometry.paths import dummy_views
@@ -32,12 +33,13 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """(checkpoint of a small GS-LRM that knows its data, the same without)."""
+    """(checkpoint of a small GS-LRM trained on small pictures, the same converted)."""
     model = get_model("gslrm", "mini", **SIZES)
     params = model.init(jax.random.key(0), dummy_views(1, 2, 16))["params"]
     root = tmp_path_factory.mktemp("weights")
     save_params(root / "run", params, {"model": MODEL, "data": DATA})
-    save_params(root / "converted", params, {"model": MODEL})
+    converted = {"model": MODEL, "data": rule_table("gslrm").DATA}
+    save_params(root / "converted", params, converted)
     return root / "run", root / "converted"
 
 

@@ -55,5 +55,12 @@ def test_the_networks_of_the_loss_count(lpips_folder):
     assert flops - few == pytest.approx(3 * 16 * 40e9, rel=0.05)
 
 
+def test_a_term_that_the_network_cannot_give_is_refused():
+    config = get_config("smoke").unlock()
+    config.loss.points_distance = 0.1
+    with pytest.raises(ValueError, match="points_distance"):
+        cost.step_cost(config)
+
+
 def test_memory_is_at_most_the_machines():
     assert 2**28 < cost.memory_bytes() < 2**45

@@ -226,3 +226,14 @@ def test_bad_settings_say_what_to_change():
         mesh_of.make_mesh(fsdp=1, batch_size=4)
     with pytest.raises(ValueError, match=r"run\.fsdp=3 does not divide the 8 devices"):
         mesh_of.make_mesh(fsdp=3, batch_size=8)
+
+
+@pytest.mark.parametrize("argument", ["pretrain512", "finetune", "smoke,lora"])
+def test_a_recipe_that_goes_on_from_weights_asks_for_them(argument):
+    config = gslrm.get_config(argument).unlock()
+    with pytest.raises(
+        ValueError, match=r"run\.init_from: this recipe goes on from tr"
+    ):
+        train.check_settings(config)
+    config.run.init_from = ""
+    train.check_settings(config)

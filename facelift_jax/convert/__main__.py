@@ -3,7 +3,8 @@
     python -m facelift_jax.convert --model lgm --variant big --src FILE --dst DIR
 
 DIR gets the checkpoint (parameters alone, as step 0) and `conversion.json`: the
-source's name and SHA-256, model, variant, overrides and licence. Where the file holds
+source's name and SHA-256, model, variant, overrides, the pictures and rigs that the
+network was made for, and licence. Where the file holds
 the VGG-19 of GS-LRM's perceptual loss, that goes to `vgg19.safetensors`, which
 `--config.run.vgg19` takes.
 """
@@ -16,7 +17,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from facelift_jax import command
+from facelift_jax import atomic, command
 from facelift_jax.convert import convert_state, rule_table
 from facelift_jax.convert.files import open_tensors
 from facelift_jax.models import DEFAULT_VARIANTS, get_model
@@ -86,6 +87,7 @@ def convert(
             "dtype": "float32",
             "overrides": overrides,
         },
+        "data": dict(rule_table(model).DATA),
         "source": src.name,
         "sha256": digest,
         "licence": rule_table(model).LICENCE,
@@ -93,7 +95,7 @@ def convert(
     save_params(dst, params, note)
     if perceptual:
         save_file(perceptual, dst / PERCEPTUAL)
-    (dst / NOTE).write_text(json.dumps(note, indent=2) + "\n")
+    atomic.write_text(dst / NOTE, json.dumps(note, indent=2) + "\n")
     return note
 
 

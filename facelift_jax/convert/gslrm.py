@@ -7,6 +7,10 @@ LICENCE = (
     "non-commercial research use only, github.com/weijielyu/FaceLift"
 )
 
+# how scenes and pictures are made for the published weights
+DATA = {"num_inputs": 6, "input_size": 512, "target_size": 512}
+DATA |= {"radius": 2.7, "frame": "world"}
+
 # The frozen VGG-19 of the perceptual loss travels in the same dictionary; the group is
 # a tensor's name in the file of its own that the command writes.
 NOT_OURS = r"loss_calculator\.perceptual_loss_module\.net\.(conv\d+\.(?:weight|bias))"

@@ -4,6 +4,10 @@ from facelift_jax.convert.rules import Rule, conv_kernel, dense_kernel
 
 LICENCE = "LGM's code and published weights: MIT licence, github.com/3DTopia/LGM"
 
+# how scenes and pictures are made for the published weights
+DATA = {"num_inputs": 4, "input_size": 256, "target_size": 512}
+DATA |= {"radius": 1.5, "frame": "first_camera"}
+
 NOT_OURS = r"(?!)"  # every tensor is the network's
 
 _NETS = r"unet\.(down|up)_blocks\.(\d+)\.nets\.(\d+)\."

@@ -57,7 +57,7 @@ def select_evaluation_views(
     Raises:
       DataError: as `select_views`, or no view is left to judge from.
     """
-    inputs = _evenly(_input_pool(scene, options), options.num_inputs)
+    inputs = input_positions(scene, options)
     others = np.setdiff1d(np.arange(len(scene.is_input)), inputs)
     if len(others) == 0:
         raise DataError(
@@ -76,8 +76,19 @@ def select_input_views(
     Raises:
       DataError: fewer views than asked for, or a picture cannot be used.
     """
-    inputs = _evenly(_input_pool(scene, options), options.num_inputs)
+    inputs = input_positions(scene, options)
     return _take(scene, inputs, inputs)
+
+
+def input_positions(
+    scene: Scene | StoredScene, options: DataOptions
+) -> Int[np.ndarray, "v"]:
+    """Positions in the scene of the input views that nothing random chooses.
+
+    Raises:
+      DataError: fewer views than asked for.
+    """
+    return _evenly(_input_pool(scene, options), options.num_inputs)
 
 
 def _input_pool(

@@ -6,17 +6,19 @@ Everything random comes from the generator, so an index and a seed reproduce an 
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float
 
 from facelift_jax.data.augment import augment
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.resample import to_views
-from facelift_jax.data.rig import normalize_rig
+from facelift_jax.data.rig import normalize_rig, rig_similarity
 from facelift_jax.data.selection import (
+    input_positions,
     select_evaluation_views,
     select_input_views,
     select_views,
 )
-from facelift_jax.data.sources import Scene, StoredScene
+from facelift_jax.data.sources import Scene, StoredScene, take_cameras
 from facelift_jax.structs import Batch, Views
 
 
@@ -57,6 +59,24 @@ def reconstruction_example(scene: Scene | StoredScene, options: DataOptions) -> 
       DataError: as `training_example`.
     """
     return _plain(scene, *select_input_views(scene, options), options)
+
+
+def normalised_from_stored(
+    scene: Scene | StoredScene, options: DataOptions
+) -> Float[np.ndarray, "4 4"]:
+    """What takes points of a scene's stored world to the world of its example.
+
+    Of `evaluation_example` and `reconstruction_example`; one similarity.
+
+    Raises:
+      DataError: as `training_example`.
+    """
+    cameras = take_cameras(scene.cameras, input_positions(scene, options))
+    where = f"scene {scene.name} ({scene.path})"
+    world = rig_similarity(cameras, options.radius, options.frame, where)
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = world.scale * world.rotation, world.translation
+    return matrix
 
 
 def _plain(

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 from test_convert import KEYS, MICRO, micro_state
 
-from facelift_jax.convert import from_torch
+from facelift_jax.convert import from_torch, lgm
 from facelift_jax.convert.__main__ import main
 from facelift_jax.training.checkpoint import load_params
 
@@ -59,6 +59,7 @@ def test_half_precision_safetensors_become_a_checkpoint(tmp_path, convert):
             "dtype": "float32",
             "overrides": {k: list(v) for k, v in MICRO.items()},
         },
+        "data": lgm.DATA,
         "source": "model_fp16.safetensors",
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "licence": note["licence"],

@@ -8,7 +8,11 @@ import pytest
 from tiny_scenes import points_and_normals
 
 from facelift_jax.data.options import DataOptions
-from facelift_jax.data.transforms import evaluation_example, training_example
+from facelift_jax.data.transforms import (
+    evaluation_example,
+    normalised_from_stored,
+    training_example,
+)
 from facelift_jax.structs import check
 
 SMALL = DataOptions(
@@ -45,6 +49,27 @@ def test_the_ball_is_still_a_ball_after_everything(scene, frame):
     assert np.abs(points - radius.mean() * normals @ turn.T).max() < 2e-2
     if frame == "world":
         np.testing.assert_allclose(turn, np.eye(3), atol=1e-2)
+
+
+@pytest.mark.parametrize("frame", ["first_camera", "world"])
+def test_stored_points_are_taken_to_the_world_of_the_example(scene, frame):
+    """A point of the stored world falls on the same pixels in both."""
+    options = dataclasses.replace(SMALL, frame=frame, target_size=scene.cameras.width)
+    example = evaluation_example(scene, options)
+    matrix = normalised_from_stored(scene, options)
+    turn = matrix[:3, :3] / np.cbrt(np.linalg.det(matrix[:3, :3]))
+    np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-6)
+    point = np.array([0.1, -0.2, 0.15, 1])
+
+    def pixels(cameras, point):
+        local = np.einsum("vij,j->vi", np.float64(cameras.viewmats), point)[:, :3]
+        ray = np.einsum("vij,vj->vi", np.float64(cameras.Ks), local)
+        return ray[:, :2] / ray[:, 2:]
+
+    stored = pixels(scene.cameras, point)
+    found = pixels(example.targets.cameras, matrix @ point)
+    for view in found:
+        assert np.abs(stored - view).max(-1).min() < 1e-3
 
 
 def test_an_example_is_a_batch_without_its_first_axis(scene):
