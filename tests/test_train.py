@@ -231,6 +231,7 @@ def test_bad_settings_say_what_to_change():
 @pytest.mark.parametrize("argument", ["pretrain512", "finetune", "smoke,lora"])
 def test_a_recipe_that_goes_on_from_weights_asks_for_them(argument):
     config = gslrm.get_config(argument).unlock()
+    config.run.batch_size = 8  # the tests have as many devices
     with pytest.raises(
         ValueError, match=r"run\.init_from: this recipe goes on from tr"
     ):
