@@ -57,9 +57,8 @@ def rig_similarity(
     if frame not in RIG_FRAMES:
         raise ValueError(f"frame must be one of {RIG_FRAMES}, found {frame!r}")
     exact = dataclasses.replace(cameras, viewmats=np.float64(cameras.viewmats))
-    axes = exact.viewmats[:, 2, :3]
-    spread = np.linalg.svd(axes, compute_uv=False)[1:2]
-    if len(axes) < 2 or spread[0] < MIN_AXES_SPREAD:
+    axes = np.asarray(exact.viewmats)[:, 2, :3]
+    if are_parallel(axes):
         raise DataError(
             f"{where}: the optical axes of the {len(axes)} input cameras are parallel, "
             "so they have no nearest point; a rig needs two that are not"
@@ -76,6 +75,12 @@ def rig_similarity(
     if frame == "first_camera":
         rotation = np.asarray(first_camera_frame(exact, radius))[:3, :3]
     return Similarity(rotation, -scale * (rotation @ center), scale)
+
+
+def are_parallel(directions: Float[np.ndarray, "n 3"]) -> bool:
+    """Whether lines of these unit directions have no nearest point."""
+    spread = np.linalg.svd(directions, compute_uv=False)[1:2]
+    return len(directions) < 2 or bool(spread[0] < MIN_AXES_SPREAD)
 
 
 def _move_world(scene: Scene, similarity: Similarity) -> Scene:
