@@ -2,7 +2,9 @@
 
 `opencv_cameras.json` (ours): {"depth_unit"?, "frames": [{"file_path", "w", "h", "fx",
 "fy", "cx", "cy", "w2c", "mask_path"?, "depth_path"?, "split"?: "input" | "novel"}]};
-w2c is world to camera with OpenCV axes, lengths are pixels and world units.
+w2c is world to camera with OpenCV axes, lengths are pixels and world units. Beside the
+frames, "recording"? (a name), "time"? (seconds in it) and "split"? ("train" | "val" |
+"test") say where a scene of a video belongs.
 
 `transforms.json` (NeRF): "frames" of "file_path" (with or without its ending),
 "transform_matrix" (camera to world, OpenGL axes), "mask_path"?, "split"?; the camera is
@@ -37,6 +39,7 @@ _PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV")
 # what a camera holds stays finite in float32, its squares in float64
 MAX_NUMBER = 1e30
 _SPLITS = ("input", "novel")
+_PARTS = ("train", "val", "test")
 
 
 class Frame(NamedTuple):
@@ -52,11 +55,23 @@ class Frame(NamedTuple):
     split: str | None
 
 
+class Origin(NamedTuple):
+    """The recording a scene is from, its time in it in seconds, its part of the set."""
+
+    recording: str = ""
+    time: float | None = None
+    part: str | None = None
+
+
+NOWHERE = Origin()
+
+
 class Layout(NamedTuple):
-    """A checked scene folder: its frames, and world units per stored depth step."""
+    """A checked scene folder: frames, world units per stored depth step, origin."""
 
     frames: tuple[Frame, ...]
     depth_unit: float | None
+    origin: Origin
 
 
 def camera_file(folder: Path) -> Path:
@@ -95,9 +110,10 @@ def read_layout(folder: Path, name: str) -> Layout:
     with located(f"scene {name} ({path})"):
         _check_together(frames)
         depth_unit = _depth_unit(document, frames)
+        origin = _origin(document)
     with located(f"scene {name} ({folder})"):
         _refuse_extra_pictures(frames)
-    return Layout(tuple(frames), depth_unit)
+    return Layout(tuple(frames), depth_unit, origin)
 
 
 def _check_picture(frame: Frame) -> None:
@@ -177,6 +193,16 @@ def _depth_unit(document: dict, frames: list[Frame]) -> float | None:
     if unit <= 0:
         raise DataError(f'"depth_unit" must be positive world units, found {unit}')
     return unit
+
+
+def _origin(document: dict) -> Origin:
+    recording, part = document.get("recording", ""), document.get("split")
+    time = None if document.get("time") is None else _number(document, "time")
+    if not isinstance(recording, str):
+        raise DataError(f'"recording" must be a name, found {_shown(recording)}')
+    if part not in (None, *_PARTS):
+        raise DataError(f'"split" must be one of {_PARTS}, found {_shown(part)}')
+    return Origin(recording, time, part)
 
 
 def _refuse_extra_pictures(frames: list[Frame]) -> None:

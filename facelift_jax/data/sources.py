@@ -16,7 +16,14 @@ from absl import logging
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from facelift_jax.data.files import DataError, decode_picture, located
-from facelift_jax.data.layouts import CAMERA_FILES, Frame, camera_file, read_layout
+from facelift_jax.data.layouts import (
+    CAMERA_FILES,
+    NOWHERE,
+    Frame,
+    Origin,
+    camera_file,
+    read_layout,
+)
 from facelift_jax.structs import Cameras
 
 
@@ -65,6 +72,7 @@ class StoredScene:
     path: Path
     frames: tuple[Frame, ...]
     depth_unit: float | None
+    origin: Origin = NOWHERE
     index: int = 0
 
     @functools.cached_property
@@ -165,7 +173,7 @@ class FolderSource:
         folder, name = self.folders[index], self.names[index]
         layout = read_layout(folder, name)
         index = range(len(self))[index]
-        return StoredScene(name, folder, layout.frames, layout.depth_unit, index)
+        return StoredScene(name, folder, *layout, index)
 
     @property
     def digest(self) -> str:

@@ -27,6 +27,13 @@ def no_depth_unit(folder, document):
     write_cameras(folder, document)
 
 
+def scene_says(**changes):
+    def apply(folder, document):
+        write_cameras(folder, document | changes)
+
+    return apply
+
+
 # name -> (what is done to a good scene of 4 views, the line)
 BAD_CAMERAS = {
     "principal point": (
@@ -138,6 +145,18 @@ BAD_CAMERAS = {
     "unknown split": (
         frame_0(split="train"),
         f"{JSON}: \"split\" must be one of ('input', 'novel'), found 'train'",
+    ),
+    "unknown part": (
+        scene_says(split="novel"),
+        f"{FILE}: \"split\" must be one of ('train', 'val', 'test'), found 'novel'",
+    ),
+    "time in words": (
+        scene_says(time="noon"),
+        f"{FILE}: \"time\" must be a finite number, found 'noon'",
+    ),
+    "numbered recording": (
+        scene_says(recording=7),
+        f'{FILE}: "recording" must be a name, found 7',
     ),
     "some splits": (
         without("split"),
