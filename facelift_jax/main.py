@@ -3,18 +3,22 @@
 python -m facelift_jax.main --config configs/lgm.py:demo --workdir runs/demo
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from facelift_jax import command, cost, evaluate
+from facelift_jax import atomic, command, cost, evaluate
 from facelift_jax.data import rodent
 from facelift_jax.data.sources import FolderSource, open_source, split_source
+from facelift_jax.data.verdicts import VERDICTS, require_contract
 from facelift_jax.objectives import asks_for_lpips, load_lpips
 from facelift_jax.train import check_settings, plain, train
+from facelift_jax.training import writer
 from facelift_jax.training.checkpoint import load_params
 
 config_flags.DEFINE_config_file(
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
         else:
             check_settings(config)
             cost.announce(config)
-            evaluation = train(config, workdir, lambda: open_data(config))
+            evaluation = train(config, workdir, lambda: open_checked(config, workdir))
     except (ValueError, OSError, RuntimeError) as error:
         command.fail(NAME, error)
     print(evaluate.table(evaluation))
@@ -61,19 +65,41 @@ def default_workdir() -> str:
     return "-".join(["runs/" + Path(file).stem, *argument.split(",")]).rstrip("-")
 
 
+def data_path(section: Any) -> Path:
+    """Where a config's data are; the rodents' place where it names none."""
+    return Path(section.path or f"data/rodent-{section.size}")
+
+
 def open_data(config: Any) -> tuple[FolderSource, FolderSource]:
     """Scenes to train on and held-out scenes; makes the rodents where they lack."""
     section = config.data
+    path = data_path(section)
     if section.path:
-        source = open_source(section.path)
+        source = open_source(path)
     else:
-        path = Path(f"data/rodent-{section.size}")
         rodent.generate(path, section.num_scenes, section.size)
         source = open_source(path)
         # another recipe may have made more: this one keeps to its own number
         wanted = slice(section.num_scenes)
         source = FolderSource(source.folders[wanted], source.names[wanted])
     return split_source(source, section.num_held_out_scenes)
+
+
+def open_checked(config: Any, workdir: Path) -> tuple[FolderSource, FolderSource]:
+    """`open_data`, if it obeys the data contract; `contract.json` in the run says how.
+
+    Raises:
+      ValueError: it does not; names the first reason and the command that shows all.
+    """
+    train_source, held_out = open_data(config)
+    options = evaluate.data_options(config.data, config.eval.num_targets)
+    path = data_path(config.data)
+    record = require_contract(
+        path, train_source, held_out, options, writer.show_progress
+    )
+    if jax.process_index() == 0:
+        atomic.write_text(workdir / VERDICTS, json.dumps(record, indent=2) + "\n")
+    return train_source, held_out
 
 
 def evaluate_run(config: Any, workdir: Path) -> evaluate.Evaluation:

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from benchmarks import networks, render
 from configs import gslrm
 from configs.lgm import get_config
-from facelift_jax import evaluate, merge, prepare, reconstruct
+from facelift_jax import check_data, evaluate, merge, prepare, reconstruct
 from facelift_jax.convert import __main__ as convert
 from facelift_jax.data.rodent import __main__ as rodent
 from facelift_jax.objectives import validate_weights
@@ -30,6 +30,7 @@ DOCUMENTS = [
 FLAGS = ("config", "workdir", "mode")  # of facelift_jax.main
 RECIPES = {"lgm.py": get_config, "gslrm.py": gslrm.get_config}
 COMMANDS = {
+    "facelift_jax.check_data": check_data.main,
     "facelift_jax.evaluate": evaluate.main,
     "facelift_jax.convert": convert.main,
     "facelift_jax.merge": merge.main,

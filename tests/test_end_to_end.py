@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from facelift_jax.data import rodent
 from facelift_jax.export import read_ply
@@ -219,20 +220,29 @@ def test_a_full_disk_ends_with_one_line_and_loses_nothing(run, rodents, tmp_path
 
 
 @pytest.mark.slow
-def test_a_damaged_scene_stops_training_unless_allowed(rodents, tmp_path):
+def test_bad_scenes_stop_training_unless_allowed(rodents, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(rodents, data)
     picture = data / "scene_000003" / "images" / "cam_002.png"
     picture.write_bytes(picture.read_bytes()[:300])
-    code, _, err = finish(smoke("run", data, cwd=tmp_path))
-    assert code == 2
-    assert re.match(
-        r"main: .*scene_000003.*cam_002\.png\): truncated or damaged", last_line(err)
+    mirrored = data / "scene_000001" / "images" / "cam_002.png"
+    Image.fromarray(np.array(Image.open(mirrored))[:, ::-1]).save(mirrored)
+    allowed = ["--config.data.bad_scenes_allowed=1", "--config.data.breaches_allowed=1"]
+    shows = rf"python -m facelift_jax\.check_data {data} --held-out 2"
+    reasons = (
+        r"scene_000003.*cam_002\.png\): truncated or damaged",
+        f"scene_000001: only .*; the picture of view 2 is mirrored.*{shows}",
     )
-    allowed = "--config.data.bad_scenes_allowed=1"
-    code, _, err = finish(smoke("allowed", data, allowed, cwd=tmp_path))
+    for number, reason in enumerate(reasons):
+        run = smoke(f"run{number}", data, *allowed[:number], cwd=tmp_path)
+        code, _, err = finish(run)
+        assert (code, bool(re.match(f"main: .*{reason}", last_line(err)))) == (2, True)
+    code, _, err = finish(smoke("allowed", data, *allowed, cwd=tmp_path))
     assert code == 0, err
     assert lines_of(tmp_path / "allowed")[-1]["train/bad_scenes"] == 1
+    record = json.loads((tmp_path / "allowed" / "contract.json").read_text())
+    assert "scene_000001" in record["used_all_the_same"]
+    assert "scene_000003" in record["cannot_be_read"]
 
 
 @pytest.mark.slow

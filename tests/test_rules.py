@@ -32,6 +32,8 @@ MAY_IMPORT = {
     "data": LEVEL_1 | {"data"},
     "export": LEVEL_2,
     "pictures": LEVEL_2,
+    "scene_pictures": LEVEL_2,
+    "check_data": LEVEL_2 | {"scene_pictures"},
     "evaluate": LEVEL_2 | {"export", "pictures"},
     "reconstruct": LEVEL_2 | {"export", "pictures", "evaluate"},
     "merge": LEVEL_2,

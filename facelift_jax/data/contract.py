@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from facelift_jax.data.explain import explain
-from facelift_jax.data.files import DataError
+from facelift_jax.data.files import DataError, printable
 from facelift_jax.data.layouts import NOWHERE, Origin
 from facelift_jax.data.silhouettes import (
     LEAST_AGREEMENT,
@@ -83,7 +83,7 @@ class SceneReport:
     """What became of one scene.
 
     Attributes:
-      name: the scene's.
+      name: the scene's, fit to print.
       figures: None where the scene cannot be read.
       problems: what breaks the contract, a line each; without any, the scene is good.
       warnings: what does not, but should be known.
@@ -147,7 +147,7 @@ def check_scene(
         )
     problems = [problem for part in parts for problem in part.problems]
     return SceneReport(
-        scene.name,
+        printable(scene.name),
         figures,
         tuple(problems),
         tuple(warnings),

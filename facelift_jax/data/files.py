@@ -36,8 +36,12 @@ class DataError(ValueError):
     """What is wrong with the data, where, and what to change, in one line."""
 
     def __init__(self, message: str):
-        line = " ".join(message.split())
-        super().__init__("".join(c if c.isprintable() else "?" for c in line))
+        super().__init__(printable(" ".join(message.split())))
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal might obey shown as question marks."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 class PictureHeader(NamedTuple):

@@ -14,11 +14,13 @@ import scipy.ndimage
 import scipy.spatial
 
 from facelift_jax import atomic, prepare
+from facelift_jax.data.contract import check_scene
 from facelift_jax.data.files import DataError
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.preparation import Options, split_by_time
 from facelift_jax.data.rodent import picture
 from facelift_jax.data.sources import open_source, split_source
+from facelift_jax.data.splits import check_together
 from facelift_jax.data.transforms import training_example
 from facelift_jax.geometry.rays import project
 from facelift_jax.structs import Cameras
@@ -125,6 +127,12 @@ def test_the_animal_in_3d_falls_on_every_mask(complete):
             assert near[rows, columns].all()
             shown = np.argwhere(rgba[..., 3] > 127)[:, ::-1] + 0.5
             assert scipy.spatial.KDTree(places).query(shown)[0].max() < 1.3
+
+
+def test_scenes_obey_the_data_contract(complete):
+    reports = [check_scene(s, (1.0, 1.0, 1.0)) for s in open_source(complete[0])]
+    assert [report.problems for report in reports] == [()] * 6
+    assert check_together({"": reports}) == ([], [])
 
 
 def test_the_files_of_a_scene(complete):

@@ -1,0 +1,228 @@
+"""The data contract over a whole set on disk: every core, and nothing asked twice.
+
+What was found is stored in the set, each scene with a digest of its files (names, sizes
+and times of change), and holds as long as those and the background are the same.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import math
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from facelift_jax import atomic
+from facelift_jax.data.contract import Figures, SceneReport, check_scene
+from facelift_jax.data.files import DataError, printable, read_json
+from facelift_jax.data.layouts import Origin
+from facelift_jax.data.options import DataOptions
+from facelift_jax.data.sources import FolderSource
+from facelift_jax.data.splits import HELD_OUT, TRAIN, check_together
+from facelift_jax.data.writing import SECONDS_BETWEEN_REPORTS, duration
+
+VERDICTS = "contract.json"
+VERSION = 1  # of the checks: rises when the same files may get another verdict
+MOST_EXPLAINED = 32  # scenes of which the cause is searched; the others' is the same
+
+
+def check_source(
+    path: Path | str,
+    source: FolderSource,
+    background: tuple[float, float, float],
+    progress: Callable[[str], None],
+) -> list[SceneReport]:
+    """A report of every scene of `source`, opened from `path`, in order.
+
+    `progress` is called with one line of text every few seconds.
+    """
+    file = _verdict_file(Path(path))
+    key = {"version": VERSION, "background": list(background)}
+    stored = _read(file, key)
+    digests = [_digest(folder) for folder in source.folders]
+    reports: dict[int, SceneReport] = {}
+    for i, (name, digest) in enumerate(zip(source.names, digests, strict=True)):
+        if name in stored and stored[name]["digest"] == digest:
+            reports[i] = _report_from(stored[name])
+    missing = [i for i in range(len(source)) if i not in reports]
+    if not missing:
+        return [reports[i] for i in range(len(source))]
+    try:
+        for i, report in _check(source, missing, background, progress):
+            reports[i] = report
+    finally:
+        for i, report in reports.items():
+            entry = dataclasses.asdict(report)
+            stored[source.names[i]] = {**entry, "digest": digests[i]}
+        text = json.dumps({**key, "scenes": stored}, allow_nan=False)
+        try:
+            _write(file, text)
+        except OSError as error:
+            logging.warning(
+                "%s: cannot be written (%s): the set will be checked again each time",
+                file,
+                error.strerror,
+            )
+    return [reports[i] for i in range(len(source))]
+
+
+def require_contract(
+    path: Path,
+    train: FolderSource,
+    held_out: FolderSource,
+    options: DataOptions,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """What a run's record says of its scenes, which are as good as `options` demands.
+
+    Scenes that cannot be read may be left out later, `bad_scenes_allowed` of them;
+    `breaches_allowed` of those that break the contract may be used all the same.
+
+    Raises:
+      DataError: the first reason against the set, and the command that shows all.
+    """
+    groups = {
+        name: check_source(path, source, options.background, progress)
+        for name, source in ((TRAIN, train), (HELD_OUT, held_out))
+    }
+    problems, _ = check_together(groups)
+    bad = [x for reports in groups.values() for x in reports if x.problems]
+    unread = {x.name: x.problems for x in bad if x.figures is None}
+    broken = {x.name: x.problems for x in bad if x.figures is not None}
+    total = len(train) + len(held_out)
+    for found, what, name in (
+        (unread, "cannot be read", "bad_scenes_allowed"),
+        (broken, "break the data contract", "breaches_allowed"),
+    ):
+        if len(found) > getattr(options, name):
+            scene, lines = next(iter(found.items()))
+            problems.append(
+                f"{len(found)} of {total} scenes {what}, {name}="
+                f"{getattr(options, name)}; the first: scene {scene}: {lines[0]}"
+            )
+    if problems:
+        shows = f"python -m facelift_jax.check_data {shlex.quote(str(path))} "
+        shows += f"--held-out {len(held_out)}"
+        if options.background != (1.0, 1.0, 1.0):
+            shows += f" --background {' '.join(map(str, options.background))}"
+        raise DataError(f"{path}: {problems[0]}; this shows all: {shows}")
+    logging.info("%d scenes checked: %d break the data contract", total, len(broken))
+    for scene, lines in broken.items():
+        logging.warning("scene %s is used all the same: %s", scene, lines[0])
+    record = {"data": str(path), "scenes": total, "used_all_the_same": broken}
+    return {**record, "cannot_be_read": unread}
+
+
+def _check(
+    source: FolderSource,
+    indices: list[int],
+    background: tuple[float, float, float],
+    progress: Callable[[str], None],
+) -> Iterator[tuple[int, SceneReport]]:
+    """Scenes as they are found; some of the bad ones once more, with the cause."""
+
+    def check(index: int, is_explained: bool) -> SceneReport:
+        try:
+            return check_scene(source[index], background, is_explained)
+        except DataError as error:
+            return SceneReport(printable(source.names[index]), None, (str(error),))
+
+    # NumPy and the decoders leave the interpreter to other threads
+    pool = ThreadPoolExecutor(os.cpu_count())
+    start = last = time.monotonic()
+    try:
+        bad = []
+        first = pool.map(check, indices, [False] * len(indices))
+        for done, (index, report) in enumerate(zip(indices, first, strict=True), 1):
+            yield index, report
+            if report.figures and not report.figures.agree:
+                bad.append(index)
+            now = time.monotonic()
+            if now - last > SECONDS_BETWEEN_REPORTS:
+                last, rate = now, done / (now - start)
+                progress(
+                    f"check: {done}/{len(indices)} scenes, {rate:.1f} scenes/s, "
+                    f"{duration((len(indices) - done) / rate)} left"
+                )
+        bad = bad[:MOST_EXPLAINED]
+        yield from zip(bad, pool.map(check, bad, [True] * len(bad)), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _verdict_file(path: Path) -> Path:
+    """In the folder of a set; beside the list of one."""
+    if path.is_dir():
+        return path / VERDICTS
+    return path.with_name(f"{path.name}.{VERDICTS}")
+
+
+def _write(file: Path, text: str) -> None:
+    """Writes the file unless its folder is meant for nobody to write to.
+
+    The superuser, as whom containers often run, could.
+    """
+    if not file.parent.stat().st_mode & 0o222:
+        raise PermissionError(errno.EACCES, "its folder is read-only")
+    atomic.write_text(file, text)
+
+
+def _digest(folder: Path) -> str:
+    """Sixteen hex digits of SHA-256 over names, sizes and times of a scene's files."""
+    lines = []
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.startswith(VERDICTS):  # of a set of one scene
+                continue
+            file = os.path.join(parent, name)
+            stat = os.stat(file) if os.path.exists(file) else os.lstat(file)
+            within = os.path.relpath(file, folder)
+            lines.append(f"{within} {stat.st_size} {stat.st_mtime_ns}")
+    text = "\n".join(sorted(lines)).encode(errors="surrogateescape")
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def _read(file: Path, key: dict[str, Any]) -> dict[str, Any]:
+    """The stored scenes by name; {} where there are none of this key."""
+    if not file.is_file():
+        return {}
+    try:
+        document = read_json(file)
+        scenes = document["scenes"]
+        if any(document[name] != value for name, value in key.items()):
+            return {}
+        for entry in scenes.values():
+            _report_from(entry)
+    except (DataError, KeyError, TypeError, AttributeError, ValueError) as error:
+        logging.warning("%s: not a stored verdict (%s): checked again", file, error)
+        return {}
+    return scenes
+
+
+def _report_from(entry: dict[str, Any]) -> SceneReport:
+    """A stored scene; raises where a value is not of its kind."""
+    figures, origin = entry["figures"], Origin(*entry["origin"])
+    for value in [*(figures or {}).values(), origin.time]:
+        math.isfinite(0 if value is None else value)  # a number, or it raises
+    _printable(origin.recording + (origin.part or ""))
+    kinds = ("problems", "warnings", "pictures")
+    lines = {kind: tuple(map(_printable, entry[kind])) for kind in kinds}
+    return SceneReport(
+        name=_printable(entry["name"]),
+        figures=None if figures is None else Figures(**figures),
+        origin=origin,
+        **lines,
+    )
+
+
+def _printable(line: str) -> str:
+    if not str.isprintable(line):
+        raise ValueError("holds what cannot be printed")
+    return line

@@ -1,0 +1,167 @@
+"""The command `check_data`: table, exit code, JSON, pictures, and bad usage."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facelift_jax import check_data, scene_pictures
+from facelift_jax.data import rodent
+from facelift_jax.data.contract import check_scene
+from facelift_jax.data.sources import open_source
+
+ROOT = Path(__file__).parent.parent
+WHITE = (1.0, 1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def rodents(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "rodents"
+    rodent.generate(path, 3, 32, workers=1, views=3)
+    return path
+
+
+@pytest.fixture
+def broken(rodents, tmp_path):
+    """A copy of which scene 1 has one mirrored picture and scene 2 lacks one."""
+    data = tmp_path / "data"
+    shutil.copytree(rodents, data)
+    mirrored = data / "scene_000001" / "images" / "cam_002.png"
+    Image.fromarray(np.array(Image.open(mirrored))[:, ::-1]).save(mirrored)
+    (data / "scene_000002" / "images" / "cam_004.png").unlink()
+    return data
+
+
+def test_our_own_sets_obey_at_every_size(tmp_path):
+    for size in (16, 32, 64):
+        for uneven in (False, True):
+            data = tmp_path / f"{size}-{uneven}"
+            rodent.generate(data, 2, size, workers=1, uneven=uneven)
+            for scene in open_source(data):
+                report = check_scene(scene, WHITE)
+                assert not report.problems, (data, report)
+                assert report.figures.agreement == 1, (data, report)
+
+
+def test_a_good_set_ends_with_0(rodents, capsys):
+    assert check_data.main([str(rodents)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head = "scene views pixels coverage least agreement view in frame centroids"
+    assert lines[0].split() == [*head.split(), "background"]
+    row = lines[1].split()
+    assert row[:5] == ["scene_000000", "9", "32", "x", "32"]
+    assert row[7] == "1.000"
+    assert row[-2:] == ["0.0", "good"]
+    assert lines[-1].startswith("3 scenes, 27 views: all obey the data contract")
+
+
+def test_a_bad_set_ends_with_1_and_says_why(broken, tmp_path, capsys):
+    out, pictures = tmp_path / "out.json", tmp_path / "pictures"
+    arguments = [str(broken), "--json", str(out), "--pictures", str(pictures)]
+    assert check_data.main(arguments) == 1
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    assert [line.split()[-1] for line in lines[1:4]] == ["good", "BAD", "BAD"]
+    line = next(line for line in lines if line.startswith("scene scene_000001: only "))
+    assert line.endswith("; the picture of view 2 is mirrored: mirror it back")
+    missing = broken / "scene_000002" / "images" / "cam_004.png"
+    assert (
+        f"scene scene_000002, view 4 ({missing}): there is no such picture; each "
+        "camera needs its own" in lines
+    )
+    assert lines[-2] == (
+        "3 scenes, 18 views: NOT all obey the data contract (scenes that break it: 1, "
+        "scenes that cannot be read: 1)"
+    )
+    assert (
+        lines[-1] == f"{pictures}: pictures of 2 scenes; 1 cannot be read, so not drawn"
+    )
+    assert sorted(path.name for path in pictures.iterdir()) == [
+        "scene_000000.png",
+        "scene_000001.png",
+    ]
+    content = json.loads(out.read_text())
+    assert content["good"] is False
+    scenes = content["sets"][str(broken)]
+    assert [scene["problems"] == [] for scene in scenes] == [True, False, False]
+    assert scenes[1]["figures"]["agreement"] < 0.97
+    assert scenes[2]["figures"] is None
+
+
+def test_the_sides_of_a_split_are_two_sets_or_the_end_of_one(rodents, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(rodents, data)
+    shutil.copytree(data / "scene_000000", data / "scene_000009")
+    assert check_data.main([str(data), "--held-out", "1"]) == 1
+    line = (
+        "train scene scene_000000 and held-out scene scene_000009 share 9 pictures: "
+        "what is trained on must not judge"
+    )
+    assert line in capsys.readouterr().out.splitlines()
+    assert check_data.main([str(data), "--held-out", "3"]) == 1
+    sides = [tmp_path / "train.txt", tmp_path / "test.txt"]
+    for path, names in zip(sides, (range(2), range(2, 3)), strict=True):
+        path.write_text("".join(f"{rodents}/scene_{i:06}\n" for i in names))
+    assert check_data.main([*map(str, sides), "--pictures", str(tmp_path / "p")]) == 0
+    assert len(list((tmp_path / "p").iterdir())) == 3
+
+
+BAD_USAGE = {
+    "nowhere": "nowhere: there is no such folder or list of scene folders",
+    "DATA --held-out 3": "--held-out 3 of 3 scenes",
+    "DATA LIST --held-out 1": "--held-out splits one set; several are split already",
+    "DATA DATA": "a set is named twice",
+    "DATA --background 1 1 255": "--background (1.0, 1.0, 255.0): RGB in [0, 1]",
+    "DATA --background white": "argument --background: expected 3 arguments; see --h",
+}
+
+
+@pytest.mark.parametrize("usage", BAD_USAGE)
+def test_bad_usage_ends_with_one_line_and_2(usage, rodents, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{rodents}/scene_000000\n")
+    words = {"DATA": str(rodents), "LIST": "list.txt"}
+    arguments = [words.get(word, word) for word in usage.split()]
+    done = subprocess.run(
+        [sys.executable, "-m", "facelift_jax.check_data", *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith(f"check_data: {BAD_USAGE[usage]}")
+    assert not done.stdout
+
+
+def red_share(path):
+    """Share of a picture's coloured pixels that are red."""
+    pixels = np.array(Image.open(path).convert("RGB")).astype(int)
+    pixels = pixels[: len(pixels) // 2]  # above the rig
+    is_red = pixels[..., 0] > pixels[..., 2] + 40
+    is_blue = pixels[..., 2] > pixels[..., 0] + 40
+    return is_red.sum() / (is_red | is_blue).sum()
+
+
+def test_a_picture_shows_what_is_contradicted(rodents, tmp_path):
+    scene = open_source(rodents)[0]
+    scene = scene.take(np.arange(9))
+    good, bad, lost = (tmp_path / f"{name}.png" for name in ("good", "bad", "lost"))
+    scene_pictures.write_scene(good, scene, check_scene(scene, WHITE))
+    assert red_share(good) == 0
+    rgba = scene.rgba.copy()
+    rgba[3] = np.roll(rgba[3], 6, axis=1)
+    other = dataclasses.replace(scene, rgba=rgba)
+    scene_pictures.write_scene(bad, other, check_scene(other, WHITE))
+    assert 0.1 < red_share(bad) < 0.9
+    inverse = np.linalg.inv(scene.cameras.viewmats)
+    cameras = dataclasses.replace(scene.cameras, viewmats=inverse)
+    other = dataclasses.replace(scene, cameras=cameras)
+    scene_pictures.write_scene(lost, other, check_scene(other, WHITE))
+    assert lost.stat().st_size > 10_000
