@@ -12,8 +12,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from facelift_jax.geometry.rays import nearest_point_rays, pixel_directions
 from facelift_jax.models.attention import attend, is_attention
@@ -238,6 +239,14 @@ class Model(nn.Module):
     def freeze_presets(self) -> dict[str, Rules]:
         """What may be frozen, by name."""
         return freeze_presets(self.depth)
+
+    def source_views(self, num_views: int, side: int) -> Int[np.ndarray, "n"]:
+        """The input view that each Gaussian comes from, -1 for learned ones.
+
+        Inputs are of `side` pixels.
+        """
+        views = np.repeat(np.arange(num_views), side**2)
+        return np.concatenate([np.full(self.num_global, -1), views])
 
     @nn.compact
     def __call__(self, inputs: Views) -> tuple[Gaussians, dict[str, Array]]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from facelift_jax.geometry.rays import nearest_point_rays, plucker_rays
 from facelift_jax.models import layers
@@ -274,6 +275,11 @@ class Model(nn.Module):
     def freeze_presets(self) -> dict[str, tuple[tuple[str, float | None], ...]]:
         """What may be frozen, by name."""
         return dict(FREEZE_PRESETS)
+
+    def source_views(self, num_views: int, side: int) -> Int[np.ndarray, "n"]:
+        """The input view that each Gaussian comes from, inputs of `side` pixels."""
+        splat_side = side // self.stride * 2 ** (len(self.up_channels) - 1)
+        return np.repeat(np.arange(num_views), splat_side**2)
 
     @nn.compact
     def __call__(self, inputs: Views) -> tuple[Gaussians, dict[str, Array]]:

@@ -67,6 +67,8 @@ def test_pixel_gaussians_lie_on_their_rays(tiny):
     column, row = order % 16 + 0.5, order // 16 + 0.5
     np.testing.assert_allclose(pixels[..., 0] - column, 0, atol=2e-3)
     np.testing.assert_allclose(pixels[..., 1] - row, 0, atol=2e-3)
+    sources = get_model("gslrm", **TINY).source_views(3, 16)
+    assert sources.tolist() == [-1, -1, *np.repeat([0, 1, 2], 256)]
 
 
 def test_rematerialised_blocks_change_nothing(tiny):

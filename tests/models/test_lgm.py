@@ -65,11 +65,17 @@ def test_a_batch_equals_its_samples(nano):
 
 
 def test_reordered_views_give_reordered_gaussians(nano):
-    _, params, apply = nano
+    model, params, apply = nano
     views, order = random_views(2, 4, 8), np.array([2, 0, 3, 1])
-    raw = apply(params, views)[1]["raw"]
-    reordered = apply(params, select_views(views, np.s_[:, order]))[1]["raw"]
-    np.testing.assert_allclose(raw[:, order], reordered, **REORDERED)
+    gaussians, aux = apply(params, views)
+    others, other_aux = apply(params, select_views(views, np.s_[:, order]))
+    np.testing.assert_allclose(aux["raw"][:, order], other_aux["raw"], **REORDERED)
+    sources = model.source_views(4, 8)
+    assert sources.shape == gaussians.opacities.shape[1:]
+    for view, source in enumerate(order):
+        expected = gaussians.means[:, sources == source]
+        found = others.means[:, sources == view]
+        np.testing.assert_allclose(found, expected, **REORDERED)
 
 
 def test_every_view_sees_every_other(nano):
