@@ -27,6 +27,15 @@ class Similarity(NamedTuple):
     translation: Float[np.ndarray, "3"]
     scale: float
 
+    def apply(self, points: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
+        """Where points of the stored world are in the normalised one."""
+        return self.scale * points @ self.rotation.T + self.translation
+
+    def inverse(self) -> "Similarity":
+        """From normalised to stored world."""
+        rotation, scale = self.rotation.T, 1 / self.scale
+        return Similarity(rotation, -scale * (rotation @ self.translation), scale)
+
 
 def normalize_rig(
     inputs: Scene, targets: Scene, radius: float, frame: str

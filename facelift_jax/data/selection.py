@@ -5,7 +5,7 @@ from jaxtyping import Int
 
 from facelift_jax.data.files import DataError
 from facelift_jax.data.options import DataOptions
-from facelift_jax.data.rig import rig_similarity
+from facelift_jax.data.rig import Similarity, rig_similarity
 from facelift_jax.data.sources import Scene, StoredScene, take_cameras
 
 
@@ -66,6 +66,17 @@ def select_evaluation_views(
         )
     held_out = _evenly(others, min(options.eval_targets, len(others)))
     return _take(scene, inputs, np.concatenate([inputs, held_out]))
+
+
+def evaluation_world(scene: Scene | StoredScene, options: DataOptions) -> Similarity:
+    """From the stored world to that of the scene's evaluation and reconstruction.
+
+    Raises:
+      DataError: as `rig_similarity`, or fewer views than asked for.
+    """
+    where = f"scene {scene.name} ({scene.path})"
+    cameras = take_cameras(scene.cameras, input_positions(scene, options))
+    return rig_similarity(cameras, options.radius, options.frame, where)
 
 
 def select_input_views(

@@ -11,14 +11,14 @@ from jaxtyping import Float
 from facelift_jax.data.augment import augment
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.resample import to_views
-from facelift_jax.data.rig import normalize_rig, rig_similarity
+from facelift_jax.data.rig import normalize_rig
 from facelift_jax.data.selection import (
-    input_positions,
+    evaluation_world,
     select_evaluation_views,
     select_input_views,
     select_views,
 )
-from facelift_jax.data.sources import Scene, StoredScene, take_cameras
+from facelift_jax.data.sources import Scene, StoredScene
 from facelift_jax.structs import Batch, Views
 
 
@@ -71,9 +71,7 @@ def normalised_from_stored(
     Raises:
       DataError: as `training_example`.
     """
-    cameras = take_cameras(scene.cameras, input_positions(scene, options))
-    where = f"scene {scene.name} ({scene.path})"
-    world = rig_similarity(cameras, options.radius, options.frame, where)
+    world = evaluation_world(scene, options)
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = world.scale * world.rotation, world.translation
     return matrix

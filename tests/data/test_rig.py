@@ -55,6 +55,17 @@ def test_a_rig_is_normalised_by_one_similarity(scene, frame):
         )
 
 
+@pytest.mark.parametrize("frame", ["first_camera", "world"])
+def test_a_similarity_moves_points_there_and_back(scene, frame):
+    inputs = scene.take(np.array([4, 1, 6]))
+    similarity = rig_similarity(inputs.cameras, 1.5, frame)
+    moved, _ = normalize_rig(inputs, inputs, 1.5, frame)
+    found = similarity.apply(inputs.cameras.centers)
+    np.testing.assert_allclose(found, moved.cameras.centers, atol=1e-6)
+    back = similarity.inverse().apply(found)
+    np.testing.assert_allclose(back, inputs.cameras.centers, atol=1e-6)
+
+
 def test_the_first_camera_frame_is_the_original_network_s():
     poses = GOLDEN["pose_gl"][[4, 0, 1, 2, 3, 5, 7]]  # all at distance 1.5; 4 first
     expected = GOLDEN["pose_rel"][[4, 0, 1, 2, 3, 5, 7]]

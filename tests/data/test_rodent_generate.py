@@ -10,12 +10,14 @@ import pytest
 from PIL import Image
 
 from facelift_jax.data import writing
+from facelift_jax.data.layouts import OPENCV_FILE
 from facelift_jax.data.rodent import (
     Options,
     dataset,
     generate,
     make_scene,
     posed_mesh,
+    read_parameters,
 )
 from facelift_jax.data.rodent import __main__ as command
 from facelift_jax.data.sources import open_source
@@ -79,9 +81,19 @@ def test_the_layout_on_disk(complete):
     marker = json.loads((complete / "dataset.json").read_text())
     assert marker["scenes"] == SCENES
     assert not list(complete.rglob("*.partial"))
+    assert read_parameters(folder) == document["rodent"]
     vertices, _ = posed_mesh(document["rodent"])
     made = make_scene(1, Options(SIZE, views=1))
     assert vertices.tobytes() == posed_mesh(made.parameters)[0].tobytes()
+
+
+def test_other_scenes_have_no_parameters(tmp_path):
+    assert read_parameters(tmp_path) is None
+    (tmp_path / OPENCV_FILE).write_text('{"frames": [], "rodent": 3}')
+    assert read_parameters(tmp_path) is None
+    (tmp_path / OPENCV_FILE).write_text("{")
+    with pytest.raises(ValueError, match=r"opencv_cameras\.json: not a readable JSON"):
+        read_parameters(tmp_path)
 
 
 def test_the_number_of_workers_changes_no_bit(complete, tmp_path):

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from facelift_jax.data.rodent import Options, make_scene, posed_mesh, sample_parameters
+from facelift_jax.data.rodent import (
+    Options,
+    make_scene,
+    photograph,
+    posed_mesh,
+    sample_parameters,
+)
 from facelift_jax.data.rodent.asset import REGIONS, load_rodent
 from facelift_jax.data.rodent.coat import COATS
 from facelift_jax.data.rodent.picture import srgb_from_linear
@@ -300,3 +306,9 @@ def test_impossible_options_are_refused(change, message):
 def test_foreign_parameters_are_refused(parameters, message):
     with pytest.raises(ValueError, match=message):
         posed_mesh(parameters)
+
+
+def test_a_foreign_coat_is_refused_by_name(scene):
+    parameters = {**scene.parameters, "coat": {"coat": "plaid"}}
+    with pytest.raises(ValueError, match="without a usable pose, coat or light"):
+        photograph(parameters, scene.cameras)

@@ -10,15 +10,19 @@ from facelift_jax.data.rodent.scene import (
     Options,
     RodentScene,
     make_scene,
+    photograph,
     posed_mesh,
     sample_parameters,
 )
+from facelift_jax.data.rodent.write import read_parameters
 
 __all__ = [
     "Options",
     "RodentScene",
     "generate",
     "make_scene",
+    "photograph",
     "posed_mesh",
+    "read_parameters",
     "sample_parameters",
 ]

@@ -127,19 +127,29 @@ def _sample_block(
     hits, directions = cast_through(subject.rays, camera, x, y)
     found = np.flatnonzero(hits.found)
     hits = hits.select(found)
-    surface = surface_at(subject.table, subject.faces, hits)
     # Texture fades at the inner grid's sample size everywhere, so no seam shows.
-    pixel_size = hits.distances / camera.Ks[0, 0]
-    sample_size = pixel_size / np.float32(INNER_GRID * subject.mesh.body_length)
-    fur = strands(surface, subject.coat, sample_size)
-    linear = shade(surface, fur, directions[found], subject.coat, subject.light)
+    sample_size = hits.distances / camera.Ks[0, 0] / np.float32(INNER_GRID)
     samples = np.zeros((len(x), 4), np.float32)
-    samples[found, :3] = srgb_from_linear(linear)
+    samples[found, :3] = colors_at(subject, hits, directions[found], sample_size)
     samples[found, 3] = 1
     sums = samples.reshape(len(rows), grid * grid, 4).sum(1)
     counts = np.maximum(sums[:, 3:], 1)
     whole = np.full_like(counts, grid * grid)
     return sums / np.concatenate([counts, counts, counts, whole], axis=1)
+
+
+def colors_at(
+    subject: Subject,
+    hits: Hits,
+    directions: Float[np.ndarray, "n 3"],
+    sample_size: Float[np.ndarray, "n"],
+) -> Float[np.ndarray, "n 3"]:
+    """sRGB colours at hits seen along `directions`, by samples of a world-unit size."""
+    surface = surface_at(subject.table, subject.faces, hits)
+    size = sample_size / np.float32(subject.mesh.body_length)
+    fur = strands(surface, subject.coat, size)
+    linear = shade(surface, fur, directions, subject.coat, subject.light)
+    return srgb_from_linear(linear)
 
 
 def srgb_from_linear(colour: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:

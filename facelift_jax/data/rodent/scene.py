@@ -1,11 +1,13 @@
 """One scene: an index and options to parameters, then to a mesh and pictures."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from facelift_jax.data.rodent.asset import load_rodent
 from facelift_jax.data.rodent.coat import sample_coat
@@ -121,34 +123,55 @@ def posed_mesh(
     `parameters` is the "rodent" entry of a scene's opencv_cameras.json. The mesh is
     bit-identical to the one that was rendered.
     """
-    found = parameters.get("version")
-    if found != VERSION:
-        raise ValueError(
-            f"rodent parameters of version {found}, expected {VERSION}: this scene was "
-            "made by another version of the generator"
-        )
-    rodent = load_rodent()
-    try:
-        return pose_mesh(rodent, parameters["pose"]).vertices, rodent.faces
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"rodent parameters without a usable pose ({error!r}): pass the whole "
-            '"rodent" entry of opencv_cameras.json'
-        ) from error
+    with _checked(parameters):
+        return pose_mesh(
+            load_rodent(), parameters["pose"]
+        ).vertices, load_rodent().faces
+
+
+def photograph(
+    parameters: dict[str, Any], cameras: Cameras
+) -> tuple[UInt8[np.ndarray, "v h w 4"], Float[np.ndarray, "v h w"]]:
+    """RGBA and camera-z depth of a scene's animal from any world-frame cameras [v].
+
+    As `picture.take_picture`; `parameters` as in `posed_mesh`. The animal must lie in
+    front of every camera.
+    """
+    with _checked(parameters):
+        mesh = pose_mesh(load_rodent(), parameters["pose"])
+        subject = prepare(mesh, parameters["coat"], parameters["light"])
+        pictures = [
+            take_picture(subject, Cameras(viewmat, K, cameras.width, cameras.height))
+            for viewmat, K in zip(cameras.viewmats, cameras.Ks, strict=True)
+        ]
+    rgba, depths = (np.stack(arrays) for arrays in zip(*pictures, strict=True))
+    return rgba, depths
 
 
 def make_scene(index: int, options: Options) -> RodentScene:
     """Poses, lights and photographs the animal of one index."""
     parameters = sample_parameters(index, options)
     cameras, is_input = sample_cameras(index, options)
-    mesh = pose_mesh(load_rodent(), parameters["pose"])
-    subject = prepare(mesh, parameters["coat"], parameters["light"])
-    pictures = [
-        take_picture(subject, Cameras(viewmat, K, cameras.width, cameras.height))
-        for viewmat, K in zip(cameras.viewmats, cameras.Ks, strict=True)
-    ]
-    rgba, depths = (np.stack(arrays) for arrays in zip(*pictures, strict=True))
+    rgba, depths = photograph(parameters, cameras)
     return RodentScene(scene_name(index), parameters, rgba, depths, cameras, is_input)
+
+
+@contextlib.contextmanager
+def _checked(parameters: dict[str, Any]) -> Iterator[None]:
+    """One-line errors for parameters of another version, or that are none."""
+    found = parameters.get("version")
+    if found != VERSION:
+        raise ValueError(
+            f"rodent parameters of version {found}, expected {VERSION}: this scene was "
+            "made by another version of the generator"
+        )
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"rodent parameters without a usable pose, coat or light ({error!r}): pass "
+            'the whole "rodent" entry of opencv_cameras.json'
+        ) from error
 
 
 def _stream(index: int, options: Options, purpose: int) -> np.random.Generator:

@@ -2,9 +2,11 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from facelift_jax.data.files import located, read_json
 from facelift_jax.data.layouts import OPENCV_FILE
 from facelift_jax.data.rodent.scene import RodentScene
 from facelift_jax.data.writing import camera_entry, write_json, write_picture
@@ -39,6 +41,20 @@ def write_scene(folder: Path, scene: RodentScene) -> None:
         "rodent": scene.parameters,
     }
     write_json(folder / OPENCV_FILE, document)
+
+
+def read_parameters(folder: Path) -> dict[str, Any] | None:
+    """The parameters stored with a scene; None where it is no rodent of ours.
+
+    Raises:
+      DataError: the camera file is not readable; one line that names it.
+    """
+    path = folder / OPENCV_FILE
+    if not path.is_file():
+        return None
+    with located(str(path)):
+        parameters = read_json(path).get("rodent")
+    return parameters if isinstance(parameters, dict) else None
 
 
 def view_paths(view: int) -> tuple[str, str]:
