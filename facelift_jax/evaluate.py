@@ -1,96 +1,55 @@
 """Judging a network from cameras it never saw; in the training loop or as a command.
 
     python -m facelift_jax.evaluate --checkpoint runs/x DATA --out figures
+    python -m facelift_jax.evaluate --baseline hull DATA --out figures
 
 Figures of input views and of held-out views have different names, always.
 """
 
+import collections
 import dataclasses
-import functools
 import hashlib
-import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from absl import logging
 
-from facelift_jax import atomic, command, export, pictures
+from facelift_jax import command
 from facelift_jax.data.layouts import camera_file
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.pipeline import Source, evaluation_batches
 from facelift_jax.data.sources import FolderSource, open_source
-from facelift_jax.geometry.paths import turntable_cameras
-from facelift_jax.models import get_model
-from facelift_jax.objectives import (
-    METRICS,
-    load_lpips,
-    object_radius,
-    reduce_metrics,
-    view_metrics,
+from facelift_jax.judge import (
+    EvalStep,
+    RenderFn,
+    ShapeStep,
+    Turntable,
+    make_eval_step,
+    make_hull_step,
+    make_renderer,
+    make_shape_step,
+    make_turntable,
+    scene_row,
 )
-from facelift_jax.render import RenderConfig, render
-from facelift_jax.structs import Batch, Cameras, Gaussians, RenderOutput
+from facelift_jax.models import get_model
+from facelift_jax.objectives import by_angle, load_lpips, summarize_scenes
+from facelift_jax.results import (
+    Evaluation,
+    table,
+    write_figures,
+    write_scene,
+    write_sheets,
+)
+from facelift_jax.structs import RenderOutput
 from facelift_jax.training import writer
 from facelift_jax.training.checkpoint import load_params
 
-RenderFn = Callable[[Gaussians, Cameras], RenderOutput]
-EvalStep = Callable[[Any, Batch], tuple[Gaussians, RenderOutput, dict[str, jax.Array]]]
-VIDEO_FPS = 24
 SECONDS_BETWEEN_REPORTS = 5.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found.
-
-    Attributes:
-      figures: `inputs/<metric>`, `held_out/<metric>` and `gap`: means over views, then
-        over scenes.
-      undefined: per figure, the number of views it leaves out as undefined there.
-      scenes: one dictionary a scene: its name and its own figures.
-      gaussians: of the first scene, [n].
-      inputs: cameras [v] the first scene's Gaussians come from.
-    """
-
-    figures: dict[str, float]
-    undefined: dict[str, int]
-    scenes: list[dict[str, Any]]
-    gaussians: Gaussians
-    inputs: Cameras
-
-
-def make_renderer(
-    background: tuple[float, ...], antialiased: bool = False, backend: str = ""
-) -> RenderFn:
-    """`render` on one background; `backend` "" lets the renderer choose."""
-    return functools.partial(
-        render,
-        background=np.asarray(background, np.float32),
-        config=RenderConfig(antialiased=antialiased),
-        backend=backend or None,
-    )
-
-
-def make_eval_step(model: Any, render_fn: RenderFn, lpips: Any = None) -> EvalStep:
-    """Jitted (params, batch) -> (gaussians, rendered targets, metrics [b t]).
-
-    LPIPS is among the metrics where its parameters `lpips` are given.
-    """
-
-    @jax.jit
-    def eval_step(lpips: Any, params: Any, batch: Batch):
-        gaussians, _ = model.apply({"params": params}, batch.inputs)
-        output = render_fn(gaussians, batch.targets.cameras)
-        radius = object_radius(batch.targets)
-        metrics = view_metrics(output, batch.targets, radius, lpips)
-        return gaussians, output, metrics
-
-    return functools.partial(eval_step, jax.device_put(lpips))
+NUM_SHAPE_SCENES = 4  # that also get the figures which cost as much as all others
 
 
 def evaluate(
@@ -100,31 +59,40 @@ def evaluate(
     options: DataOptions,
     num_picture_scenes: int = 0,
     picture_dir: Path | None = None,
+    shape_step: ShapeStep | None = None,
 ) -> Evaluation:
     """Figures of every scene of a source, from its inputs and from held-out cameras.
 
-    The first `num_picture_scenes` scenes get sheets in `picture_dir`.
+    The first `num_picture_scenes` scenes get sheets in `picture_dir`. With a
+    `shape_step` the first `NUM_SHAPE_SCENES` scenes get its figures as well.
 
     Raises:
-      ValueError: the renderer dropped list entries (an explicit cap), or scenes differ
-        in their number of held-out views.
+      ValueError: the renderer dropped list entries (an explicit cap).
     """
-    rows, per_view, first = [], [], None
+    rows, scenes, first = [], [], None
+    undefined: collections.Counter[str] = collections.Counter()
     start = shown = time.monotonic()
     for index, batch in enumerate(evaluation_batches(source, options, batch_size=1)):
-        name = source[int(batch.scene_id[0])].name
-        gaussians, output, metrics = jax.device_get(eval_step(params, batch))
-        dropped = int(output.dropped.sum())
-        if dropped:
-            raise ValueError(
-                f"scene {name}: the renderer dropped {dropped} list entries, so its "
-                "pictures are not the network's; raise or remove max_entries"
-            )
-        figures, _ = reduce_metrics(metrics, options.num_inputs)
-        rows.append({"scene": name, **figures})
-        per_view.append(metrics)
+        scene = source[int(batch.scene_id[0])]
+        gaussians, found = jax.device_get(eval_step(params, batch))
+        refuse_dropped(scene.name, found.output)
+        row, left_out = scene_row(found, options.num_inputs)
+        gaussians, inputs = jax.tree.map(
+            lambda x: x[0], (gaussians, batch.inputs.cameras)
+        )
+        if shape_step is not None and index < NUM_SHAPE_SCENES:
+            radius = float(found.radius[0])
+            row |= shape_step(gaussians, batch, scene, options, radius)
+        undefined.update(left_out)
+        held_out = slice(options.num_inputs, None)
+        angles, psnr_fg = found.angles[0, held_out], found.views["psnr_fg"][0, held_out]
+        rows.append(row)
+        views = {"angle": angles.tolist(), "psnr_fg": psnr_fg.tolist()}
+        scenes.append({"scene": scene.name, **row, "held_out_views": views})
         if picture_dir is not None and index < num_picture_scenes:
-            write_sheets(picture_dir, name, batch, output, metrics)
+            write_sheets(
+                picture_dir, scene.name, batch, found.output, found.views["psnr_fg"]
+            )
         now, done = time.monotonic(), index + 1
         if now - shown > SECONDS_BETWEEN_REPORTS:
             shown, left = now, (now - start) / done * (len(source) - done)
@@ -132,108 +100,48 @@ def evaluate(
                 f"judged {done}/{len(source)} scenes  "
                 f"{writer.format_seconds(left)} left"
             )
-        if first is None:
-            first = jax.tree.map(lambda x: x[0], (gaussians, batch.inputs.cameras))
+        first = first or (gaussians, inputs)
     assert first is not None, "a source holds at least one scene"
-    counts = sorted({len(metrics["psnr_fg"][0]) for metrics in per_view})
-    if len(counts) > 1:
+    views = [scene["held_out_views"] for scene in scenes]
+    classes = by_angle(*([view[key] for view in views] for key in ("angle", "psnr_fg")))
+    return Evaluation(*summarize_scenes(rows), dict(undefined), classes, scenes, *first)
+
+
+def refuse_dropped(name: str, output: RenderOutput) -> None:
+    """Refuses pictures that are not all of a scene's Gaussians."""
+    dropped = int(output.dropped.sum())
+    if dropped:
         raise ValueError(
-            f"scenes are judged from {counts} views; set eval_targets so that all have "
-            "the same number"
+            f"scene {name}: the renderer dropped {dropped} list entries, so its "
+            "pictures are not the network's; raise or remove max_entries"
         )
-    names = [name for name in METRICS if name in per_view[0]]
-    together = {name: np.concatenate([m[name] for m in per_view]) for name in names}
-    figures, undefined = reduce_metrics(together, options.num_inputs)
-    return Evaluation(figures, undefined, rows, *first)
 
 
-def write_sheets(
+def finish(
     directory: Path,
-    name: str,
-    batch: Batch,
-    output: RenderOutput,
-    metrics: Mapping[str, np.ndarray],
-) -> None:
-    """Inputs, GT | prediction pairs and maps of the one scene in a batch, as PNG."""
-    directory.mkdir(parents=True, exist_ok=True)
-    inputs, targets, output = jax.tree.map(
-        lambda x: np.asarray(x)[0], (batch.inputs, batch.targets, output)
-    )
-    num_inputs = len(inputs.images)
-    labels = pictures.view_labels(targets.cameras)
-    sheets = {
-        "inputs": pictures.inputs_strip(
-            inputs.images, labels[:num_inputs], f"{name}   what the network is given"
-        ),
-        "sheet": pictures.supervision_sheet(
-            targets.images,
-            output.colors,
-            num_inputs,
-            labels,
-            metrics["psnr_fg"][0],
-            name,
-        ),
-        "maps": pictures.map_sheet(targets, output, num_inputs, labels, name),
-    }
-    for kind, sheet in sheets.items():
-        pictures.write_png(directory / f"{name}_{kind}.png", sheet)
-
-
-def write_scene(
-    directory: Path,
-    gaussians: Gaussians,
-    inputs: Cameras,
+    evaluation: Evaluation,
     render_fn: RenderFn,
-    num_frames: int,
-    chosen: export.Filter = export.FILTERS["opacity"],
-    layout: str = "lgm",
-) -> list[str]:
-    """Gaussians [n] as `scene.ply` and, all of them, as `turntable.mp4`.
+    turn: Turntable,
+    source: Source,
+    options: DataOptions,
+    is_hull: bool = False,
+) -> Evaluation:
+    """Sets the visual hull beside an evaluation of the same source and writes it down.
 
-    `inputs` are the cameras [v] they come from, `chosen` and `layout` as in
-    `export.write_ply`. Returns one line about each file.
+    `is_hull`: the evaluation is the hull's. Writes scene.ply and turntable.mp4 of the
+    first scene and, last, figures.json.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    ply, video = directory / "scene.ply", directory / "turntable.mp4"
-    written, pruned = export.write_ply(ply, gaussians, chosen, layout)
-    size = max(128, inputs.width)
-    cameras = turntable_cameras(inputs, num_frames, size)
-    frames = export.turntable_frames(jax.jit(render_fn), gaussians, cameras)
-    pictures.write_video(video, frames, VIDEO_FPS)
-    return [
-        f"{ply}: layout {layout}, {written:,} Gaussians ({pruned:,} left out: "
-        f"{chosen.describe()})",
-        f"{video}: {num_frames} frames of {size} px",
-    ]
-
-
-def table(evaluation: Evaluation) -> str:
-    """Input views beside held-out views, and what is undefined, as text."""
-    figures = evaluation.figures
-    lines = [f"{'':<16}  {'input views':>12}  {'held-out views':>14}"]
-    for metric in (name for name in METRICS if f"inputs/{name}" in figures):
-        pair = [figures[f"{side}/{metric}"] for side in ("inputs", "held_out")]
-        lines.append(f"{metric:<16}  {pair[0]:>12.4f}  {pair[1]:>14.4f}")
-    lines.append(f"{'gap (psnr_fg)':<16}  {figures['gap']:>12.4f}")
-    left_out = {name: n for name, n in evaluation.undefined.items() if n}
-    if left_out:
-        counts = ", ".join(f"{name} {n}" for name, n in left_out.items())
-        lines.append(f"views left out where a figure is undefined: {counts}")
-    lines.append(f"means over views, then over {len(evaluation.scenes)} scenes")
-    return "\n".join(lines)
-
-
-def write_figures(path: Path, evaluation: Evaluation) -> None:
-    """Figures of the set and of each scene as strict JSON (undefined ones null)."""
-    content = {
-        "figures": evaluation.figures,
-        "undefined_views": evaluation.undefined,
-        "scenes": evaluation.scenes,
-    }
-    strict = jax.tree.map(
-        lambda x: None if isinstance(x, float) and not np.isfinite(x) else x, content
-    )
-    atomic.write_text(path, json.dumps(strict, indent=2, allow_nan=False) + "\n")
+    hull = evaluation
+    if not is_hull:
+        shape_step = make_shape_step(render_fn, None)
+        step = make_hull_step(render_fn)
+        hull = evaluate(step, None, source, options, shape_step=shape_step)
+    frames, _ = turn(evaluation.gaussians, evaluation.inputs)
+    for line in write_scene(directory, evaluation.gaussians, frames):
+        logging.info(line)
+    evaluation = dataclasses.replace(evaluation, hull=hull)
+    write_figures(directory / "figures.json", evaluation)
+    return evaluation
 
 
 def build_model(section: Mapping[str, Any]) -> Any:
@@ -318,16 +226,30 @@ def restore(
     return Restored(params, model, options, render_fn, trained_on)
 
 
+def baseline_options(
+    source: FolderSource, num_held_out_views: int, num_inputs: int | None
+) -> DataOptions:
+    """Options for judging without a network: the scenes' own size and input views."""
+    scene = source[0]
+    side = min(scene.cameras.width, scene.cameras.height)
+    section = {"input_size": side, "target_size": side}
+    if scene.is_input.any():
+        section["num_inputs"] = int(scene.is_input.sum())
+    if num_inputs is not None:
+        section["num_inputs"] = num_inputs
+    return data_options(section, num_held_out_views)
+
+
 def report(
     directory: Path,
-    model: Any,
+    eval_step: EvalStep,
     params: Any,
     source: Source,
     options: DataOptions,
     render_fn: RenderFn,
     num_picture_scenes: int,
-    turntable_frames: int,
-    lpips: Any = None,
+    num_frames: int,
+    is_hull: bool = False,
 ) -> Evaluation:
     """Evaluates and writes sheets, figures.json, scene.ply and turntable.mp4."""
     is_ours = (directory / "figures.json").is_file()
@@ -336,54 +258,87 @@ def report(
             f"{directory}: not empty and no evaluation of ours; choose another folder"
         )
     directory.mkdir(parents=True, exist_ok=True)
-    eval_step = make_eval_step(model, render_fn, lpips)
-    sheets = directory / "pictures"
+    turn = make_turntable(render_fn, num_frames)
     evaluation = evaluate(
-        eval_step, params, source, options, num_picture_scenes, sheets
+        eval_step,
+        params,
+        source,
+        options,
+        num_picture_scenes,
+        directory / "pictures",
+        make_shape_step(render_fn, turn),
     )
-    write_figures(directory / "figures.json", evaluation)
-    scene = (evaluation.gaussians, evaluation.inputs)
-    for line in write_scene(directory, *scene, render_fn, turntable_frames):
-        logging.info(line)
-    return evaluation
+    return finish(directory, evaluation, render_fn, turn, source, options, is_hull)
 
 
-def main(arguments: list[str]) -> None:
-    """The command: any checkpoint, any data set."""
+def parse(arguments: list[str]) -> Any:
+    """Flags of the command."""
     parser = command.Parser(
         prog="python -m facelift_jax.evaluate",
-        description="Held-out figures, sheets, PLY and turntable of a checkpoint.",
+        description="Held-out figures, sheets, PLY and turntable of a checkpoint, or "
+        "of the visual hull.",
     )
-    parser.add_argument("data", help="folder or list of scenes, none trained on")
-    parser.add_argument(
-        "--checkpoint", required=True, help="run directory or converted weights"
+    add = parser.add_argument
+    add("data", help="folder or list of scenes, none trained on")
+    add("--checkpoint", help="run directory or converted weights")
+    add(
+        "--baseline",
+        choices=["hull"],
+        help="judge the visual hull of the inputs instead of a network; with a "
+        "checkpoint, of the pictures that its network is given",
     )
-    parser.add_argument("--out", default="evaluation", help="output folder")
-    parser.add_argument("--inputs", type=int, metavar="N", help="views given")
-    parser.add_argument("--held-out-views", type=int, default=12, metavar="N")
-    parser.add_argument("--picture-scenes", type=int, default=4, metavar="N")
-    parser.add_argument("--turntable-frames", type=int, default=120, metavar="N")
-    parser.add_argument(
+    add("--out", default="evaluation", help="output folder")
+    add("--inputs", type=int, metavar="N", help="views given")
+    add("--held-out-views", type=int, default=12, metavar="N")
+    add("--picture-scenes", type=int, default=4, metavar="N")
+    add(
+        "--turntable-frames",
+        type=int,
+        default=120,
+        metavar="N",
+        help=f"of the video, and of the figures that {NUM_SHAPE_SCENES} scenes get",
+    )
+    add(
         "--lpips",
         nargs="?",
         const="",
         metavar="FOLDER",
         help="LPIPS too, by the weight files there; without FOLDER, of the hub's cache",
     )
-    flags = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> None:
+    """The command: any checkpoint, or the visual hull, and any data set."""
+    flags = parse(arguments)
     command.log_own_lines()
+    if not (flags.checkpoint or flags.baseline):
+        raise ValueError("give --checkpoint, or --baseline hull to judge that alone")
+    if flags.turntable_frames < 1:
+        raise ValueError(f"--turntable-frames {flags.turntable_frames}: at least 1")
     lpips = None if flags.lpips is None else load_lpips(flags.lpips)
-    restored = restore(flags.checkpoint, flags.held_out_views, flags.inputs)
+    source, params = open_source(flags.data), None
+    if flags.checkpoint:
+        restored = restore(flags.checkpoint, flags.held_out_views, flags.inputs)
+        source = leave_out_trained(source, restored.trained_on)
+        options, render_fn = restored.options, restored.render_fn
+        step = make_eval_step(restored.model, render_fn, lpips)
+        params = restored.params
+    else:
+        options = baseline_options(source, flags.held_out_views, flags.inputs)
+        render_fn = make_renderer(options.background)
+    if flags.baseline:
+        step = make_hull_step(render_fn, lpips)
     evaluation = report(
         Path(flags.out),
-        restored.model,
-        restored.params,
-        leave_out_trained(open_source(flags.data), restored.trained_on),
-        restored.options,
-        restored.render_fn,
+        step,
+        params,
+        source,
+        options,
+        render_fn,
         flags.picture_scenes,
         flags.turntable_frames,
-        lpips,
+        is_hull=bool(flags.baseline),
     )
     print(table(evaluation))
     print(f"{flags.out}: figures.json, pictures, scene.ply, turntable.mp4")

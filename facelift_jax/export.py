@@ -1,4 +1,4 @@
-"""Gaussians to 3DGS PLY files and back, and frames of a turntable."""
+"""Gaussians to 3DGS PLY files and back, and to pictures from a path of cameras."""
 
 import dataclasses
 import io
@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import plyfile
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 
 from facelift_jax import atomic
 from facelift_jax.numerics import SH_C0
@@ -18,7 +19,7 @@ MIN_OPACITY = 0.005  # Gaussians below it are left out of files (LGM)
 OPACITY_CLAMP = 1e-6  # the logit is taken of opacities in [1e-6, 1 - 1e-6] (LGM)
 SCALE_FLOOR = 1e-8  # added before the logarithm (LGM)
 MAX_HEADER_BYTES = 1 << 16
-TURNTABLE_CHUNK = 8  # frames rendered per call
+PATH_CHUNK = 8  # frames rendered per call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,40 +201,34 @@ def read_ply(path: str | Path) -> Gaussians:
     return gaussians
 
 
-def turntable_frames(
+def render_path(
     render_fn: Callable[[Gaussians, Cameras], RenderOutput],
     gaussians: Gaussians,
     cameras: Cameras,
-) -> UInt8[np.ndarray, "f h w 3"]:
-    """Frames of Gaussians [n] from cameras [f], `TURNTABLE_CHUNK` frames a call.
+) -> RenderOutput:
+    """Frames [f] of Gaussians [n] from cameras [f], NumPy, `PATH_CHUNK` a call.
 
-    `render_fn(gaussians, cameras)` renders a chunk; every call has the same shapes, so
-    a jitted one compiles once.
+    Every call has the same shapes, so a jitted `render_fn` compiles once.
 
     Raises:
       ValueError: the renderer dropped something.
     """
     num_frames = len(cameras.viewmats)
-    chunk = min(TURNTABLE_CHUNK, num_frames)
-    frames = []
+    chunk = min(PATH_CHUNK, num_frames)
+    chunks = []
     for start in range(0, num_frames, chunk):
         index = np.minimum(np.arange(start, start + chunk), num_frames - 1)
-        part = Cameras(
-            np.asarray(cameras.viewmats)[index],
-            np.asarray(cameras.Ks)[index],
-            cameras.width,
-            cameras.height,
-        )
-        output = render_fn(gaussians, part)
-        dropped = int(np.asarray(output.dropped).sum())
+        part = jax.tree.map(lambda x, index=index: np.asarray(x)[index], cameras)
+        output = jax.device_get(render_fn(gaussians, part))
+        dropped = int(output.dropped.sum())
         if dropped:
             raise ValueError(
-                f"turntable: the renderer dropped {dropped} entries in frames {start} "
+                f"path: the renderer dropped {dropped} entries in frames {start} "
                 f"to {index[-1]}; leave RenderConfig.max_entries at None"
             )
-        colors = np.asarray(output.colors)[: num_frames - start]
-        frames.append(np.rint(np.clip(colors, 0, 1) * 255).astype(np.uint8))
-    return np.concatenate(frames)
+        left = num_frames - start
+        chunks.append(jax.tree.map(lambda x, left=left: x[:left], output))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
 
 
 def _rest_names(count: int) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from facelift_jax.data import rodent
 from facelift_jax.data.sources import FolderSource, open_source, split_source
 from facelift_jax.data.verdicts import VERDICTS, require_contract
 from facelift_jax.objectives import asks_for_lpips, load_lpips
+from facelift_jax.results import Evaluation, table
 from facelift_jax.train import check_settings, plain, train
 from facelift_jax.training import writer
 from facelift_jax.training.checkpoint import load_params
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
             evaluation = train(config, workdir, lambda: open_checked(config, workdir))
     except (ValueError, OSError, RuntimeError) as error:
         command.fail(NAME, error)
-    print(evaluate.table(evaluation))
+    print(table(evaluation))
     print(
         f"{workdir}: config, metrics, checkpoints, pictures, scene.ply, turntable.mp4"
     )
@@ -102,7 +103,7 @@ def open_checked(config: Any, workdir: Path) -> tuple[FolderSource, FolderSource
     return train_source, held_out
 
 
-def evaluate_run(config: Any, workdir: Path) -> evaluate.Evaluation:
+def evaluate_run(config: Any, workdir: Path) -> Evaluation:
     """Judges the run's last checkpoint on the config's held-out scenes.
 
     Raises:
@@ -124,16 +125,17 @@ def evaluate_run(config: Any, workdir: Path) -> evaluate.Evaluation:
         )
     _, held_out = open_data(config)
     options = evaluate.data_options(config.data, config.eval.num_targets)
+    render_fn = evaluate.make_renderer(options.background, **config.render)
+    model = evaluate.build_model(config.model)
     return evaluate.report(
         workdir / "evaluation",
-        evaluate.build_model(config.model),
+        evaluate.make_eval_step(model, render_fn, lpips),
         params,
         evaluate.leave_out_trained(held_out, stored["trained_on"]),
         options,
-        evaluate.make_renderer(options.background, **config.render),
+        render_fn,
         config.eval.num_picture_scenes,
         config.eval.turntable_frames,
-        lpips,
     )
 
 

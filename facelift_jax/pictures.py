@@ -49,7 +49,7 @@ def supervision_sheet(
     """
     groups = _by_side(
         [
-            (_caption(label, decibel), _row([_to_uint8(target), _to_uint8(prediction)]))
+            (_caption(label, decibel), _row([to_uint8(target), to_uint8(prediction)]))
             for label, decibel, target, prediction in zip(
                 labels, np.asarray(psnr_fg).tolist(), targets, predictions, strict=True
             )
@@ -64,7 +64,7 @@ def inputs_strip(
 ) -> UInt8[np.ndarray, "y x 3"]:
     """The pictures that the network is given."""
     cells = [
-        (label, _row([_to_uint8(i)])) for label, i in zip(labels, images, strict=True)
+        (label, _row([to_uint8(i)])) for label, i in zip(labels, images, strict=True)
     ]
     return _sheet(title, [("", cells)])
 
@@ -83,10 +83,10 @@ def map_sheet(
     """
     low, high = depth_range(targets, render)
     columns = {
-        "ground truth": _to_uint8(targets.images),
-        "prediction": _to_uint8(render.colors),
+        "ground truth": to_uint8(targets.images),
+        "prediction": to_uint8(render.colors),
         "error": error_map(targets.images, render.colors),
-        "opacity": np.repeat(_to_uint8(render.alphas), 3, axis=-1),
+        "opacity": np.repeat(to_uint8(render.alphas), 3, axis=-1),
     }
     if targets.depths is not None:
         is_known = (np.asarray(targets.depths) > 0) & (np.asarray(targets.masks) > 0.5)
@@ -365,5 +365,6 @@ def _colored(values: Float[np.ndarray, "*b"], colors: str) -> UInt8[np.ndarray, 
     return matplotlib.colormaps[colors](np.clip(values, 0, 1), bytes=True)[..., :3]
 
 
-def _to_uint8(values: Float[Array, "..."]) -> UInt8[np.ndarray, "..."]:
+def to_uint8(values: Float[Array, "..."]) -> UInt8[np.ndarray, "..."]:
+    """[0, 1] to 0 .. 255, clipped."""
     return np.rint(np.clip(np.asarray(values), 0, 1) * 255).astype(np.uint8)

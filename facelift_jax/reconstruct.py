@@ -26,7 +26,20 @@ from facelift_jax.data.transforms import (
     normalised_from_stored,
     reconstruction_example,
 )
-from facelift_jax.objectives import reduce_metrics
+from facelift_jax.judge import (
+    EvalStep,
+    Turntable,
+    make_eval_step,
+    make_turntable,
+    scene_row,
+)
+from facelift_jax.objectives import (
+    HEALTH_DEFINITIONS,
+    OWN_VIEW_DEFINITIONS,
+    TURNTABLE_DEFINITIONS,
+    turntable_metrics,
+)
+from facelift_jax.results import write_scene, write_sheets
 from facelift_jax.structs import Batch, Gaussians, RenderOutput
 
 FIGURES = "figures.json"  # written last: a scene that has it is complete
@@ -41,8 +54,10 @@ class Reconstruction:
       batch: what it was given, and the same views as targets, over [1 v].
       output: the Gaussians rendered from its input cameras, over [1 v].
       metrics: per input view, [1 v].
-      figures: `inputs/<metric>` of the input views, the number of Gaussians, the share
-        that a PLY keeps by opacity, seconds (of a first call: with compilation).
+      radius: of the object, world units.
+      figures: `inputs/<metric>` of the input views, `health/...` of the Gaussians,
+        their number, the share that a PLY keeps by opacity, seconds from pictures to
+        Gaussians and figures (of a first call: with compilation).
       world: from the stored world to that of the Gaussians, a similarity [4 4].
     """
 
@@ -50,12 +65,13 @@ class Reconstruction:
     batch: Batch
     output: RenderOutput
     metrics: dict[str, np.ndarray]
+    radius: float
     figures: dict[str, float]
     world: np.ndarray
 
 
 def reconstruct_scene(
-    step: evaluate.EvalStep,
+    step: EvalStep,
     params: Any,
     scene: Scene | StoredScene,
     options: DataOptions,
@@ -69,46 +85,46 @@ def reconstruct_scene(
     example = reconstruction_example(scene, options)
     batch = jax.tree.map(lambda x: x[None], example)
     start = time.monotonic()
-    gaussians, output, metrics = jax.device_get(step(params, batch))
+    gaussians, found = jax.device_get(step(params, batch))
     seconds = time.monotonic() - start
-    dropped = int(output.dropped.sum())
-    if dropped:
-        raise ValueError(
-            f"scene {scene.name}: the renderer dropped {dropped} list entries; raise "
-            "or remove max_entries"
-        )
-    figures, _ = reduce_metrics(metrics, options.num_inputs)
+    evaluate.refuse_dropped(scene.name, found.output)
+    figures, _ = scene_row(found, options.num_inputs)
     gaussians = jax.tree.map(lambda x: x[0], gaussians)
     is_seen = gaussians.opacities >= export.MIN_OPACITY
     figures["num_gaussians"] = len(is_seen)
     figures["share_opaque"] = float(np.mean(is_seen))
     figures["seconds"] = seconds
     world = normalised_from_stored(scene, options)
-    return Reconstruction(gaussians, batch, output, metrics, figures, world)
+    radius = float(found.radius[0])
+    return Reconstruction(
+        gaussians, batch, found.output, found.views, radius, figures, world
+    )
 
 
 def write_reconstruction(
     directory: Path,
     name: str,
     found: Reconstruction,
-    render_fn: evaluate.RenderFn,
-    num_frames: int,
+    turn: Turntable,
     chosen: export.Filter,
     layout: str,
     made_by: Mapping[str, Any],
-) -> None:
+) -> dict[str, float]:
     """Sheets, `scene.ply`, `turntable.mp4` and, last, `figures.json`.
 
-    `made_by` goes into the figures: what `is_complete` compares.
+    `made_by` goes into that file: what `is_complete` compares. Returns the figures,
+    `turntable/...` among them.
     """
-    evaluate.write_sheets(directory, name, found.batch, found.output, found.metrics)
-    cameras = jax.tree.map(lambda x: x[0], found.batch.inputs.cameras)
-    for line in evaluate.write_scene(
-        directory, found.gaussians, cameras, render_fn, num_frames, chosen, layout
-    ):
+    psnr_fg = found.metrics["psnr_fg"]
+    write_sheets(directory, name, found.batch, found.output, psnr_fg)
+    inputs = jax.tree.map(lambda x: x[0], found.batch.inputs.cameras)
+    frames, cameras = turn(found.gaussians, inputs)
+    for line in write_scene(directory, found.gaussians, frames, chosen, layout):
         logging.info(line)
+    smoothness = turntable_metrics(frames, cameras, inputs, found.radius)
+    figures = found.figures | {f"turntable/{k}": x for k, x in smoothness.items()}
     content = {"scene": name, "made_by": dict(made_by)}
-    content |= {"left_out_of_ply": chosen.describe(), **found.figures}
+    content |= {"left_out_of_ply": chosen.describe(), **figures}
     content["normalised_from_stored"] = found.world.tolist()
     strict = {
         key: None if isinstance(x, float) and not np.isfinite(x) else x
@@ -116,6 +132,7 @@ def write_reconstruction(
     }
     text = json.dumps(strict, indent=2, allow_nan=False)
     atomic.write_text(directory / FIGURES, text + "\n")
+    return figures
 
 
 def is_complete(directory: Path, name: str, made_by: Mapping[str, Any]) -> bool:
@@ -152,14 +169,18 @@ def digest(params: Any) -> str:
     return sha.hexdigest()[:16]
 
 
-def brief(found: Reconstruction) -> str:
-    """One line of figures that need no ground truth beyond the inputs."""
-    figures = found.figures
-    return (
-        f"input views: psnr_fg {figures['inputs/psnr_fg']:.2f} dB, iou "
-        f"{figures['inputs/iou']:.3f}, coverage {figures['inputs/coverage']:.3f}; "
-        f"{figures['num_gaussians']:,} Gaussians, {figures['seconds']:.2f} s"
-    )
+def brief(figures: Mapping[str, float]) -> str:
+    """A few lines of figures that need no ground truth beyond the inputs."""
+    lines = [f"{figures['num_gaussians']:,} Gaussians, {figures['seconds']:.2f} s"]
+    for kind, names in (
+        ("inputs", ("psnr_fg", "iou", "coverage")),
+        ("inputs", OWN_VIEW_DEFINITIONS),
+        ("turntable", TURNTABLE_DEFINITIONS),
+        ("health", HEALTH_DEFINITIONS),
+    ):
+        parts = [f"{name} {figures[f'{kind}/{name}']:.4g}" for name in names]
+        lines.append(f"{kind}: {', '.join(parts)}")
+    return "\n  ".join(lines)
 
 
 def parse(arguments: list[str]) -> Any:
@@ -229,15 +250,17 @@ def main(arguments: list[str]) -> None:
             scenes[name] = source, index
     out = Path(flags.out)
     complete = {n for n in scenes if is_complete(out / n, n, made_by)}
-    step = evaluate.make_eval_step(restored.model, render_fn)
+    step = make_eval_step(restored.model, render_fn)
+    turn = make_turntable(render_fn, frames)
     for name, (source, index) in scenes.items():
         if name in complete:
             print(f"{name}: complete in {out / name}, left as it is")
             continue
         found = reconstruct_scene(step, params, source[index], options)
-        ply = (chosen, flags.layout)
-        write_reconstruction(out / name, name, found, render_fn, frames, *ply, made_by)
-        print(f"{name}: {brief(found)}")
+        figures = write_reconstruction(
+            out / name, name, found, turn, chosen, flags.layout, made_by
+        )
+        print(f"{name}: {brief(figures)}")
     print(f"{out}: a folder a scene with scene.ply, turntable.mp4, sheets, figures")
 
 

@@ -24,6 +24,13 @@ from facelift_jax import evaluate, pictures
 from facelift_jax.data.pipeline import training_batches
 from facelift_jax.data.sources import FolderSource
 from facelift_jax.geometry.paths import dummy_views
+from facelift_jax.judge import (
+    RenderFn,
+    make_eval_step,
+    make_renderer,
+    make_shape_step,
+    make_turntable,
+)
 from facelift_jax.objectives import (
     check_networks,
     describe_weights,
@@ -32,6 +39,7 @@ from facelift_jax.objectives import (
     weighted_loss,
     weights_at,
 )
+from facelift_jax.results import Evaluation
 from facelift_jax.structs import Batch, Views
 from facelift_jax.training import checkpoint, optim, writer
 from facelift_jax.training.mesh import (
@@ -96,7 +104,7 @@ def check_settings(config: Any) -> None:
 
 def make_train_step(
     model: Any,
-    render_fn: evaluate.RenderFn,
+    render_fn: RenderFn,
     weights: Mapping[str, Any],
     optimizer: optax.GradientTransformation,
     optim_config: optim.OptimConfig,
@@ -214,7 +222,7 @@ def summarize(
 
 def train(
     config: Any, workdir: Path, open_data: Callable[[], tuple[FolderSource, ...]]
-) -> evaluate.Evaluation:
+) -> Evaluation:
     """Trains to `run.num_steps`, from the run directory's checkpoint if it has one.
 
     `open_data` gives the scenes to train on and the held-out ones; it is called when
@@ -234,7 +242,7 @@ def train(
     settings = optim_config(config)
     model = evaluate.build_model(config.model)
     mesh = make_mesh(run.fsdp, run.batch_size)
-    render_fn = evaluate.make_renderer(options.background, **config.render)
+    render_fn = make_renderer(options.background, **config.render)
     views = dummy_views(1, options.num_inputs, options.input_size)
     init, optimizer, report = make_initializer(model, views, settings, run.seed)
     logging.info("loss: %s", describe_weights(config.loss.to_dict()))
@@ -291,7 +299,9 @@ def train(
     step_fn = jax.jit(step_fn, out_shardings=(shardings, None), donate_argnums=0)
     everywhere = NamedSharding(mesh, PartitionSpec())
     networks = jax.device_put(load_networks(config), everywhere)
-    eval_step = evaluate.make_eval_step(model, render_fn, networks.get("lpips"))
+    eval_step = make_eval_step(model, render_fn, networks.get("lpips"))
+    turn = make_turntable(render_fn, config.eval.turntable_frames)
+    shape_step = make_shape_step(render_fn, turn)
     scenes = NamedSharding(mesh, SCENES)
     evaluation, window, clock = None, [], time.monotonic()
 
@@ -321,6 +331,7 @@ def train(
                 options,
                 config.eval.num_picture_scenes,
                 sheets,
+                shape_step if is_last else None,
             )
             line |= evaluation.figures
         if is_writer:
@@ -352,13 +363,13 @@ def train(
 
     # one scene to hold in the hand, and the figures
     if evaluation is None:  # the run was complete but for this
-        evaluation = evaluate.evaluate(eval_step, state.params, held_out, options)
+        evaluation = evaluate.evaluate(
+            eval_step, state.params, held_out, options, shape_step=shape_step
+        )
     if is_writer:
-        frames = config.eval.turntable_frames
-        scene = (evaluation.gaussians, evaluation.inputs)
-        for text in evaluate.write_scene(workdir, *scene, render_fn, frames):
-            logging.info(text)
-        evaluate.write_figures(workdir / "figures.json", evaluation)
+        evaluation = evaluate.finish(
+            workdir, evaluation, render_fn, turn, held_out, options
+        )
         writer.mark_complete(workdir, {"step": run.num_steps})
     return evaluation
 

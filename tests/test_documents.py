@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import networks, render
+from benchmarks import networks, planted, render
 from configs import gslrm
 from configs.lgm import get_config
 from facelift_jax import check_data, evaluate, merge, prepare, reconstruct
@@ -39,6 +39,7 @@ COMMANDS = {
     "facelift_jax.data.rodent": rodent.main,
     "benchmarks.render": render.main,
     "benchmarks.networks": networks.main,
+    "benchmarks.planted": planted.main,
 }
 
 

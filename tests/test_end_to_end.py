@@ -310,7 +310,7 @@ def test_evaluate_command_judges_any_data_set(run, rodents, tmp_path):
     arguments += ["--picture-scenes", 1, "--turntable-frames", 4]
     code, out, err = finish(command(*arguments, cwd=tmp_path, module="evaluate"))
     assert code == 0, err
-    assert "means over views, then over 2 scenes" in out  # six were trained on
+    assert "means over views, then over scenes: 2" in out  # six were trained on
     assert "6 of 8 scenes were trained on and are left out" in err
     judged = tmp_path / "judged"
     scenes = json.loads((judged / "figures.json").read_text())["scenes"]

@@ -1,12 +1,13 @@
-"""Evaluation refuses pictures that are not the network's."""
+"""Evaluation refuses pictures that are not the network's; the hull needs none."""
 
 import functools
+import json
 
 import jax
 import numpy as np
 import pytest
 
-from facelift_jax import evaluate
+from facelift_jax import command, evaluate
 from facelift_jax.data import rodent
 from facelift_jax.data.sources import open_source
 from facelift_jax.models import get_model
@@ -38,3 +39,34 @@ def test_dropped_entries_end_an_evaluation(tmp_path):
         match=r"scene scene_000000: the renderer dropped \d+ list entries, so its",
     ):
         evaluate.evaluate(step, params, source, options)
+
+
+@pytest.mark.slow
+def test_the_hull_is_judged_without_a_network(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "log_own_lines", lambda: None)
+    rodent.generate(tmp_path / "data", 2, 24, workers=1, views=3)
+    arguments = [str(tmp_path / "data"), "--out", str(tmp_path / "hull")]
+    with pytest.raises(ValueError, match="give --checkpoint, or --baseline hull to ju"):
+        evaluate.main(arguments)
+    arguments += ["--baseline", "hull", "--inputs", "5"]
+    with pytest.raises(ValueError, match="--turntable-frames 0: at least 1"):
+        evaluate.main([*arguments, "--turntable-frames", "0"])
+    evaluate.main([*arguments, "--turntable-frames", "4"])
+    found = json.loads((tmp_path / "hull" / "figures.json").read_text())
+    figures = found["figures"]
+    assert figures["held_out/iou"] > 0.5
+    assert found["hull"]["figures"] == figures
+    low, high = found["intervals"]["held_out/iou"]
+    assert low <= figures["held_out/iou"] <= high
+    assert found["counts"]["surface/chamfer"] == 2
+    assert found["figures"]["turntable/p6"] is None  # of four frames
+    assert sum(row["views"] for row in found["by_angle"]) == 2 * 4  # one input less
+    means = [np.mean(scene["held_out_views"]["psnr_fg"]) for scene in found["scenes"]]
+    assert figures["held_out/psnr_fg"] == pytest.approx(np.mean(means))
+    lines = capsys.readouterr().out.splitlines()
+    iou = next(line.split() for line in lines if line.startswith("iou"))
+    assert iou[2] == iou[-1]  # held-out views, and the hull's
+    box = next(line.split() for line in lines if line.startswith("psnr_box"))
+    assert box[-1] == "-"
+    files = {path.name for path in (tmp_path / "hull").iterdir()}
+    assert files == {"figures.json", "pictures", "scene.ply", "turntable.mp4"}

@@ -5,7 +5,7 @@ import numpy as np
 import plyfile
 import pytest
 
-from facelift_jax.export import Filter, read_ply, turntable_frames, write_ply
+from facelift_jax.export import Filter, read_ply, render_path, write_ply
 from facelift_jax.geometry.paths import fov_intrinsics, orbit_cameras
 from facelift_jax.structs import Cameras, Gaussians, RenderOutput
 
@@ -278,7 +278,7 @@ def turntable(count: int) -> Cameras:
 
 
 @pytest.mark.parametrize("count", [1, 8, 19])
-def test_turntable_renders_every_camera_once_in_equal_chunks(count):
+def test_a_path_renders_every_camera_once_in_equal_chunks(count):
     cameras = turntable(count)
     shapes = set()
 
@@ -288,23 +288,22 @@ def test_turntable_renders_every_camera_once_in_equal_chunks(count):
         colors = np.broadcast_to(shades[:, None, None, None], (len(shades), 4, 4, 3))
         return RenderOutput(colors, colors, colors, np.zeros(len(shades), np.int32))
 
-    frames = turntable_frames(render_fn, random_gaussians(2), cameras)
-    assert frames.shape == (count, 4, 4, 3)
-    assert frames.dtype == np.uint8
+    frames = render_path(render_fn, random_gaussians(2), cameras)
+    assert frames.colors.shape == (count, 4, 4, 3)
     assert len(shapes) == 1
     shades = np.arctan2(cameras.centers[:, 1], cameras.centers[:, 0]) / 7 + 0.5
-    np.testing.assert_array_equal(frames[:, 0, 0, 0], np.rint(shades * 255))
+    np.testing.assert_array_equal(frames.colors[:, 0, 0, 0], shades)
 
 
-def test_turntable_refuses_frames_that_lost_something():
+def test_a_path_refuses_frames_that_lost_something():
     def render_fn(gaussians: Gaussians, part: Cameras) -> RenderOutput:
         colors = np.zeros((len(part.viewmats), 4, 4, 3), np.float32)
         dropped = np.full(len(colors), 5, np.int32)
         return RenderOutput(colors, colors, colors, dropped)
 
-    with pytest.raises(ValueError, match="turntable") as error:
-        turntable_frames(render_fn, random_gaussians(2), turntable(3))
+    with pytest.raises(ValueError, match="path") as error:
+        render_path(render_fn, random_gaussians(2), turntable(3))
     assert str(error.value) == (
-        "turntable: the renderer dropped 15 entries in frames 0 to 2; leave "
+        "path: the renderer dropped 15 entries in frames 0 to 2; leave "
         "RenderConfig.max_entries at None"
     )

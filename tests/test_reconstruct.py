@@ -12,6 +12,11 @@ from facelift_jax.data import rodent
 from facelift_jax.data.sources import open_source
 from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.models import get_model
+from facelift_jax.objectives import (
+    HEALTH_DEFINITIONS,
+    OWN_VIEW_DEFINITIONS,
+    TURNTABLE_DEFINITIONS,
+)
 from facelift_jax.training.checkpoint import save_params
 
 SIZES = {"width": 32, "depth": 1, "head_dim": 16}
@@ -89,6 +94,12 @@ def test_a_complete_scene_is_left_and_other_folders_are_refused(
     figures = json.loads((folder / "figures.json").read_text())
     assert figures["made_by"]["filter"] == "opacity"
     assert figures["made_by"]["inputs"] == 6
+    names = [f"inputs/{name}" for name in OWN_VIEW_DEFINITIONS]
+    names += [f"health/{name}" for name in HEALTH_DEFINITIONS]
+    names += [f"turntable/{name}" for name in TURNTABLE_DEFINITIONS]
+    assert {*names} <= figures.keys()
+    printed = capsys.readouterr().out
+    assert all(f"{name.split('/')[1]} " in printed for name in names)
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     reconstruct.main(arguments)
     assert "scene_000000: complete in" in capsys.readouterr().out

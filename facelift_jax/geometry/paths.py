@@ -68,20 +68,21 @@ def orbit_cameras(
     return Cameras(viewmats, np.ascontiguousarray(Ks), size, size)
 
 
-def turntable_cameras(
-    inputs: Cameras, num_frames: int, size: int, elevation_degrees: float = 20.0
-) -> Cameras:
-    """One turn [num_frames] around what a rig [v] looks at, at the rig's distance.
+def turntable_cameras(inputs: Cameras, num_frames: int, size: int) -> Cameras:
+    """One turn [num_frames] around what a rig [v] looks at, at its distance and height.
 
-    The turn's axis is the rig's upright axis; normalised rigs have their object at the
-    origin.
+    The turn's axis is the rig's upright axis, its elevation the mean of the cameras';
+    normalised rigs have their object at the origin.
     """
     up = rig_up(inputs)
-    radius = float(np.linalg.norm(inputs.centers, axis=-1).mean())
+    centers = np.asarray(inputs.centers, np.float64)
+    radius = float(np.linalg.norm(centers, axis=-1).mean())
+    heights = np.clip(normalize(centers) @ up, -1, 1)
+    elevation = float(np.rad2deg(np.arcsin(heights)).mean())
     K = np.asarray(inputs.Ks, np.float64).mean(0) * (size / inputs.height)
     K[:2, 2], K[2, 2] = 0.5 * size, 1
     azimuths = np.arange(num_frames) * (360.0 / num_frames)
-    elevations = np.full(num_frames, elevation_degrees)
+    elevations = np.full(num_frames, elevation)
     return orbit_cameras(azimuths, elevations, radius, K, size, up)
 
 

@@ -4,7 +4,6 @@ from facelift_jax.objectives.image_metrics import (
     DEFINITIONS,
     METRICS,
     object_radius,
-    reduce_metrics,
     ssim,
     view_metrics,
 )
@@ -23,22 +22,55 @@ from facelift_jax.objectives.networks import (
     load_networks,
 )
 from facelift_jax.objectives.perceptual import check_vgg19, load_vgg19, vgg19_shapes
+from facelift_jax.objectives.shape_metrics import (
+    HEALTH_DEFINITIONS,
+    OWN_VIEW_DEFINITIONS,
+    blend_weights,
+    gaussian_health,
+    nearest_input_angles,
+    own_view_metrics,
+)
+from facelift_jax.objectives.summaries import (
+    by_angle,
+    scene_figures,
+    summarize_scenes,
+)
+from facelift_jax.objectives.surface import (
+    SURFACE_DEFINITIONS,
+    surface_metrics,
+)
+from facelift_jax.objectives.turntable import (
+    TURNTABLE_DEFINITIONS,
+    turntable_metrics,
+)
 
 __all__ = [
     "DEFINITIONS",
+    "HEALTH_DEFINITIONS",
     "METRICS",
+    "OWN_VIEW_DEFINITIONS",
+    "SURFACE_DEFINITIONS",
     "TERMS",
+    "TURNTABLE_DEFINITIONS",
     "asks_for_lpips",
+    "blend_weights",
+    "by_angle",
     "check_networks",
     "check_vgg19",
     "describe_weights",
+    "gaussian_health",
     "is_used",
     "load_lpips",
     "load_networks",
     "load_vgg19",
+    "nearest_input_angles",
     "object_radius",
-    "reduce_metrics",
+    "own_view_metrics",
+    "scene_figures",
     "ssim",
+    "summarize_scenes",
+    "surface_metrics",
+    "turntable_metrics",
     "validate_weights",
     "vgg19_shapes",
     "view_metrics",

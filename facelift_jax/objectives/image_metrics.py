@@ -8,11 +8,13 @@ and true camera-z depth; R is the radius of the object (`object_radius`).
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from facelift_jax.geometry.rays import unproject
+from facelift_jax.geometry.rays import ray_directions, unproject
+from facelift_jax.geometry.rigid import rig_center
 from facelift_jax.numerics import Array, einsum, safe_divide
 from facelift_jax.objectives.lpips import lpips_distance
 from facelift_jax.structs import RenderOutput, Views
@@ -24,8 +26,11 @@ DEFINITIONS = {
     "ssim": "structural similarity, 11x11 Gaussian window of sigma 1.5, mean over all "
     "windows inside the picture and over channels",
     "iou": "intersection over union of A > .5 and M",
-    "depth_within_05R": "share of |D - D*| < .05 R where A > .5, M and D* is known",
-    "absrel": "mean |D - D*| / D* where A > .5, M and D* is known",
+    "depth_error": "mean |D - D*| / R where A > .5, M and D* is known",
+    "depth_within_02R": "share of |D - D*| < .02 R, same pixels",
+    "depth_within_05R": "share of |D - D*| < .05 R, same pixels",
+    "absrel": "mean |D - D*| / D*, same pixels; flat pictures read well too",
+    "alpha_entropy": "mean of -A log2 A - (1 - A) log2 (1 - A), bits, where A > 1/255",
     "coverage": "share of the picture that M covers",
     "lpips_vgg16": "LPIPS by VGG-16, v0.1 heads, at the picture's own size; only where "
     "its weights are given",
@@ -38,6 +43,7 @@ MIN_SQUARED_ERROR = 1e-10  # a perfect picture reads 100 dB instead of infinity
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # Wang et al. 2004, section III-B
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for values in [0, 1]; ibid., equation 13
 RADIUS_QUANTILE = 0.99  # of foreground points: one stray depth pixel decides nothing
+ALPHA_CUTOFF = 1 / 255  # what the renderer, and an 8-bit picture, show of an opacity
 
 
 def view_metrics(
@@ -52,7 +58,7 @@ def view_metrics(
 
     NaN marks what a view does not define: foreground figures of a view without
     foreground, depth figures without depth, without a radius or where A > .5 and M have
-    no common pixel. `reduce_metrics` counts these.
+    no common pixel, entropy of an empty picture. `scene_figures` counts these.
     """
     require_same_shapes(render, targets)
     images = jnp.clip(render.colors, 0, 1)
@@ -72,23 +78,21 @@ def view_metrics(
         ),
         "coverage": _ratio(mask, everything, squared_error.dtype),
     }
-    if targets.depths is None:
-        undefined = jnp.full_like(metrics["ssim"], jnp.nan)
-        depth_metrics = {"depth_within_05R": undefined, "absrel": undefined}
-    else:
-        is_known = alphas & mask & (targets.depths > 0)
-        error = jnp.abs(render.depths - targets.depths)
-        bound = 0.05 * jnp.asarray(radius)[:, None, None, None, None]
-        within = _mean((error < bound).astype(error.dtype), is_known)
-        depth_metrics = {
-            "depth_within_05R": jnp.where(jnp.isnan(radius)[:, None], jnp.nan, within),
-            "absrel": _mean(safe_divide(error, targets.depths), is_known),
-        }
-    metrics |= depth_metrics
+    metrics |= _depth_metrics(render, targets, radius)
+    opacity = jnp.clip(render.alphas, 0, 1)
+    entropy = -(_times_log2(opacity) + _times_log2(1 - opacity))
+    metrics["alpha_entropy"] = _mean(entropy, opacity > ALPHA_CUTOFF)
     if lpips is not None:
         truth = jnp.asarray(targets.images)
         metrics["lpips_vgg16"] = lpips_distance(lpips, images, truth)
     return {name: metrics[name] for name in METRICS if name in metrics}
+
+
+def psnr_fg(images: Float[Array, "b t h w 3"], targets: Views) -> Float[Array, "b t"]:
+    """`DEFINITIONS["psnr_fg"]` of pictures, clipped here."""
+    squared_error = (jnp.clip(images, 0, 1) - targets.images) ** 2
+    mask = jnp.asarray(targets.masks) > 0.5
+    return _psnr(jnp.mean(squared_error, axis=-1, keepdims=True), mask)
 
 
 def ssim(
@@ -119,56 +123,32 @@ def ssim(
 
 
 def object_radius(targets: Views) -> Float[Array, "b"]:
-    """Radius R of each scene's object in world units, from true depth and masks.
+    """Radius R of each scene's object in world units; NaN where there is no foreground.
 
-    The foreground pixels with known depth of all views [b t] are lifted to world
-    points; R is the .99 quantile of their distances from their centroid. NaN where a
-    scene has no such pixel, or no depths: only depth figures use R, and they need the
-    same pixels.
+    From true depth: the foreground pixels with known depth of all views [b t] are
+    lifted to world points; R is the .99 quantile of their distances from their
+    centroid. Without depths, from silhouettes: the .99 quantile of the distances of the
+    foreground pixels' rays from the point nearest to the optical axes.
     """
-    num_scenes = targets.images.shape[0]
     if targets.depths is None:
-        return jnp.full((num_scenes,), jnp.nan, jnp.float32)
-    depths = jnp.asarray(targets.depths)
-    points = jnp.asarray(unproject(targets.cameras, targets.depths))
-    points = points.reshape(num_scenes, -1, 3)
-    is_known = (depths > 0) & (jnp.asarray(targets.masks) > 0.5)
-    is_known = is_known.reshape(num_scenes, -1)
-    count = is_known.sum(axis=-1)[:, None].astype(points.dtype)
-    total = jnp.where(is_known[..., None], points, 0).sum(axis=1)
-    distances = jnp.linalg.norm(points - (total / count)[:, None], axis=-1)
-    return jnp.nanquantile(
-        jnp.where(is_known, distances, jnp.nan), RADIUS_QUANTILE, axis=-1
-    )
-
-
-def reduce_metrics(
-    per_view: Mapping[str, Float[np.ndarray, "b t"]], num_inputs: int
-) -> tuple[dict[str, float], dict[str, int]]:
-    """Means over views, then over scenes, of the inputs and of held-out views apart.
-
-    The first `num_inputs` views of every scene are its input cameras, the rest were
-    never given as input. Returns two dictionaries with keys `inputs/<metric>` and
-    `held_out/<metric>`: the figures (and `gap` = inputs/psnr_fg - held_out/psnr_fg, dB)
-    and the number of views left out of each because the metric is undefined there. A
-    figure that no view defines is NaN. A side without views has no keys.
-    """
-    sides = {"inputs": slice(None, num_inputs), "held_out": slice(num_inputs, None)}
-    figures: dict[str, float] = {}
-    undefined: dict[str, int] = {}
-    for side, views in sides.items():
-        for name, values in per_view.items():
-            values = np.asarray(values, np.float64)[:, views]
-            if values.size == 0:
-                continue
-            is_undefined = np.isnan(values)
-            undefined[f"{side}/{name}"] = int(is_undefined.sum())
-            scenes = [row[~np.isnan(row)] for row in values]
-            means = [row.mean() for row in scenes if row.size]
-            figures[f"{side}/{name}"] = float(np.mean(means)) if means else float("nan")
-    if {"inputs/psnr_fg", "held_out/psnr_fg"} <= figures.keys():
-        figures["gap"] = figures["inputs/psnr_fg"] - figures["held_out/psnr_fg"]
-    return figures, undefined
+        cameras = jax.tree.map(jnp.asarray, targets.cameras)
+        rays = ray_directions(cameras)
+        center = rig_center(cameras)[:, None, None, None]
+        offsets = center - cameras.centers[:, :, None, None]
+        along = jnp.sum(offsets * rays, axis=-1, keepdims=True)
+        distances = jnp.linalg.norm(offsets - along * rays, axis=-1)
+        is_known = jnp.asarray(targets.masks)[..., 0] > 0.5
+    else:
+        is_known = (jnp.asarray(targets.masks) > 0.5) & (targets.depths > 0)
+        points = jnp.asarray(unproject(targets.cameras, targets.depths))
+        count = is_known.sum(axis=(1, 2, 3)).astype(points.dtype)
+        total = jnp.where(is_known, points, 0).sum(axis=(1, 2, 3))
+        centroid = (total / count)[:, None, None, None]
+        distances = jnp.linalg.norm(points - centroid, axis=-1)
+        is_known = is_known[..., 0]
+    distances = jnp.where(is_known, distances, jnp.nan)
+    num_scenes = len(distances)
+    return jnp.nanquantile(distances.reshape(num_scenes, -1), RADIUS_QUANTILE, axis=-1)
 
 
 def require_same_shapes(render: RenderOutput, targets: Views) -> None:
@@ -187,6 +167,34 @@ def require_same_shapes(render: RenderOutput, targets: Views) -> None:
                 f"render.{ours} is {found} but targets.{theirs} is {expected}: render "
                 "with the targets' own cameras"
             )
+
+
+def _depth_metrics(
+    render: RenderOutput, targets: Views, radius: Float[Array, "b"]
+) -> dict[str, Float[Array, "b t"]]:
+    if targets.depths is None:
+        names = ("depth_error", "depth_within_02R", "depth_within_05R", "absrel")
+        return dict.fromkeys(names, jnp.full(render.colors.shape[:2], jnp.nan))
+    is_known = (jnp.asarray(render.alphas) > 0.5) & (jnp.asarray(targets.masks) > 0.5)
+    is_known &= targets.depths > 0
+    error = jnp.abs(render.depths - targets.depths)
+    relative = error / jnp.asarray(radius)[:, None, None, None, None]
+
+    def share_below(bound: float) -> Float[Array, "b t"]:
+        share = _mean((relative < bound).astype(error.dtype), is_known)
+        return jnp.where(jnp.isnan(radius)[:, None], jnp.nan, share)
+
+    return {
+        "depth_error": _mean(relative, is_known),
+        "depth_within_02R": share_below(0.02),
+        "depth_within_05R": share_below(0.05),
+        "absrel": _mean(safe_divide(error, targets.depths), is_known),
+    }
+
+
+def _times_log2(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """x log2 x, 0 at 0."""
+    return x * jnp.log2(jnp.where(x > 0, x, 1))
 
 
 def _window_mean(images: Float[Array, "*b h w c"]) -> Float[Array, "*b y x c"]:

@@ -12,7 +12,6 @@ from facelift_jax.objectives import (
     DEFINITIONS,
     METRICS,
     object_radius,
-    reduce_metrics,
     ssim,
     view_metrics,
 )
@@ -25,6 +24,7 @@ TOLERANCES = {
 }
 
 SIZE = 40
+DEPTH_METRICS = {"depth_error", "depth_within_02R", "depth_within_05R", "absrel"}
 RADIUS = np.ones(1, np.float32)
 
 
@@ -63,8 +63,11 @@ def test_names_are_those_of_the_metrics_file():
         "psnr_full",
         "ssim",
         "iou",
+        "depth_error",
+        "depth_within_02R",
         "depth_within_05R",
         "absrel",
+        "alpha_entropy",
         "coverage",
         "lpips_vgg16",
     )
@@ -89,8 +92,11 @@ def test_a_perfect_rendering():
         "psnr_full": 100.0,
         "ssim": 1.0,
         "iou": 1.0,
+        "depth_error": 0.0,
+        "depth_within_02R": 1.0,
         "depth_within_05R": 1.0,
         "absrel": 0.0,
+        "alpha_entropy": 0.0,
         "coverage": 0.25,
     }
     assert found == pytest.approx(expected, abs=1e-5)
@@ -143,7 +149,7 @@ def test_overlap_of_shifted_squares(shift):
 def test_depth_is_judged_where_both_are_solid():
     render, targets = one_view(square(10, 10, 20))
     depths = np.array(render.depths)
-    depths[0, 0, 10:15] *= 1.01  # off by .02, within .05 R
+    depths[0, 0, 10:15] *= 1.015  # off by .03, within .05 R
     depths[0, 0, 15:20] *= 1.10  # off by .2
     alphas = np.array(render.alphas)
     alphas[0, 0, 20:25] = 0.4  # not solid: its depth does not count
@@ -151,29 +157,42 @@ def test_depth_is_judged_where_both_are_solid():
     render = dataclasses.replace(render, depths=depths, alphas=alphas)
     found = measure(render, targets)
     assert found["depth_within_05R"] == pytest.approx(2 / 3, abs=1e-6)
-    assert found["absrel"] == pytest.approx((0.01 + 0.10 + 0) / 3, abs=1e-6)
+    assert found["depth_within_02R"] == pytest.approx(1 / 3, abs=1e-6)
+    assert found["depth_error"] == pytest.approx((0.03 + 0.20 + 0) / 3, abs=1e-6)
+    assert found["absrel"] == pytest.approx((0.015 + 0.10 + 0) / 3, abs=1e-6)
+
+
+def test_entropy_of_what_is_shown():
+    """A quarter shown at .5 (one bit), a quarter at .25, the rest below 1/255."""
+    render, targets = one_view(square(10, 10, 20))
+    alphas = np.full((1, 1, SIZE, SIZE, 1), 0.003, np.float32)
+    alphas[:, :, :20, :20] = 0.5
+    alphas[:, :, 20:, :20] = 0.25
+    found = measure(dataclasses.replace(render, alphas=alphas), targets)
+    quarter = -(0.25 * np.log2(0.25) + 0.75 * np.log2(0.75))
+    assert found["alpha_entropy"] == pytest.approx((1 + quarter) / 2, abs=1e-5)
 
 
 def test_undefined_figures_are_nan():
     found = measure(*one_view(np.zeros((SIZE, SIZE))))
     defined = {name for name, value in found.items() if not np.isnan(value)}
-    assert defined == {"psnr_full", "ssim", "coverage"}
+    assert defined == {"psnr_full", "ssim", "coverage"}  # nothing is shown
 
     render, targets = one_view(square(10, 10, 20))
     found = measure(render, dataclasses.replace(targets, depths=None))
     undefined = {name for name, value in found.items() if np.isnan(value)}
-    assert undefined == {"depth_within_05R", "absrel"}
+    assert undefined == DEPTH_METRICS
 
     clear = dataclasses.replace(render, alphas=0 * render.alphas)
     found = measure(clear, targets)
     undefined = {name for name, value in found.items() if np.isnan(value)}
-    assert undefined == {"depth_within_05R", "absrel"}
+    assert undefined == {*DEPTH_METRICS, "alpha_entropy"}
     assert found["iou"] == 0
 
     unknown = np.full(1, np.nan, np.float32)
     found = jitted_view_metrics(render, targets, unknown)
-    assert np.isnan(found["depth_within_05R"][0, 0])
-    assert found["absrel"][0, 0] == 0
+    undefined = {name for name, value in found.items() if np.isnan(value[0, 0])}
+    assert undefined == DEPTH_METRICS - {"absrel"}
 
 
 def test_views_do_not_mix(make_scene):
@@ -256,67 +275,23 @@ def test_radius_of_a_sphere():
         cameras=jax.tree.map(lambda a: a[None], cameras),
     )
     assert abs(float(object_radius(targets)[0]) - radius) < 0.03 * radius
+    silhouettes = dataclasses.replace(targets, depths=None)
+    assert abs(float(object_radius(silhouettes)[0]) - radius) < 0.03 * radius
     stray = np.array(targets.depths)
     stray[0, 0, 24, 24] = 50.0
     stray = dataclasses.replace(targets, depths=stray)
     assert abs(float(object_radius(stray)[0]) - radius) < 0.03 * radius
 
 
-def test_radius_is_nan_where_depth_says_nothing(make_scene):
+def test_radius_is_nan_where_nothing_is_shown(make_scene):
     _, targets = make_scene(2)
     masks = np.array(targets.masks)
     masks[1] = 0
-    radius = object_radius(dataclasses.replace(targets, masks=masks))
-    assert np.isfinite(radius[0])
-    assert np.isnan(radius[1])
-    without = object_radius(dataclasses.replace(targets, depths=None))
-    assert without.shape == (2,)
-    assert np.isnan(without).all()
-
-
-def test_reduction_is_over_views_then_scenes_and_counts_what_it_leaves_out():
-    nan = np.nan
-    psnr = np.array([[20.0, 30.0, 10.0, nan], [40.0, 20.0, nan, 30.0]])
-    absrel = np.array([[nan, nan, 0.1, 0.3], [0.4, 0.2, nan, nan]])
-    figures, undefined = reduce_metrics({"psnr_fg": psnr, "absrel": absrel}, 2)
-    assert figures == pytest.approx(
-        {
-            "inputs/psnr_fg": 27.5,
-            "held_out/psnr_fg": 20.0,
-            "inputs/absrel": 0.3,
-            "held_out/absrel": 0.2,
-            "gap": 7.5,
-        }
-    )
-    assert undefined == {
-        "inputs/psnr_fg": 0,
-        "held_out/psnr_fg": 2,
-        "inputs/absrel": 2,
-        "held_out/absrel": 2,
-    }
-
-
-def test_scenes_weigh_alike_whatever_they_leave_undefined():
-    psnr = np.array([[10.0, np.nan, np.nan], [20.0, 30.0, 40.0]])
-    figures, _ = reduce_metrics({"psnr_fg": psnr}, 0)
-    assert figures == {"held_out/psnr_fg": 20.0}
-
-
-def test_psnr_is_averaged_in_decibels_not_in_errors(make_scene):
-    render, targets = one_view(square(10, 10, 20))
-    render, targets = jax.tree.map(lambda a: np.repeat(a, 2, axis=1), (render, targets))
-    offsets = np.array([0.1, 0.01], np.float32)[None, :, None, None, None]
-    moved = dataclasses.replace(render, colors=render.colors + offsets)
-    metrics = jitted_view_metrics(moved, targets, RADIUS)
-    figures, _ = reduce_metrics(jax.device_get(metrics), 2)
-    assert figures["inputs/psnr_fg"] == pytest.approx(30, abs=1e-4)
-
-
-def test_nothing_defined_reads_nan_and_a_side_without_views_has_no_figure():
-    figures, undefined = reduce_metrics({"psnr_fg": np.full((2, 3), np.nan)}, 3)
-    assert list(figures) == ["inputs/psnr_fg"]
-    assert np.isnan(figures["inputs/psnr_fg"])
-    assert undefined == {"inputs/psnr_fg": 6}
+    targets = dataclasses.replace(targets, masks=masks)
+    for views in (targets, dataclasses.replace(targets, depths=None)):
+        radius = object_radius(views)
+        assert np.isfinite(radius[0])
+        assert np.isnan(radius[1])
 
 
 def test_radius_under_jit_agrees(make_scene):

@@ -1,0 +1,105 @@
+"""From figures of views to figures of scenes, and of a set of scenes with intervals."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+NUM_RESAMPLES = 1000
+INTERVAL = (2.5, 97.5)  # percentiles
+ANGLES = (0, 15, 30, 45, 60, 90, 180)  # degrees to the nearest input: edges of classes
+
+
+def scene_figures(
+    per_view: Mapping[str, Float[np.ndarray, "t"]], num_inputs: int
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Means over a scene's input views and over its held-out views, apart.
+
+    The first `num_inputs` views are the input cameras, the rest were never given as
+    input. Returns two dictionaries with keys `inputs/<metric>` and `held_out/<metric>`:
+    the figures (and `gap` = inputs/psnr_fg - held_out/psnr_fg, dB), and the number of
+    views left out of each because the metric is undefined there. A figure that no view
+    defines is NaN. A side without views has no keys.
+    """
+    sides = {"inputs": slice(None, num_inputs), "held_out": slice(num_inputs, None)}
+    figures: dict[str, float] = {}
+    undefined: dict[str, int] = {}
+    for side, views in sides.items():
+        for name, values in per_view.items():
+            values = np.asarray(values, np.float64)[views]
+            if values.size == 0:
+                continue
+            undefined[f"{side}/{name}"] = int(np.isnan(values).sum())
+            figures[f"{side}/{name}"] = _mean(values)
+    if {"inputs/psnr_fg", "held_out/psnr_fg"} <= figures.keys():
+        figures["gap"] = figures["inputs/psnr_fg"] - figures["held_out/psnr_fg"]
+    return figures, undefined
+
+
+def summarize_scenes(
+    scenes: Sequence[Mapping[str, float]],
+) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, int]]:
+    """Means over scenes, their intervals, and how many scenes each is a mean of.
+
+    Scenes weigh alike. One that lacks a figure, or has NaN there, does not enter that
+    mean; a figure of no scene is NaN.
+    """
+    means: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    counts: dict[str, int] = {}
+    for name in dict.fromkeys(name for scene in scenes for name in scene):
+        values = np.array([scene.get(name, np.nan) for scene in scenes], np.float64)
+        means[name] = _mean(values)
+        intervals[name] = bootstrap_interval(values[~np.isnan(values)])
+        counts[name] = int((~np.isnan(values)).sum())
+    return means, intervals, counts
+
+
+def bootstrap_interval(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
+    """95 % interval of the mean of n scenes: percentiles of resampled means.
+
+    The scenes are drawn anew `NUM_RESAMPLES` times, n with replacement (Efron 1979).
+    They count as independent, which frames of one video are not. NaN for fewer than
+    two. The same values give the same interval.
+    """
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(values), size=(NUM_RESAMPLES, len(values)))
+    low, high = np.percentile(values[drawn].mean(axis=1), INTERVAL)
+    return float(low), float(high)
+
+
+def by_angle(
+    angles: Sequence[Sequence[float]], values: Sequence[Sequence[float]]
+) -> list[dict[str, float | int]]:
+    """Means of a metric over views in classes of their angle to the nearest input.
+
+    Both hold a value a view for every scene. Views weigh alike; those where the metric
+    is NaN are left out. Rows hold `from` and `to` in degrees, `views` (how many) and
+    `mean` (NaN for none).
+    """
+    angle, value = (
+        np.concatenate([np.asarray(row, np.float64) for row in x])
+        for x in (angles, values)
+    )
+    rows = []
+    for low, high in itertools.pairwise(ANGLES):
+        is_last = high == ANGLES[-1]
+        chosen = (angle >= low) & ((angle < high) | is_last) & ~np.isnan(value)
+        rows.append(
+            {
+                "from": low,
+                "to": high,
+                "views": int(chosen.sum()),
+                "mean": _mean(value[chosen]),
+            }
+        )
+    return rows
+
+
+def _mean(values: Float[np.ndarray, "n"]) -> float:
+    """Mean of what is defined; NaN where nothing is."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")

@@ -1,0 +1,63 @@
+"""From views to scenes to a set: what is a mean of what, and how sure it is."""
+
+import numpy as np
+import pytest
+
+from facelift_jax.objectives import by_angle, scene_figures, summarize_scenes
+from facelift_jax.objectives.summaries import bootstrap_interval
+
+NAN = float("nan")
+
+
+def test_views_of_each_side_are_averaged_and_what_is_left_out_is_counted():
+    psnr = np.array([20.0, 30.0, 10.0, NAN])
+    absrel = np.array([NAN, NAN, 0.1, 0.3])
+    figures, undefined = scene_figures({"psnr_fg": psnr, "absrel": absrel}, 2)
+    expected = {"inputs/psnr_fg": 25.0, "held_out/psnr_fg": 10.0, "gap": 15.0}
+    expected |= {"inputs/absrel": NAN, "held_out/absrel": 0.2}
+    assert figures == pytest.approx(expected, nan_ok=True)
+    assert undefined == {
+        "inputs/psnr_fg": 0,
+        "held_out/psnr_fg": 1,
+        "inputs/absrel": 2,
+        "held_out/absrel": 0,
+    }
+
+
+def test_a_side_without_views_has_no_figure():
+    figures, undefined = scene_figures({"psnr_fg": np.array([1.0, 3.0])}, 2)
+    assert figures == {"inputs/psnr_fg": 2.0}
+    assert undefined == {"inputs/psnr_fg": 0}
+
+
+def test_scenes_weigh_alike_and_missing_ones_are_counted():
+    scenes = [{"a": 1.0, "b": NAN, "c": 2.0}, {"a": 3.0, "b": 5.0}, {"a": 8.0}]
+    means, intervals, counts = summarize_scenes(scenes)
+    assert means == {"a": 4.0, "b": 5.0, "c": 2.0}
+    assert counts == {"a": 3, "b": 1, "c": 1}
+    low, high = intervals["a"]
+    assert 1.0 <= low < 4.0 < high <= 8.0
+    assert np.isnan(intervals["b"]).all()
+    means, _, counts = summarize_scenes([{"a": NAN}])
+    assert np.isnan(means["a"])
+    assert counts == {"a": 0}
+
+
+def test_the_interval_is_that_of_the_mean():
+    """Half ones, half zeros: the mean of 400 has standard deviation .5 / 20."""
+    low, high = bootstrap_interval(np.tile([0.0, 1.0], 200))
+    assert low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
+    assert high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
+    assert bootstrap_interval(np.full(9, 3.0)) == (3.0, 3.0)
+    again = bootstrap_interval(np.tile([0.0, 1.0], 200))
+    assert again == (low, high)
+
+
+def test_classes_of_angles_hold_every_view_once():
+    angles = [[0.0, 14.9, 15.0], [44.0, 180.0, 70.0]]
+    psnr = [[30.0, 20.0, 18.0], [15.0, 9.0, NAN]]
+    rows = by_angle(angles, psnr)
+    assert [(row["from"], row["to"]) for row in rows[:2]] == [(0, 15), (15, 30)]
+    assert [row["views"] for row in rows] == [2, 1, 1, 0, 0, 1]
+    means = [row["mean"] for row in rows]
+    assert means == pytest.approx([25.0, 18.0, 15.0, NAN, NAN, 9.0], nan_ok=True)
