@@ -79,7 +79,7 @@ def prepare(
     recording = open_recording(
         calibration, pictures, masks, cameras, options.fps, progress
     )
-    frames = recording.frames(options.scenes)
+    frames = recording.frames(options.scenes, progress)
     inputs = _claim(out, recording, options)
     sizes = [footage.size for footage in recording.pictures]
     views = zip(recording.cameras, sizes, strict=True)

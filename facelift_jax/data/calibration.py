@@ -177,7 +177,7 @@ def _array(entry: dict, key: str, size: int | None = None) -> np.ndarray:
     """A flat float64 array of bounded numbers, of `size` where one is asked for."""
     try:
         array = np.array(entry.get(key), np.float64).ravel()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f'"{key}" must hold numbers') from error
     if size is not None and array.size != size:
         raise DataError(f'"{key}" must hold {size} numbers, found {array.size}')

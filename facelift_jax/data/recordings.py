@@ -66,14 +66,19 @@ class Recording(NamedTuple):
     masks: list[Footage]
     times: np.ndarray
 
-    def frames(self, scenes: int) -> range:
-        """The numbers of the frames to take, evenly spaced."""
+    def frames(self, scenes: int, progress: Callable[[str], None]) -> range:
+        """The numbers of the frames to take, evenly spaced; says what that leaves."""
         if scenes > len(self.times):
             raise ValueError(
                 f"{scenes} scenes of a recording of {len(self.times)} frames: ask for "
                 "at most as many"
             )
-        step = len(self.times) // scenes
+        step, unused = divmod(len(self.times), scenes)
+        if unused >= step:
+            progress(
+                f"frames {step} apart are taken; the last {unused} of "
+                f"{len(self.times)} are not used"
+            )
         return range(0, scenes * step, step)
 
 
@@ -97,14 +102,17 @@ def open_recording(
         raise DataError(
             f"{calibration}: no camera {unknown[0]!r}; it holds {', '.join(known)}"
         )
-    if names:
-        cameras = [camera for camera in cameras if camera.name in names]
-        left = [name for name in known if name not in names]
+    left = [name for name in known if names and name not in names]
+    cameras = [camera for camera in cameras if camera.name not in left]
+    if len(cameras) < 2:
+        raise DataError(f"{len(cameras)} camera chosen; depth needs at least two")
+    if left:
         progress(f"{len(left)} calibrated cameras are left out: {', '.join(left)}")
     seen = [open_footage(pictures, camera.name) for camera in cameras]
     masked = [open_footage(masks, camera.name) for camera in cameras]
     for folder in (pictures, masks):
-        others = sorted(p.name for p in folder.iterdir() if p.stem not in known)
+        names_there = {p.name: {p.name, p.stem} for p in folder.iterdir()}
+        others = sorted(n for n, x in names_there.items() if x.isdisjoint(known))
         if others:
             progress(f"{folder}: of no calibrated camera: {', '.join(others)}")
     for camera, picture, mask in zip(cameras, seen, masked, strict=True):
@@ -249,7 +257,8 @@ def _read_video(
     chosen += f"*not(mod(n-{frames.start},{frames.step}))"
     output = ["-map", "0:v:0", "-vf", f"select='{chosen}'", "-fps_mode", "passthrough"]
     output += ["-frames:v", str(len(frames)), "-f", "image2pipe"]
-    output += ["-c:v", "pgm" if is_grey else "ppm", "-"]
+    kind, pixels = ("pgm", "gray") if is_grey else ("ppm", "rgb24")
+    output += ["-c:v", kind, "-pix_fmt", pixels, "-"]
     width, height = footage.size
     shape = (height, width) if is_grey else (height, width, 3)
     header = f"{'P5' if is_grey else 'P6'}\n{width} {height}\n255\n".encode()
@@ -261,12 +270,12 @@ def _read_video(
                     f"frame {frame} is not of {width} x {height} px, as the file says; "
                     "videos with a rotation or of changing size must be encoded anew"
                 )
-            pixels = np.frombuffer(pipe.read(int(np.prod(shape))), np.uint8)
-            if pixels.size != np.prod(shape):
+            values = np.frombuffer(pipe.read(int(np.prod(shape))), np.uint8)
+            if values.size != np.prod(shape):
                 raise DataError(
                     f"ends before frame {frame} of the {footage.count} it promises"
                 )
-            yield pixels.reshape(shape)
+            yield values.reshape(shape)
 
 
 def _probe(path: Path) -> tuple[tuple[int, int], np.ndarray]:

@@ -86,6 +86,7 @@ def edited(path, **changes):
     ("changes", "message"),
     [
         ({"k1": float("nan")}, "holds NaN"),
+        ({"p2": 10**400}, "camera 'A': \"lens\" must hold numbers"),
         ({"p2": "x"}, "camera 'A': \"lens\" must hold numbers"),
         ({"fx": None}, "camera 'A': \"fx\" must be a finite number, found nothing"),
         ({"cx": 1200}, r"camera 'A': principal point \(1200.0, .*outside a picture"),

@@ -39,6 +39,9 @@ def test_what_is_left_out_of_a_recording_is_said(tmp_path):
         lines[2],
     )
     assert lines[3].startswith("the cameras' clocks differ by up to 0.15 s; frames of")
+    assert len(opened(tmp_path, list("ABCDEF"), fps=None)[1]) == 3  # of files alone
+    with pytest.raises(DataError, match="1 camera chosen; depth needs at least two"):
+        opened(tmp_path, ["A"], fps=None)
     with pytest.raises(ValueError, match="videos carry their own times; leave --fps"):
         opened(tmp_path)
     write_video(tmp_path / "pictures/B.mp4", short[:4], 10)

@@ -246,6 +246,13 @@ def test_pictures_are_not_magnified_unnoticed(recording, tmp_path):
     assert run(recording, tmp_path / "large", allowed) == 6
 
 
+def test_frames_at_the_end_that_are_not_taken_are_counted(recording, tmp_path):
+    lines = []
+    few = Options(scenes=5, size=SIZE, fps=2.0, gap=0.4)
+    assert run(recording, tmp_path / "set", few, progress=lines.append) == 3
+    assert lines[0] == "frames 1 apart are taken; the last 3 of 8 are not used"
+
+
 def test_times_that_cannot_be_used_are_counted_and_named(recording, tmp_path):
     folder = arena.copied(recording, tmp_path)
     height, width = arena.HEIGHT // SHRINK, arena.WIDTH // SHRINK

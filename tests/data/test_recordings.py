@@ -54,6 +54,18 @@ def test_the_edge_of_a_compressed_mask_stays_where_it_was(tmp_path):
         assert (masks != (frames[..., 0] > 0)).mean() <= wrong
 
 
+@pytest.mark.parametrize("pixels", ["yuv420p10le", "gray16le", "gray"])
+def test_videos_of_any_depth_are_read_as_bytes(video, tmp_path, pixels):
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(video)]
+    command += ["-pix_fmt", pixels, "-c:v", "ffv1", str(tmp_path / "A.mkv")]
+    subprocess.run(command, check=True)
+    footage, frames = open_footage(tmp_path, "A"), range(0, NUM, 13)
+    values = [p.mean() / 5 for p in read_pictures(footage, frames)]
+    np.testing.assert_allclose(values, frames, atol=0.5)  # coded and rounded twice
+    masks = [mask.mean() for mask in read_masks(footage, frames)]
+    assert masks == [float(5 * frame > 127) for frame in frames]
+
+
 def save(path, picture, mode):
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(picture).convert(mode).save(path)
