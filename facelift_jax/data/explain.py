@@ -21,6 +21,7 @@ from facelift_jax.data.silhouettes import (
     look_at_rig,
     silhouettes,
 )
+from facelift_jax.data.sources import take_cameras
 from facelift_jax.numerics import invert_rigid
 from facelift_jax.structs import Cameras
 
@@ -125,7 +126,7 @@ def _wrong_views(alphas: Alphas, cameras: Cameras, odd: list[int]) -> Iterator[G
         order = np.arange(len(alphas))
         order[odd] = odd[::-1]
         words = f"the cameras of views {odd[0]} and {odd[1]} are swapped: swap them"
-        yield words, alphas, _take(cameras, order)
+        yield words, alphas, take_cameras(cameras, order)
 
 
 def _wrong_intrinsics(
@@ -134,10 +135,12 @@ def _wrong_intrinsics(
     """Focal lengths and principal points that do not belong to the pixels."""
     cameras = rig.cameras
     size = np.array([cameras.width, cameras.height])
-    ratio = size / (2 * cameras.Ks[:, :2, 2].mean(axis=0))
+    made_for = 2 * cameras.Ks[:, :2, 2].mean(axis=0)
+    # a picture is at least one pixel wide, also where principal points are zero
+    ratio = size / np.maximum(made_for, 1)
     if np.abs(ratio - 1).min() > _RESIZED:
-        made_for = np.rint(size / ratio).astype(int)
-        words = f"K was made for pictures of about {made_for[0]} x {made_for[1]} px"
+        width, height = np.rint(made_for).astype(int)
+        words = f"K was made for pictures of about {width} x {height} px"
         Ks = np.diag([*ratio, 1]) @ cameras.Ks
         yield (
             f"{words}: scale it with the pictures",
@@ -146,7 +149,7 @@ def _wrong_intrinsics(
     found, views = silhouettes(alphas), list(range(len(alphas)))
     if len(odd) == 1:
         others = np.delete(views, odd)
-        point = locate(alphas[others], look_at_rig(_take(cameras, others))).point
+        point = locate(alphas[others], look_at_rig(take_cameras(cameras, others))).point
         start = locate(alphas, rig, point).offsets[odd[0]]
         shift, shifted = _shift_to_fit(found, rig, odd, start, odd)
         yield f"the principal point of view {odd[0]} is {_off(shift)} it?", shifted
@@ -188,9 +191,3 @@ def _shift_to_fit(
         best = max([best, *grid], key=agreed)
         step /= 2
     return best, shifted(best)
-
-
-def _take(cameras: Cameras, views: np.ndarray) -> Cameras:
-    return Cameras(
-        cameras.viewmats[views], cameras.Ks[views], cameras.width, cameras.height
-    )

@@ -49,7 +49,7 @@ def check_source(
     digests = [_digest(folder) for folder in source.folders]
     reports: dict[int, SceneReport] = {}
     for i, (name, digest) in enumerate(zip(source.names, digests, strict=True)):
-        if name in stored and stored[name]["digest"] == digest:
+        if name in stored and stored[name].get("digest") == digest:
             reports[i] = _report_from(stored[name])
     missing = [i for i in range(len(source)) if i not in reports]
     if not missing:

@@ -174,6 +174,10 @@ BROKEN = {
         f"{OUTSIDE}; K was made for pictures of about 48 x 48 px: scale it with the "
         "pictures",
     ),
+    "principal points of zero": (
+        moved(slice(None), -24, -24),
+        f"{OUTSIDE}; {OTHERS}",
+    ),
     "another mask": (
         repainted(shrink_view_2),
         f"only 0.0% of view 2's {MEET}; without view 2 all agree: look at its camera "
