@@ -46,7 +46,7 @@ COLUMNS: dict[str, Callable[[Figures], str]] = {
 
 
 def table(reports: Sequence[SceneReport]) -> str:
-    """The figures of every scene as text, then what is wrong, then the legend."""
+    """The figures of every scene as text, and what they are."""
     rows = [["scene", *COLUMNS, ""]]
     for report in reports:
         cells = ["-"] * len(COLUMNS)

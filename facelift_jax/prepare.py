@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from facelift_jax import atomic, command
-from facelift_jax.data.layouts import OPENCV_FILE
+from facelift_jax.data.layouts import OPENCV_FILE, PARTS
 from facelift_jax.data.preparation import (
-    SPLITS,
     Moment,
     Options,
     in_order,
@@ -105,7 +104,7 @@ def prepare(
     written = in_order(write, _moments(recording, missing, frames.step), workers)
     for _ in watched(written, "scenes", there, total, progress, len(points)):
         pass
-    for split in SPLITS:
+    for split in PARTS:
         names = [moment.name for moment in made.moments if moment.split == split]
         atomic.write_text(out / f"{split}.txt", "".join(f"{name}\n" for name in names))
     return len(missing)

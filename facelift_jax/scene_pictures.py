@@ -47,7 +47,7 @@ def write_scene(path: Path, scene: Scene | StoredScene, report: SceneReport) -> 
     lines = [f"{report.name}: {verdict}", *report.problems]
     lines.append("blue: the ray of this mask pixel meets all other masks; red: not")
     text = "\n".join(textwrap.fill(line, 150) for line in lines)
-    head.text(0.01, 0.5, text, va="center", size=10)
+    head.text(0.01, 0.5, text, va="center", size=10, parse_math=False)
     points = _draw_views(top, rgba, cameras)
     _draw_rig(bottom, cameras, np.asarray(scene.is_input), points)
     with atomic.replaced(path) as partial:

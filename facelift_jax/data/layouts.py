@@ -39,7 +39,7 @@ _PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV")
 # what a camera holds stays finite in float32, its squares in float64
 MAX_NUMBER = 1e30
 _SPLITS = ("input", "novel")
-_PARTS = ("train", "val", "test")
+PARTS = ("train", "val", "test")  # of a set
 
 
 class Frame(NamedTuple):
@@ -200,8 +200,8 @@ def _origin(document: dict) -> Origin:
     time = None if document.get("time") is None else _number(document, "time")
     if not isinstance(recording, str):
         raise DataError(f'"recording" must be a name, found {_shown(recording)}')
-    if part not in (None, *_PARTS):
-        raise DataError(f'"split" must be one of {_PARTS}, found {_shown(part)}')
+    if part not in (None, *PARTS):
+        raise DataError(f'"split" must be one of {PARTS}, found {_shown(part)}')
     return Origin(recording, time, part)
 
 

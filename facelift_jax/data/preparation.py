@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 
 from facelift_jax.data.calibration import CalibratedCamera
 from facelift_jax.data.files import DataError
-from facelift_jax.data.layouts import OPENCV_FILE
+from facelift_jax.data.layouts import OPENCV_FILE, PARTS
 from facelift_jax.data.recordings import Recording, read_masks, together
 from facelift_jax.data.virtual import (
     UnusableError,
@@ -34,7 +34,6 @@ from facelift_jax.geometry.rigid import transform_world
 from facelift_jax.structs import Cameras
 
 _Item = TypeVar("_Item")
-SPLITS = ("train", "val", "test")
 RADIUS_QUANTILE = 0.95  # of the times: one bad mask must not make all scenes small
 
 
@@ -170,7 +169,7 @@ def plan(recording: Recording, rows: list[dict[str, Any]], options: Options) -> 
     ]
     if not any(moment.split == "train" for moment in moments):
         raise DataError(f"no time of the train part can be used; {'; '.join(counts)}")
-    parts = [f"{s} {sum(m.split == s for m in moments)}" for s in SPLITS]
+    parts = [f"{s} {sum(m.split == s for m in moments)}" for s in PARTS]
     in_gap = len(usable) - len(moments)
     distances = np.array([row["distances"] for row in usable])
     scale = options.radius / float(distances.mean())

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.ndimage
 from jaxtyping import Bool, Float, Int, UInt8
 
 from facelift_jax.data.files import DataError
@@ -106,14 +107,7 @@ def silhouettes(alphas: UInt8[np.ndarray, "v h w"]) -> Silhouettes:
 
 def grown(mask: Bool[np.ndarray, "h w"], pixels: int) -> Bool[np.ndarray, "h w"]:
     """The mask and all within so many rows and columns of it."""
-    for axis in (0, 1):
-        padding = [(0, 0), (0, 0)]
-        padding[axis] = (pixels, pixels)
-        windows = np.lib.stride_tricks.sliding_window_view(
-            np.pad(mask, padding), 2 * pixels + 1, axis
-        )
-        mask = np.asarray(windows.any(axis=-1))
-    return mask
+    return scipy.ndimage.maximum_filter(mask, 2 * pixels + 1, mode="constant")
 
 
 def look_at_rig(cameras: Cameras) -> Rig:

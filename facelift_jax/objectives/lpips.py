@@ -160,7 +160,9 @@ def _find(folder: str, file_name: str) -> Path:
         where = folder
     else:
         hub: Any = importlib.import_module("huggingface_hub")  # comes with lpips-j
-        path = Path(hub.try_to_load_from_cache(REPOSITORY, file_name) or "")
+        found = hub.try_to_load_from_cache(REPOSITORY, file_name)
+        # else None, or the hub's note that it has no such file
+        path = Path(found if isinstance(found, str) else "")
         where = f"the hub's cache ({hub.constants.HF_HUB_CACHE})"
     if not path.is_file():
         raise ValueError(

@@ -184,6 +184,13 @@ def test_missing_files_are_refused(lpips_folder, tmp_path, monkeypatch):
     assert refusal(tmp_path).startswith(f"{tmp_path}: no lpips_lin.h5; name as run.lp")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     assert refusal("") == f"the hub's cache ({tmp_path}){NOWHERE}"
+    # it may hold a note that the hub has no such file
+    repository = tmp_path / "models--pcuenq--lpips-jax"
+    for path in (repository / "refs", repository / ".no_exist" / "0a1b"):
+        path.mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0a1b")
+    (repository / ".no_exist" / "0a1b" / "vgg16_weights.h5").touch()
+    assert refusal("") == f"the hub's cache ({tmp_path}){NOWHERE}"
 
 
 def break_text(path):
