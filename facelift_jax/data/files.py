@@ -61,14 +61,14 @@ def located(where: str) -> Iterator[None]:
         raise DataError(f"{where}: {error}") from error.__cause__
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of at most 32 MB without NaN or Infinity."""
+def read_json(path: Path, most_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The object in a JSON file of bounded size without NaN or Infinity."""
     try:
         size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
+        if size > most_bytes:
             raise DataError(
-                f"{size / 2**20:.0f} MB of JSON, more than the {MAX_JSON_BYTES >> 20} "
-                "MB a camera file may have"
+                f"{size / 2**20:.0f} MB of JSON, more than the {most_bytes >> 20} MB "
+                "such a file may have"
             )
         text = path.read_bytes().decode("utf-8")
         document = json.loads(text, parse_constant=_refuse_constant)

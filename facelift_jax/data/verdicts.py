@@ -30,6 +30,7 @@ from facelift_jax.data.writing import SECONDS_BETWEEN_REPORTS, duration
 
 VERDICTS = "contract.json"
 VERSION = 1  # of the checks: rises when the same files may get another verdict
+MAX_BYTES = 2**29  # of stored verdicts; a scene of 32 views takes 1.0 kB
 MOST_EXPLAINED = 32  # scenes of which the cause is searched; the others' is the same
 
 
@@ -194,7 +195,7 @@ def _read(file: Path, key: dict[str, Any]) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        document = read_json(file)
+        document = read_json(file, MAX_BYTES)
         scenes = document["scenes"]
         if any(document[name] != value for name, value in key.items()):
             return {}
@@ -209,8 +210,10 @@ def _read(file: Path, key: dict[str, Any]) -> dict[str, Any]:
 def _report_from(entry: dict[str, Any]) -> SceneReport:
     """A stored scene; raises where a value is not of its kind."""
     figures, origin = entry["figures"], Origin(*entry["origin"])
-    for value in [*(figures or {}).values(), origin.time]:
-        math.isfinite(0 if value is None else value)  # a number, or it raises
+    math.isfinite(origin.time or 0)  # a number, or it raises
+    for field in dataclasses.fields(Figures) if figures is not None else ():
+        if not isinstance(figures[field.name], field.type):  # type: ignore[arg-type]
+            raise ValueError(f"{field.name} is of another kind")
     _printable(origin.recording + (origin.part or ""))
     kinds = ("problems", "warnings", "pictures")
     lines = {kind: tuple(map(_printable, entry[kind])) for kind in kinds}

@@ -131,7 +131,7 @@ BAD_CAMERAS = {
     ),
     "33 MB": (
         big_file,
-        f"{FILE}: 33 MB of JSON, more than the 32 MB a camera file may have",
+        f"{FILE}: 33 MB of JSON, more than the 32 MB such a file may have",
     ),
     "both camera files": (
         both_files,

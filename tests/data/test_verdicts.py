@@ -139,6 +139,8 @@ SPOILED = {
     "scenes of another kind": {"scenes": [1]},
     "scene of another kind": {"scenes": {"000": 7}},
     "figure in words": {"figures": {"views": "all"}},
+    "figure that is missing": {"figures": {"coverage": None}},
+    "figure that is no count": {"figures": {"worst_view": 1.5}},
     "unknown figure": {"figures": {"sharpness": 1.0}},
     "control characters": {"problems": ["\x1b[2J"]},
     "time in words": {"origin": ["", "noon", None]},
@@ -166,6 +168,15 @@ def test_a_spoiled_verdict_is_not_believed(name, tmp_path, checked):
                 del entry[key]
         file.write_text(json.dumps(document))
     assert check(tmp_path) == expected
+    assert checked == ["000"]
+
+
+def test_the_verdict_of_a_large_set_is_believed(tmp_path, checked):
+    make_set(tmp_path, 1)
+    check(tmp_path)
+    with (tmp_path / "contract.json").open("a") as file:
+        file.write(" " * 2**26)  # more than a camera file has
+    check(tmp_path)
     assert checked == ["000"]
 
 
