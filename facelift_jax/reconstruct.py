@@ -26,6 +26,7 @@ from facelift_jax.data.transforms import (
     normalised_from_stored,
     reconstruction_example,
 )
+from facelift_jax.data.writing import read_marker
 from facelift_jax.judge import (
     EvalStep,
     Turntable,
@@ -151,7 +152,8 @@ def is_complete(directory: Path, name: str, made_by: Mapping[str, Any]) -> bool:
             )
     if not (directory / FIGURES).is_file():
         return False
-    stored = json.loads((directory / FIGURES).read_text()).get("made_by", {})
+    stored = read_marker(directory / FIGURES).get("made_by")
+    stored = stored if isinstance(stored, dict) else {}
     changed = [key for key in made_by if stored.get(key) != made_by[key]]
     if changed:
         raise ValueError(

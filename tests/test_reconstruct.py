@@ -148,3 +148,18 @@ def test_bad_arguments_are_refused_before_anything_is_made(weights, scenes, tmp_
     with pytest.raises(ValueError, match="6 views flagged as inputs, but num_inputs=9"):
         reconstruct.main([*arguments, "--inputs", "9"])
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{", "not readable as JSON"),
+        ("[]", "expected a JSON object; remove the file"),
+        ('{"made_by": 3}', "complete, but by other weights; choose another --out"),
+    ],
+)
+def test_a_damaged_record_is_one_line(tmp_path, text, line):
+    (tmp_path / reconstruct.FIGURES).write_text(text)
+    with pytest.raises(ValueError, match=line) as caught:
+        reconstruct.is_complete(tmp_path, "scene", {"weights": "1"})
+    assert str(tmp_path) in str(caught.value)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from configs import gslrm
+from configs import common, gslrm
 from configs.lgm import get_config
 from facelift_jax import evaluate, train
 from facelift_jax.geometry.paths import dummy_views
@@ -236,5 +236,6 @@ def test_a_recipe_that_goes_on_from_weights_asks_for_them(argument):
         ValueError, match=r"run\.init_from: this recipe goes on from tr"
     ):
         train.check_settings(config)
+    assert train.NEEDED == common.NEEDED
     config.run.init_from = ""
     train.check_settings(config)
