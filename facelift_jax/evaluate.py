@@ -8,7 +8,6 @@ Figures of input views and of held-out views have different names, always.
 
 import collections
 import dataclasses
-import hashlib
 import sys
 import time
 from collections.abc import Mapping
@@ -19,8 +18,8 @@ import jax
 from absl import logging
 
 from facelift_jax import command
-from facelift_jax.data.layouts import camera_file
 from facelift_jax.data.options import DataOptions
+from facelift_jax.data.packed import fingerprint
 from facelift_jax.data.pipeline import Source, evaluation_batches
 from facelift_jax.data.sources import FolderSource, open_source
 from facelift_jax.judge import (
@@ -159,8 +158,7 @@ def build_model(section: Mapping[str, Any]) -> Any:
 
 def fingerprints(source: FolderSource) -> list[str]:
     """What tells scenes apart wherever they lie: a digest of each camera file."""
-    files = [camera_file(folder) for folder in source.folders]
-    return [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files]
+    return [fingerprint(folder) for folder in source.folders]
 
 
 def leave_out_trained(source: FolderSource, trained_on: list[str]) -> FolderSource:

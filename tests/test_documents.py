@@ -16,6 +16,7 @@ from configs import gslrm
 from configs.lgm import get_config
 from facelift_jax import check_data, evaluate, merge, prepare, reconstruct
 from facelift_jax.convert import __main__ as convert
+from facelift_jax.data import dataset
 from facelift_jax.data.rodent import __main__ as rodent
 from facelift_jax.objectives import validate_weights
 
@@ -36,6 +37,7 @@ COMMANDS = {
     "facelift_jax.merge": merge.main,
     "facelift_jax.prepare": prepare.main,
     "facelift_jax.reconstruct": reconstruct.main,
+    "facelift_jax.data.dataset": dataset.main,
     "facelift_jax.data.rodent": rodent.main,
     "benchmarks.render": render.main,
     "benchmarks.networks": networks.main,

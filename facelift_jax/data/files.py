@@ -4,12 +4,14 @@ Every function raises `DataError`, whose message is one printable line.
 """
 
 import contextlib
+import dataclasses
+import io
 import json
 import os
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
@@ -52,6 +54,69 @@ class PictureHeader(NamedTuple):
     mode: str
 
 
+@dataclasses.dataclass(frozen=True, order=True)
+class PackedPath:
+    """A file or folder of a scene that came whole into memory, used as a `Path` is.
+
+    Attributes:
+      root: where the scene came from, for messages.
+      inner: the place in the scene's folder.
+      files: the content of each of its files.
+    """
+
+    root: Path
+    inner: PurePosixPath
+    files: Mapping[PurePosixPath, bytes] = dataclasses.field(compare=False, repr=False)
+
+    def __truediv__(self, name: str) -> "PackedPath":
+        return dataclasses.replace(self, inner=self.inner / name)
+
+    def __str__(self) -> str:
+        return str(self.root / self.inner)
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.inner.name
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the name, with its dot."""
+        return self.inner.suffix
+
+    @property
+    def parent(self) -> "PackedPath":
+        """The folder."""
+        return dataclasses.replace(self, inner=self.inner.parent)
+
+    def resolve(self) -> "PackedPath":
+        """Itself: a packed scene holds no links."""
+        return self
+
+    def is_file(self) -> bool:
+        """Whether the scene holds this file."""
+        return self.inner in self.files
+
+    def iterdir(self) -> Iterator["PackedPath"]:
+        """The files of this folder."""
+        inside = (file for file in self.files if file.parent == self.inner)
+        return (dataclasses.replace(self, inner=file) for file in inside)
+
+    def open(self, mode: str) -> io.BytesIO:
+        """The file's bytes; `mode` is "rb"."""
+        assert mode == "rb"
+        return io.BytesIO(self.files[self.inner])
+
+    def read_bytes(self) -> bytes:
+        """All of the file."""
+        return self.files[self.inner]
+
+
+ScenePath = Path | PackedPath  # of a scene's folder or of a file in it
+AnyPath = TypeVar("AnyPath", bound=ScenePath)
+_File = io.BufferedReader | io.BytesIO
+
+
 @contextlib.contextmanager
 def located(where: str) -> Iterator[None]:
     """Puts `where` in front of the message of a `DataError` raised inside."""
@@ -61,16 +126,18 @@ def located(where: str) -> Iterator[None]:
         raise DataError(f"{where}: {error}") from error.__cause__
 
 
-def read_json(path: Path, most_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+def read_json(path: ScenePath, most_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The object in a JSON file of bounded size without NaN or Infinity."""
     try:
-        size = path.stat().st_size
-        if size > most_bytes:
-            raise DataError(
-                f"{size / 2**20:.0f} MB of JSON, more than the {most_bytes >> 20} MB "
-                "such a file may have"
-            )
-        text = path.read_bytes().decode("utf-8")
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size > most_bytes:
+                raise DataError(
+                    f"{size / 2**20:.0f} MB of JSON, more than the {most_bytes >> 20} "
+                    "MB such a file may have"
+                )
+            file.seek(0)
+            text = file.read().decode("utf-8")
         document = json.loads(text, parse_constant=_refuse_constant)
     except DataError:
         raise
@@ -87,7 +154,7 @@ def _refuse_constant(word: str) -> float:
     raise DataError(f"holds {word}; every number must be finite")
 
 
-def path_inside(folder: Path, file_path: Any, key: str = "file_path") -> Path:
+def path_inside(folder: AnyPath, file_path: Any, key: str = "file_path") -> AnyPath:
     """`folder / file_path`, if that is a relative path which stays in the folder."""
     if not isinstance(file_path, str) or not 0 < len(file_path) < 1024:
         raise DataError(f'"{key}" must be a path of 1 to 1023 characters')
@@ -95,14 +162,16 @@ def path_inside(folder: Path, file_path: Any, key: str = "file_path") -> Path:
         raise DataError(f'"{key}" {file_path!r} must be relative to the scene folder')
     if ".." in Path(file_path).parts:
         raise DataError(f'"{key}" {file_path!r} holds "..", which is not allowed')
-    path = folder / file_path
-    real, root = os.path.realpath(path), os.path.realpath(folder)
+    path: AnyPath = folder / file_path  # type: ignore[assignment]
+    if isinstance(path, PackedPath):
+        return path
+    real, root = os.path.realpath(str(path)), os.path.realpath(str(folder))
     if os.path.commonpath((real, root)) != root:
         raise DataError(f'"{key}" {file_path!r} leaves the scene folder through a link')
     return path
 
 
-def picture_header(path: Path) -> PictureHeader:
+def picture_header(path: ScenePath) -> PictureHeader:
     """Size and mode of a picture, without decoding it; at most 64 megapixels."""
     with _open_picture(path) as picture:
         return PictureHeader(*picture.size, picture.mode)
@@ -118,7 +187,7 @@ def check_size(header: PictureHeader, size: tuple[int, int]) -> None:
 
 
 def decode_picture(
-    path: Path, size: tuple[int, int], modes: tuple[str, ...]
+    path: ScenePath, size: tuple[int, int], modes: tuple[str, ...]
 ) -> Shaped[np.ndarray, "h w *c"]:
     """The pixels of a picture of `size` (width, height) in one of Pillow's `modes`.
 
@@ -138,23 +207,36 @@ def decode_picture(
 
 
 @contextlib.contextmanager
-def _open_picture(path: Path) -> Iterator[Image.Image]:
-    if not os.path.isfile(path):  # a pipe would block for ever
-        what = "not a file" if os.path.lexists(path) else "there is no such picture"
-        raise DataError(f"{what}; each camera needs its own")
-    try:
-        picture = Image.open(path, formats=_FORMATS)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"the header promises more than {MAX_PIXELS // 10**6} megapixels"
-        ) from error
-    except _PILLOW_ERRORS as error:
-        reason = str(error).replace(repr(str(path)), "it")
-        raise DataError(f"not a readable PNG or JPEG ({reason})") from error
-    with picture:
+def _open_picture(path: ScenePath) -> Iterator[Image.Image]:
+    with _open_file(path) as file, _decoder(file) as picture:
         if picture.width * picture.height > MAX_PIXELS:
             raise DataError(
                 f"the header promises {picture.width} x {picture.height} px, more than "
                 f"{MAX_PIXELS // 10**6} megapixels"
             )
         yield picture
+
+
+def _open_file(path: ScenePath) -> _File:
+    is_disk = isinstance(path, Path)
+    # a pipe would block for ever
+    if not (os.path.isfile(path) if is_disk else path.is_file()):
+        is_there = is_disk and os.path.lexists(path)
+        what = "not a file" if is_there else "there is no such picture"
+        raise DataError(f"{what}; each camera needs its own")
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"not a readable picture ({error.strerror})") from error
+
+
+def _decoder(file: _File) -> Image.Image:
+    try:
+        return Image.open(file, formats=_FORMATS)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"the header promises more than {MAX_PIXELS // 10**6} megapixels"
+        ) from error
+    except _PILLOW_ERRORS as error:
+        reason = str(error).replace(repr(file), "it")
+        raise DataError(f"not a readable PNG or JPEG ({reason})") from error

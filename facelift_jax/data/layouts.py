@@ -13,7 +13,6 @@ without "w", "h" the picture's size, without "cx", "cy" its centre.
 """
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ import numpy as np
 from facelift_jax.data.files import (
     PICTURE_SUFFIXES,
     DataError,
+    ScenePath,
     check_size,
     located,
     path_inside,
@@ -45,9 +45,9 @@ PARTS = ("train", "val", "test")  # of a set
 class Frame(NamedTuple):
     """One view: its files, its camera (OpenCV axes, pixels, float64) and its split."""
 
-    picture: Path
-    mask: Path | None
-    depth: Path | None
+    picture: ScenePath
+    mask: ScenePath | None
+    depth: ScenePath | None
     width: int
     height: int
     K: np.ndarray
@@ -74,7 +74,7 @@ class Layout(NamedTuple):
     origin: Origin
 
 
-def camera_file(folder: Path) -> Path:
+def camera_file(folder: ScenePath) -> ScenePath:
     """The one camera file of a scene folder."""
     found = [folder / name for name in CAMERA_FILES if (folder / name).is_file()]
     if len(found) != 1:
@@ -86,7 +86,7 @@ def camera_file(folder: Path) -> Path:
     return found[0]
 
 
-def read_layout(folder: Path, name: str) -> Layout:
+def read_layout(folder: ScenePath, name: str) -> Layout:
     """Reads and checks a scene's camera file and picture headers; decodes nothing."""
     path = camera_file(folder)
     parse = opencv_frame if path.name == OPENCV_FILE else _nerf_frame
@@ -220,7 +220,7 @@ def _refuse_extra_pictures(frames: list[Frame]) -> None:
             )
 
 
-def opencv_frame(document: dict, raw: dict, folder: Path) -> Frame:
+def opencv_frame(document: dict, raw: dict, folder: ScenePath) -> Frame:
     """A frame of `opencv_cameras.json`, its camera not yet checked."""
     del document  # everything stands in the frame
     return Frame(
@@ -235,7 +235,7 @@ def opencv_frame(document: dict, raw: dict, folder: Path) -> Frame:
     )
 
 
-def _nerf_frame(document: dict, raw: dict, folder: Path) -> Frame:
+def _nerf_frame(document: dict, raw: dict, folder: ScenePath) -> Frame:
     values = document | raw
     picture = _picture_with_suffix(folder, raw.get("file_path"))
     if "w" in values:
@@ -274,7 +274,7 @@ def _refuse_distortion(values: dict) -> None:
         )
 
 
-def _picture_with_suffix(folder: Path, file_path: Any) -> Path:
+def _picture_with_suffix(folder: ScenePath, file_path: Any) -> ScenePath:
     """The picture of a NeRF-style `file_path`, which may lack its ending."""
     path = path_inside(folder, file_path)
     if path.suffix.lower() in PICTURE_SUFFIXES:
@@ -283,7 +283,7 @@ def _picture_with_suffix(folder: Path, file_path: Any) -> Path:
     return next((path for path in paths if path.is_file()), paths[0])
 
 
-def _optional_path(folder: Path, raw: dict, key: str) -> Path | None:
+def _optional_path(folder: ScenePath, raw: dict, key: str) -> ScenePath | None:
     return path_inside(folder, raw[key], key) if raw.get(key) is not None else None
 
 

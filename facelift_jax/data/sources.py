@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
-from facelift_jax.data.files import DataError, decode_picture, located
+from facelift_jax.data.files import DataError, ScenePath, decode_picture, located
 from facelift_jax.data.layouts import (
     CAMERA_FILES,
     NOWHERE,
@@ -24,6 +24,7 @@ from facelift_jax.data.layouts import (
     camera_file,
     read_layout,
 )
+from facelift_jax.data.packed import PackedScene, is_packed, open_packed
 from facelift_jax.structs import Cameras
 
 
@@ -42,7 +43,7 @@ class Scene:
     """
 
     name: str
-    path: Path
+    path: ScenePath
     rgba: UInt8[np.ndarray, "v h w 4"]
     depths: Float[np.ndarray, "v h w 1"] | None
     cameras: Cameras
@@ -69,7 +70,7 @@ class StoredScene:
     """
 
     name: str
-    path: Path
+    path: ScenePath
     frames: tuple[Frame, ...]
     depth_unit: float | None
     origin: Origin = NOWHERE
@@ -147,7 +148,7 @@ class StoredScene:
         return (steps * np.float32(self.depth_unit))[..., None]
 
     def _decode(
-        self, view: int, path: Path, modes: tuple[str, ...]
+        self, view: int, path: ScenePath, modes: tuple[str, ...]
     ) -> Shaped[np.ndarray, "h w *c"]:
         frame = self.frames[view]
         with located(f"scene {self.name}, view {view} ({path})"):
@@ -158,7 +159,7 @@ class StoredScene:
 class FolderSource:
     """Scene folders by position; a scene is checked and read when it is asked for."""
 
-    folders: tuple[Path, ...]
+    folders: tuple[Path | PackedScene, ...]
     names: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -171,6 +172,8 @@ class FolderSource:
           DataError: anything about it is not as it must be; one line.
         """
         folder, name = self.folders[index], self.names[index]
+        if isinstance(folder, PackedScene):
+            folder = folder.load()
         layout = read_layout(folder, name)
         index = range(len(self))[index]
         return StoredScene(name, folder, *layout, index)
@@ -192,7 +195,7 @@ class FolderSource:
 
 
 def open_source(path: str | os.PathLike[str]) -> FolderSource:
-    """Opens a folder of scene folders, one scene folder, or a text list of them.
+    """Opens a folder of scene folders, one, a text list of them, or a packed set.
 
     A list names one scene folder a line, absolute or relative to the list; empty lines
     and lines that start with # say nothing. Scenes of a folder are ordered by name,
@@ -204,6 +207,9 @@ def open_source(path: str | os.PathLike[str]) -> FolderSource:
     path = Path(path)
     if path.is_file():
         folders = _read_list(path)
+    elif is_packed(path):
+        scenes = open_packed(path)
+        return FolderSource(scenes, tuple(scene.name for scene in scenes))
     elif path.is_dir():
         folders = _scene_folders(path)
     else:

@@ -1,18 +1,20 @@
 """The data contract over a whole set on disk: every core, and nothing asked twice.
 
 What was found is stored in the set, each scene with a digest of its files (names, sizes
-and times of change), and holds as long as those and the background are the same.
+and times of change; of a packed set: of all its files), and holds as long as those and
+the background are the same.
 """
 
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from facelift_jax.data.contract import Figures, SceneReport, check_scene
 from facelift_jax.data.files import DataError, printable, read_json
 from facelift_jax.data.layouts import Origin
 from facelift_jax.data.options import DataOptions
+from facelift_jax.data.packed import PackedScene
 from facelift_jax.data.sources import FolderSource
 from facelift_jax.data.splits import HELD_OUT, TRAIN, check_together
 from facelift_jax.data.writing import SECONDS_BETWEEN_REPORTS, duration
@@ -47,7 +50,7 @@ def check_source(
     file = _verdict_file(Path(path))
     key = {"version": VERSION, "background": list(background)}
     stored = _read(file, key)
-    digests = [_digest(folder) for folder in source.folders]
+    digests = source_digests(source)
     reports: dict[int, SceneReport] = {}
     for i, (name, digest) in enumerate(zip(source.names, digests, strict=True)):
         if name in stored and stored[name].get("digest") == digest:
@@ -109,16 +112,55 @@ def require_contract(
                 f"{getattr(options, name)}; the first: scene {scene}: {lines[0]}"
             )
     if problems:
-        shows = f"python -m facelift_jax.check_data {shlex.quote(str(path))} "
-        shows += f"--held-out {len(held_out)}"
-        if options.background != (1.0, 1.0, 1.0):
-            shows += f" --background {' '.join(map(str, options.background))}"
+        extra = ["--held-out", str(len(held_out))]
+        shows = _command([path], options.background, extra)
         raise DataError(f"{path}: {problems[0]}; this shows all: {shows}")
     logging.info("%d scenes checked: %d break the data contract", total, len(broken))
     for scene, lines in broken.items():
         logging.warning("scene %s is used all the same: %s", scene, lines[0])
     record = {"data": str(path), "scenes": total, "used_all_the_same": broken}
     return {**record, "cannot_be_read": unread}
+
+
+def require_good(
+    path: Path,
+    source: FolderSource,
+    background: tuple[float, float, float],
+    progress: Callable[[str], None],
+) -> None:
+    """Refuses a set of which any scene breaks the contract or cannot be read.
+
+    Raises:
+      DataError: the first reason, and the command that shows all.
+    """
+    reports = check_source(path, source, background, progress)
+    bad = [report for report in reports if report.problems]
+    if bad:
+        raise DataError(
+            f"{path}: {len(bad)} of {len(source)} scenes break the data contract; the "
+            f"first: scene {bad[0].name}: {bad[0].problems[0]}; this shows all: "
+            f"{_command([path], background)}"
+        )
+
+
+def source_digests(source: FolderSource) -> list[str]:
+    """For each scene, what changes when its files do; a packed set's change as one."""
+    digest = functools.cache(_digest)
+    places = [f.root if isinstance(f, PackedScene) else f for f in source.folders]
+    return [digest(place) for place in places]
+
+
+def _command(
+    paths: Sequence[Path],
+    background: tuple[float, float, float],
+    extra: Sequence[str] = (),
+) -> str:
+    """The command that shows what is wrong with the sets."""
+    places = [shlex.quote(str(path)) for path in paths]
+    words = ["python -m facelift_jax.check_data", *places, *extra]
+    if background != (1.0, 1.0, 1.0):
+        words.append(f"--background {' '.join(map(str, background))}")
+    return " ".join(words)
 
 
 def _check(
@@ -176,7 +218,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Sixteen hex digits of SHA-256 over names, sizes and times of a scene's files."""
+    """Sixteen hex digits of SHA-256 over names, sizes and times of a folder's files."""
     lines = []
     for parent, _, names in os.walk(folder):
         for name in names:
