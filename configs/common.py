@@ -32,6 +32,8 @@ def data_section(size: int, input_size: int) -> ConfigDict:
         {
             # "" is the synthetic set data/rodent-<size>, made where it is missing
             "path": "",
+            # several sets instead: (path, weight) each
+            "mix": (),
             "size": size,
             "num_scenes": 1600,
             "num_held_out_scenes": 32,

@@ -178,8 +178,11 @@ def leave_out_trained(source: FolderSource, trained_on: list[str]) -> FolderSour
         logging.warning(
             "%d of %d scenes were trained on and are left out", num_seen, len(source)
         )
-    return FolderSource(
-        tuple(source.folders[i] for i in fresh), tuple(source.names[i] for i in fresh)
+    return dataclasses.replace(
+        source,
+        folders=tuple(source.folders[i] for i in fresh),
+        names=tuple(source.names[i] for i in fresh),
+        shares=(),
     )
 
 

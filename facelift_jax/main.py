@@ -14,6 +14,7 @@ from ml_collections import config_flags
 
 from facelift_jax import atomic, command, cost, evaluate
 from facelift_jax.data import rodent
+from facelift_jax.data.mix import Part, check_mix, join
 from facelift_jax.data.sources import FolderSource, open_source, split_source
 from facelift_jax.data.verdicts import VERDICTS, require_contract
 from facelift_jax.objectives import asks_for_lpips, load_lpips
@@ -43,8 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     config = FLAGS.config
     workdir = Path(FLAGS.workdir or default_workdir())
     try:
-        if config.data.path and not Path(config.data.path).exists():
-            raise ValueError(f"{config.data.path}: there is no such folder or list")
+        check_data_settings(config.data)
         if FLAGS.mode == "eval":
             evaluation = evaluate_run(config, workdir)
         else:
@@ -66,41 +66,54 @@ def default_workdir() -> str:
     return "-".join(["runs/" + Path(file).stem, *argument.split(",")]).rstrip("-")
 
 
-def data_path(section: Any) -> Path:
-    """Where a config's data are; the rodents' place where it names none."""
-    return Path(section.path or f"data/rodent-{section.size}")
+def check_data_settings(section: Any) -> None:
+    """Refuses a `data` section whose sets are not there; none may be, or be made.
+
+    Raises:
+      ValueError: one line.
+    """
+    mixed = [path for path, _ in check_mix(section.mix)]
+    if section.path and mixed:
+        raise ValueError("data.path and data.mix are given: choose one")
+    for path in mixed or filter(None, [section.path]):
+        if not Path(path).exists():
+            raise ValueError(f"{path}: there is no such folder or list")
 
 
-def open_data(config: Any) -> tuple[FolderSource, FolderSource]:
-    """Scenes to train on and held-out scenes; makes the rodents where they lack."""
-    section = config.data
-    path = data_path(section)
+def open_parts(section: Any) -> list[Part]:
+    """The sets that a config names, each split; makes the rodents where it has none."""
+    wanted = check_mix(section.mix)
     if section.path:
-        source = open_source(path)
-    else:
+        wanted = ((Path(section.path), 1.0),)
+    sources = [(path, weight, open_source(path)) for path, weight in wanted]
+    if not wanted:
+        path = Path(f"data/rodent-{section.size}")
         rodent.generate(path, section.num_scenes, section.size)
         source = open_source(path)
         # another recipe may have made more: this one keeps to its own number
-        wanted = slice(section.num_scenes)
-        source = FolderSource(source.folders[wanted], source.names[wanted])
-    return split_source(source, section.num_held_out_scenes)
+        first = slice(section.num_scenes)
+        source = FolderSource(source.folders[first], source.names[first])
+        sources = [(path, 1.0, source)]
+    return [
+        Part(path, weight, *split_source(source, section.num_held_out_scenes))
+        for path, weight, source in sources
+    ]
 
 
 def open_checked(config: Any, workdir: Path) -> tuple[FolderSource, FolderSource]:
-    """`open_data`, if it obeys the data contract; `contract.json` in the run says how.
+    """Scenes to train on and held-out scenes, all as good as the data contract asks.
+
+    `contract.json` in the run says how.
 
     Raises:
       ValueError: it does not; names the first reason and the command that shows all.
     """
-    train_source, held_out = open_data(config)
+    parts = open_parts(config.data)
     options = evaluate.data_options(config.data, config.eval.num_targets)
-    path = data_path(config.data)
-    record = require_contract(
-        path, train_source, held_out, options, writer.show_progress
-    )
+    record = require_contract(parts, options, writer.show_progress)
     if jax.process_index() == 0:
         atomic.write_text(workdir / VERDICTS, json.dumps(record, indent=2) + "\n")
-    return train_source, held_out
+    return join(parts)
 
 
 def evaluate_run(config: Any, workdir: Path) -> Evaluation:
@@ -123,7 +136,7 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
             f"{workdir}: trained with another {', '.join(changed)}; give the config it "
             "was started with"
         )
-    _, held_out = open_data(config)
+    _, held_out = join(open_parts(config.data))
     options = evaluate.data_options(config.data, config.eval.num_targets)
     render_fn = evaluate.make_renderer(options.background, **config.render)
     model = evaluate.build_model(config.model)

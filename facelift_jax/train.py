@@ -263,6 +263,7 @@ def train(
         jax.process_index(),
         jax.process_count(),
         bad_scenes=bad_scenes,
+        shares=source.shares,
     )
 
     # state: resume this run, else start from other weights, else from scratch

@@ -4,6 +4,7 @@ The order, every random draw and the position are functions of the seed and one 
 the position in the stream of examples, which is all a checkpoint needs to hold.
 """
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,7 @@ def training_batches(
     process_count: int = 1,
     num_threads: int = NUM_THREADS,
     bad_scenes: set[int] | None = None,
+    shares: Sequence[tuple[int, float]] = (),
 ) -> grain.DatasetIterator[Batch]:
     """Endless random batches: inputs over [b v], targets over [b t], scene_id [b].
 
@@ -48,6 +50,9 @@ def training_batches(
     left out. Process i of n takes every n-th example of one stream: together they read
     what one process with n times the batch would. The number of threads changes
     nothing (0 reads in the calling thread).
+
+    Of a mix, `shares` as `FolderSource` has them, the sets take turns by their weights,
+    each in epochs and draws of its own.
 
     Scenes that cannot be used are added to `bad_scenes` when they are met, up to
     `bad_scenes_allowed`; those already in it count.
@@ -59,13 +64,17 @@ def training_batches(
       DataError: a scene cannot be used, and `bad_scenes_allowed` is used up.
     """
     reader = _Reader(source, options, set() if bad_scenes is None else bad_scenes)
-    stream = (
-        grain.MapDataset.range(len(source))
-        .seed(seed)
+    shares = shares or [(len(source), 1.0)]
+    ends = list(itertools.accumulate(count for count, _ in shares))
+    streams = [
+        grain.MapDataset.range(end - count, end)
+        .seed(seed + number)
         .shuffle()
         .random_map(reader.training_example)
         .repeat()
-    )
+        for number, (end, (count, _)) in enumerate(zip(ends, shares, strict=True))
+    ]
+    stream = grain.MapDataset.mix(streams, [weight for _, weight in shares])
     examples = stream[process_index::process_count]
     batches = _read_ahead(examples, batch_size, num_threads, drop_remainder=True)
     return iter(batches)

@@ -157,10 +157,20 @@ class StoredScene:
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """Scene folders by position; a scene is checked and read when it is asked for."""
+    """Scene folders by position; a scene is checked and read when it is asked for.
+
+    Attributes:
+      folders: of the scenes, or their places in packed sets.
+      names: of the scenes.
+      has_depth: False: scenes are taken without their depth maps.
+      shares: of a mix of sets that follow one another: how many scenes each has, and
+        its share of the examples that are drawn, in any unit; (): one set.
+    """
 
     folders: tuple[Path | PackedScene, ...]
     names: tuple[str, ...]
+    has_depth: bool = True
+    shares: tuple[tuple[int, float], ...] = ()
 
     def __len__(self) -> int:
         return len(self.folders)
@@ -175,6 +185,8 @@ class FolderSource:
         if isinstance(folder, PackedScene):
             folder = folder.load()
         layout = read_layout(folder, name)
+        if not self.has_depth:
+            layout = layout._replace(depth_unit=None)
         index = range(len(self))[index]
         return StoredScene(name, folder, *layout, index)
 

@@ -25,6 +25,7 @@ from facelift_jax import atomic
 from facelift_jax.data.contract import Figures, SceneReport, check_scene
 from facelift_jax.data.files import DataError, printable, read_json
 from facelift_jax.data.layouts import Origin
+from facelift_jax.data.mix import Part, renamed
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.packed import PackedScene
 from facelift_jax.data.sources import FolderSource
@@ -78,48 +79,78 @@ def check_source(
 
 
 def require_contract(
-    path: Path,
-    train: FolderSource,
-    held_out: FolderSource,
+    parts: Sequence[Part],
     options: DataOptions,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """What a run's record says of its scenes, which are as good as `options` demands.
+    """What a run's record says of its sets, which are as good as `options` demands.
 
     Scenes that cannot be read may be left out later, `bad_scenes_allowed` of them;
     `breaches_allowed` of those that break the contract may be used all the same.
 
     Raises:
-      DataError: the first reason against the set, and the command that shows all.
+      DataError: the first reason against the sets, and the command that shows all.
     """
-    groups = {
-        name: check_source(path, source, options.background, progress)
-        for name, source in ((TRAIN, train), (HELD_OUT, held_out))
-    }
-    problems, _ = check_together(groups)
-    bad = [x for reports in groups.values() for x in reports if x.problems]
-    unread = {x.name: x.problems for x in bad if x.figures is None}
-    broken = {x.name: x.problems for x in bad if x.figures is not None}
-    total = len(train) + len(held_out)
+    paths, background = [part.path for part in parts], options.background
+    groups: dict[str, list[SceneReport]] = {TRAIN: [], HELD_OUT: []}
+    refusals, bad, sets = [], [], {}
+    for part in parts:
+        extra = ["--held-out", str(len(part.held_out))]
+        shows = _command([part.path], background, extra)
+        own = _check_part(part, len(parts) > 1, background, progress)
+        refusals += [(problem, shows) for problem in check_together(own)[0]]
+        for side, reports in own.items():
+            groups[side] += reports
+            bad += [(report, shows) for report in reports if report.problems]
+        held_out = [report.name for report in own[HELD_OUT]]
+        sets[str(part.path)] = {"weight": part.weight, "held_out": held_out}
+    if len(parts) > 1 and not refusals:
+        together = check_together(groups)[0]
+        refusals += [(problem, _command(paths, background)) for problem in together]
+    total = sum(map(len, groups.values()))
+    unread = [pair for pair in bad if pair[0].figures is None]
+    broken = [pair for pair in bad if pair[0].figures is not None]
     for found, what, name in (
         (unread, "cannot be read", "bad_scenes_allowed"),
         (broken, "break the data contract", "breaches_allowed"),
     ):
         if len(found) > getattr(options, name):
-            scene, lines = next(iter(found.items()))
-            problems.append(
-                f"{len(found)} of {total} scenes {what}, {name}="
-                f"{getattr(options, name)}; the first: scene {scene}: {lines[0]}"
-            )
-    if problems:
-        extra = ["--held-out", str(len(held_out))]
-        shows = _command([path], options.background, extra)
-        raise DataError(f"{path}: {problems[0]}; this shows all: {shows}")
+            report, shows = found[0]
+            reason = f"{len(found)} of {total} scenes {what}, {name}="
+            reason += f"{getattr(options, name)}; the first: scene {report.name}: "
+            refusals.append((reason + report.problems[0], shows))
+    if refusals:
+        reason, shows = refusals[0]
+        where = " and ".join(map(str, paths))
+        raise DataError(f"{where}: {reason}; this shows all: {shows}")
     logging.info("%d scenes checked: %d break the data contract", total, len(broken))
-    for scene, lines in broken.items():
-        logging.warning("scene %s is used all the same: %s", scene, lines[0])
-    record = {"data": str(path), "scenes": total, "used_all_the_same": broken}
-    return {**record, "cannot_be_read": unread}
+    for report, _ in broken:
+        logging.warning(
+            "scene %s is used all the same: %s", report.name, report.problems[0]
+        )
+    return {
+        "sets": sets,
+        "scenes": total,
+        "used_all_the_same": {report.name: report.problems for report, _ in broken},
+        "cannot_be_read": {report.name: report.problems for report, _ in unread},
+    }
+
+
+def _check_part(
+    part: Part,
+    is_mixed: bool,
+    background: tuple[float, float, float],
+    progress: Callable[[str], None],
+) -> dict[str, list[SceneReport]]:
+    """Reports of both sides of a set, as they are told of in its run."""
+    sides = {TRAIN: part.train, HELD_OUT: part.held_out}
+    found = {
+        side: check_source(part.path, source, background, progress)
+        for side, source in sides.items()
+    }
+    if not is_mixed:
+        return found
+    return {s: [renamed(x, part.path) for x in reports] for s, reports in found.items()}
 
 
 def require_good(

@@ -12,6 +12,7 @@ from PIL import Image
 from tiny_scenes import write_cameras, write_scene, write_scenes
 
 from facelift_jax.data import verdicts
+from facelift_jax.data.mix import Part
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.sources import FolderSource, open_source, split_source
 from facelift_jax.data.verdicts import check_source, require_contract
@@ -183,13 +184,14 @@ def test_the_verdict_of_a_large_set_is_believed(tmp_path, checked):
 def demand(root, num_held_out=1, **options):
     source = open_source(root)
     sides = split_source(source, num_held_out)
-    return require_contract(root, *sides, DataOptions(**options), lambda line: None)
+    parts = [Part(root, 1.0, *sides)]
+    return require_contract(parts, DataOptions(**options), lambda line: None)
 
 
 def test_a_good_set_may_be_trained_on(tmp_path):
     make_set(tmp_path)
     assert demand(tmp_path) == {
-        "data": str(tmp_path),
+        "sets": {str(tmp_path): {"weight": 1.0, "held_out": ["002"]}},
         "scenes": 3,
         "used_all_the_same": {},
         "cannot_be_read": {},
