@@ -61,10 +61,13 @@ def table(evaluation: Evaluation) -> str:
         lines.append(f"{metric:<28}{values[0]:>12.4f}{values[1]:>16.4f}")
         lines[-1] += _interval(evaluation, name) + _hulls(hull, name)
     shown = {f"{side}/{metric}" for side in sides for metric in METRICS}
-    for name, value in evaluation.figures.items():
-        if name not in shown:
-            lines.append(f"{name:<40}{value:>16.4f}{_interval(evaluation, name)}")
-            lines[-1] += _hulls(hull, name)
+    others = [name for name in evaluation.figures if name not in shown]
+    others.sort(key=lambda name: not name.startswith("inputs/"))
+    for name in others:
+        value, is_of_inputs = evaluation.figures[name], name.startswith("inputs/")
+        label, column = name.removeprefix("inputs/"), 12 if is_of_inputs else 28
+        cells = f"{label:<28}{f'{value:.4f}':>{column}}"
+        lines.append(f"{cells:<56}{_interval(evaluation, name)}{_hulls(hull, name)}")
     classes = [
         f"{row['from']:g}-{row['to']:g}: {row['mean']:.2f} ({row['views']})"
         for row in evaluation.by_angle

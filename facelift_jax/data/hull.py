@@ -50,7 +50,7 @@ def visual_hull(inputs: Views) -> Gaussians:
     """Gaussians [n] on the surface of the hull of input views [v], NumPy.
 
     A voxel belongs to the hull if its centre lies in every mask; those with an empty
-    neighbour become splats. Transparent Gaussians fill up to a power of two, so that
+    neighbour become splats. Transparent Gaussians fill up to a power of four, so that
     scenes share a few shapes; masks without a common hull give one of these alone.
     """
     views = [_silhouette(inputs, view) for view in range(len(inputs.images))]
@@ -58,7 +58,8 @@ def visual_hull(inputs: Views) -> Gaussians:
     surface, normals = surface_cells(cells)
     places = corner + (surface + 0.5) * size - INSET * size * normals
     colors = paint(places, normals, inputs, HIDDEN * size)
-    num_filling = (1 << max(len(places) - 1, 0).bit_length()) - len(places)
+    quadruplings = (max(len(places) - 1, 0).bit_length() + 1) // 2
+    num_filling = 4**quadruplings - len(places)
 
     def filled(values: Float[np.ndarray, "m *c"]) -> Float[np.ndarray, "n *c"]:
         widths = [(0, num_filling), *((0, 0) for _ in values.shape[1:])]

@@ -67,9 +67,10 @@ def own_view_metrics(
     """The metrics of `OWN_VIEW_DEFINITIONS` at the input views [b v].
 
     `source_views` says from which of them each Gaussian comes, -1 for learned ones;
-    `rendered` is G from their cameras. Agreement of thin things says little: where i
-    shows a side that v does not see, D_{i->v} is that of the far side, so even the
-    truth reads below 1. NaN marks what is undefined: no foreground, one view alone.
+    `rendered` is G from their cameras. Agreement alone decides nothing: where i shows
+    a side that v does not see, D_{i->v} is that of the far side, so even the truth
+    reads below 1, and a fog, the same from everywhere, agrees with itself. NaN marks
+    what is undefined: no foreground, one view alone.
     """
     num_scenes, v = views.images.shape[:2]
     pairs, without, marked, empty = _pictures(

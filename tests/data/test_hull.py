@@ -44,9 +44,9 @@ def test_a_ball_anywhere_in_the_world():
     gaussians = hull.visual_hull(views)
     check(gaussians, "hull")
     num = len(gaussians.means)
-    assert num & (num - 1) == 0  # a power of two
+    assert num in 4 ** np.arange(10)
     means, colors, scales = of_opaque(gaussians)
-    assert len(means) > 0.5 * num
+    assert 0.25 * num < len(means) <= num
     pixel = 3.0 / float(views.cameras.Ks[0, 0, 0])
     np.testing.assert_allclose(scales, hull.SIGMA * pixel, rtol=1e-2)
     offsets = means - CENTER
