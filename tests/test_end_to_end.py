@@ -177,7 +177,7 @@ def test_lpips_is_a_loss_and_a_figure(rodents, lpips_folder, tmp_path):
     arguments += ["--lpips", lpips_folder]
     code, out, err = finish(command(*arguments, cwd=tmp_path, module="evaluate"))
     assert code == 0, err
-    assert f"lpips_vgg16       {last['inputs/lpips_vgg16']:>12.4f}" in out
+    assert f"{'lpips_vgg16':<28}{last['inputs/lpips_vgg16']:>12.4f}" in out
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def test_a_run_on_a_packed_and_a_plain_set(tmp_path):
     flags = (SMOKE, mix, "--workdir=run")
     code, out, err = finish(command(*flags, cwd=tmp_path))
     assert code == 0, err
-    assert "over 4 scenes" in out
+    assert "over scenes: 4" in out
     names = ["scene_000006", "scene_000007"]
     record = json.loads((tmp_path / "run" / "contract.json").read_text())
     assert record["sets"] == {
@@ -62,4 +62,4 @@ def test_a_run_on_a_packed_and_a_plain_set(tmp_path):
     assert lines_of(tmp_path / "run")[-1]["train/bad_scenes"] == 0
     code, out, err = finish(command(*flags, "--mode=eval", cwd=tmp_path))
     assert code == 0, err
-    assert "over 4 scenes" in out
+    assert "over scenes: 4" in out
