@@ -22,6 +22,7 @@ from facelift_jax.data.options import DataOptions
 from facelift_jax.data.packed import fingerprint
 from facelift_jax.data.pipeline import Source, evaluation_batches
 from facelift_jax.data.sources import FolderSource, open_source
+from facelift_jax.data.writing import SECONDS_BETWEEN_REPORTS
 from facelift_jax.judge import (
     EvalStep,
     RenderFn,
@@ -47,7 +48,6 @@ from facelift_jax.structs import RenderOutput
 from facelift_jax.training import writer
 from facelift_jax.training.checkpoint import load_params
 
-SECONDS_BETWEEN_REPORTS = 5.0
 NUM_SHAPE_SCENES = 4  # that also get the figures which cost as much as all others
 
 
