@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from facelift_jax.data.files import located, read_json
+from facelift_jax.data.files import ScenePath, located, read_json
 from facelift_jax.data.layouts import OPENCV_FILE
 from facelift_jax.data.rodent.scene import RodentScene
 from facelift_jax.data.writing import camera_entry, write_json, write_picture
@@ -43,7 +43,7 @@ def write_scene(folder: Path, scene: RodentScene) -> None:
     write_json(folder / OPENCV_FILE, document)
 
 
-def read_parameters(folder: Path) -> dict[str, Any] | None:
+def read_parameters(folder: ScenePath) -> dict[str, Any] | None:
     """The parameters stored with a scene; None where it is no rodent of ours.
 
     Raises:
