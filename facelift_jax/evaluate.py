@@ -37,6 +37,7 @@ from facelift_jax.judge import (
 )
 from facelift_jax.models import get_model
 from facelift_jax.objectives import by_angle, load_lpips, summarize_scenes
+from facelift_jax.report import Judged, write_report
 from facelift_jax.results import (
     Evaluation,
     table,
@@ -68,7 +69,7 @@ def evaluate(
     Raises:
       ValueError: the renderer dropped list entries (an explicit cap).
     """
-    rows, scenes, first = [], [], None
+    rows, scenes, sheets, first = [], [], {}, None
     undefined: collections.Counter[str] = collections.Counter()
     start = shown = time.monotonic()
     for index, batch in enumerate(evaluation_batches(source, options, batch_size=1)):
@@ -89,7 +90,7 @@ def evaluate(
         views = {"angle": angles.tolist(), "psnr_fg": psnr_fg.tolist()}
         scenes.append({"scene": scene.name, **row, "held_out_views": views})
         if picture_dir is not None and index < num_picture_scenes:
-            write_sheets(
+            sheets[scene.name] = write_sheets(
                 picture_dir, scene.name, batch, found.output, found.views["psnr_fg"]
             )
         now, done = time.monotonic(), index + 1
@@ -103,7 +104,9 @@ def evaluate(
     assert first is not None, "a source holds at least one scene"
     views = [scene["held_out_views"] for scene in scenes]
     classes = by_angle(*([view[key] for view in views] for key in ("angle", "psnr_fg")))
-    return Evaluation(*summarize_scenes(rows), dict(undefined), classes, scenes, *first)
+    return Evaluation(
+        *summarize_scenes(rows), dict(undefined), classes, scenes, *first, sheets
+    )
 
 
 def refuse_dropped(name: str, output: RenderOutput) -> None:
@@ -121,17 +124,17 @@ def finish(
     evaluation: Evaluation,
     render_fn: RenderFn,
     turn: Turntable,
-    source: Source,
+    source: FolderSource,
     options: DataOptions,
-    is_hull: bool = False,
+    judged: Judged,
 ) -> Evaluation:
     """Sets the visual hull beside an evaluation of the same source and writes it down.
 
-    `is_hull`: the evaluation is the hull's. Writes scene.ply and turntable.mp4 of the
-    first scene and, last, figures.json.
+    Writes scene.ply and turntable.mp4 of the first scene, then figures.json and, of all
+    that, report.html.
     """
     hull = evaluation
-    if not is_hull:
+    if judged.checkpoint is not None:
         shape_step = make_shape_step(render_fn, None)
         step = make_hull_step(render_fn)
         hull = evaluate(step, None, source, options, shape_step=shape_step)
@@ -140,6 +143,7 @@ def finish(
         logging.info(line)
     evaluation = dataclasses.replace(evaluation, hull=hull)
     write_figures(directory / "figures.json", evaluation)
+    write_report(directory, evaluation, judged, source, options)
     return evaluation
 
 
@@ -202,6 +206,7 @@ class Restored(NamedTuple):
     model: Any
     options: DataOptions
     render_fn: RenderFn
+    config: dict[str, Any]
     trained_on: list[str]
 
 
@@ -223,8 +228,8 @@ def restore(
         section["num_inputs"] = num_inputs
     options = data_options(section, num_held_out_views)
     render_fn = make_renderer(options.background, **config.get("render", {}))
-    model, trained_on = build_model(config["model"]), config.get("trained_on", [])
-    return Restored(params, model, options, render_fn, trained_on)
+    model, trained_on = build_model(config["model"]), config.pop("trained_on", [])
+    return Restored(params, model, options, render_fn, config, trained_on)
 
 
 def baseline_options(
@@ -245,14 +250,18 @@ def report(
     directory: Path,
     eval_step: EvalStep,
     params: Any,
-    source: Source,
+    source: FolderSource,
     options: DataOptions,
     render_fn: RenderFn,
     num_picture_scenes: int,
     num_frames: int,
-    is_hull: bool = False,
+    judged: Judged,
 ) -> Evaluation:
-    """Evaluates and writes sheets, figures.json, scene.ply and turntable.mp4."""
+    """Evaluates and writes sheets and what `finish` does.
+
+    Raises:
+      ValueError: the folder holds something else.
+    """
     is_ours = (directory / "figures.json").is_file()
     if directory.is_dir() and any(directory.iterdir()) and not is_ours:
         raise ValueError(
@@ -269,7 +278,7 @@ def report(
         directory / "pictures",
         make_shape_step(render_fn, turn),
     )
-    return finish(directory, evaluation, render_fn, turn, source, options, is_hull)
+    return finish(directory, evaluation, render_fn, turn, source, options, judged)
 
 
 def parse(arguments: list[str]) -> Any:
@@ -318,18 +327,20 @@ def main(arguments: list[str]) -> None:
     if flags.turntable_frames < 1:
         raise ValueError(f"--turntable-frames {flags.turntable_frames}: at least 1")
     lpips = None if flags.lpips is None else load_lpips(flags.lpips)
-    source, params = open_source(flags.data), None
+    source, params, judged = open_source(flags.data), None, Judged(None, {})
     if flags.checkpoint:
         restored = restore(flags.checkpoint, flags.held_out_views, flags.inputs)
         source = leave_out_trained(source, restored.trained_on)
         options, render_fn = restored.options, restored.render_fn
         step = make_eval_step(restored.model, render_fn, lpips)
         params = restored.params
+        judged = Judged(flags.checkpoint, restored.config)
     else:
         options = baseline_options(source, flags.held_out_views, flags.inputs)
         render_fn = make_renderer(options.background)
     if flags.baseline:
         step = make_hull_step(render_fn, lpips)
+        judged = dataclasses.replace(judged, checkpoint=None)
     evaluation = report(
         Path(flags.out),
         step,
@@ -339,10 +350,10 @@ def main(arguments: list[str]) -> None:
         render_fn,
         flags.picture_scenes,
         flags.turntable_frames,
-        is_hull=bool(flags.baseline),
+        judged,
     )
     print(table(evaluation))
-    print(f"{flags.out}: figures.json, pictures, scene.ply, turntable.mp4")
+    print(f"{flags.out}: report.html, figures.json, pictures, scene.ply, turntable.mp4")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from facelift_jax.data.mix import Part, check_mix, join
 from facelift_jax.data.sources import FolderSource, open_source, split_source
 from facelift_jax.data.verdicts import VERDICTS, require_contract
 from facelift_jax.objectives import asks_for_lpips, load_lpips
+from facelift_jax.report import Judged
 from facelift_jax.results import Evaluation, table
 from facelift_jax.train import check_settings, plain, train
 from facelift_jax.training import writer
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str]) -> None:
         command.fail(NAME, error)
     print(table(evaluation))
     print(
-        f"{workdir}: config, metrics, checkpoints, pictures, scene.ply, turntable.mp4"
+        f"{workdir}: report.html, config, metrics, checkpoints, pictures, scene.ply, "
+        "turntable.mp4"
     )
 
 
@@ -149,6 +151,7 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
         render_fn,
         config.eval.num_picture_scenes,
         config.eval.turntable_frames,
+        Judged(str(workdir), asked),
     )
 
 

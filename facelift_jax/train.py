@@ -39,6 +39,7 @@ from facelift_jax.objectives import (
     weighted_loss,
     weights_at,
 )
+from facelift_jax.report import Judged
 from facelift_jax.results import Evaluation
 from facelift_jax.structs import Batch, Views
 from facelift_jax.training import checkpoint, optim, writer
@@ -364,12 +365,15 @@ def train(
 
     # one scene to hold in the hand, and the figures
     if evaluation is None:  # the run was complete but for this
+        sheets = workdir / "pictures" / f"step_{start:06d}" if is_writer else None
+        number = config.eval.num_picture_scenes
         evaluation = evaluate.evaluate(
-            eval_step, state.params, held_out, options, shape_step=shape_step
+            eval_step, state.params, held_out, options, number, sheets, shape_step
         )
     if is_writer:
+        judged = Judged(str(workdir), plain(config))
         evaluation = evaluate.finish(
-            workdir, evaluation, render_fn, turn, held_out, options
+            workdir, evaluation, render_fn, turn, held_out, options, judged
         )
         writer.mark_complete(workdir, {"step": run.num_steps})
     return evaluation

@@ -36,13 +36,14 @@ MAY_IMPORT = {
     "check_data": LEVEL_2 | {"scene_pictures"},
     "judge": LEVEL_2 | {"export"},
     "results": LEVEL_2 | {"export", "pictures"},
-    "evaluate": LEVEL_2 | {"judge", "results"},
+    "report": LEVEL_2 | {"results"},
+    "evaluate": LEVEL_2 | {"judge", "report", "results"},
     "reconstruct": LEVEL_2 | {"export", "judge", "results", "evaluate"},
     "merge": LEVEL_2,
     "prepare": LEVEL_2,
-    "train": LEVEL_2 | {"pictures", "judge", "results", "evaluate"},
+    "train": LEVEL_2 | {"pictures", "judge", "report", "results", "evaluate"},
     "cost": LEVEL_2 | {"evaluate", "train"},
-    "main": LEVEL_2 | {"results", "evaluate", "train", "cost"},
+    "main": LEVEL_2 | {"report", "results", "evaluate", "train", "cost"},
     "convert": LEVEL_0 | {"models", "objectives", "training", "convert"},
 }
 MAX_FILE_LINES = 400
@@ -170,6 +171,8 @@ def test_the_wheel_installs_and_imports_outside_the_tree(tmp_path):
         "import facelift_jax.data.rodent as r;"
         "from importlib.resources import files;"
         "assert files(r).joinpath('rodent.npz').is_file();"
+        "import facelift_jax.report as report;"
+        "assert report.TEMPLATE.is_file();"
         "print(facelift_jax.__file__)"
     )
     done = subprocess.run(
