@@ -9,7 +9,6 @@ Figures of input views and of held-out views have different names, always.
 import collections
 import dataclasses
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,6 @@ from facelift_jax.data.options import DataOptions
 from facelift_jax.data.packed import fingerprint
 from facelift_jax.data.pipeline import Source, evaluation_batches
 from facelift_jax.data.sources import FolderSource, open_source
-from facelift_jax.data.writing import SECONDS_BETWEEN_REPORTS
 from facelift_jax.judge import (
     EvalStep,
     RenderFn,
@@ -37,6 +35,7 @@ from facelift_jax.judge import (
 )
 from facelift_jax.models import get_model
 from facelift_jax.objectives import by_angle, load_lpips, summarize_scenes
+from facelift_jax.progress import watched
 from facelift_jax.report import Judged, write_report
 from facelift_jax.results import (
     Evaluation,
@@ -71,8 +70,9 @@ def evaluate(
     """
     rows, scenes, sheets, first = [], [], {}, None
     undefined: collections.Counter[str] = collections.Counter()
-    start = shown = time.monotonic()
-    for index, batch in enumerate(evaluation_batches(source, options, batch_size=1)):
+    batches = evaluation_batches(source, options, batch_size=1)
+    batches = watched(batches, "judge", len(source), writer.show_progress)
+    for index, batch in enumerate(batches):
         scene = source[int(batch.scene_id[0])]
         gaussians, found = jax.device_get(eval_step(params, batch))
         refuse_dropped(scene.name, found.output)
@@ -92,13 +92,6 @@ def evaluate(
         if picture_dir is not None and index < num_picture_scenes:
             sheets[scene.name] = write_sheets(
                 picture_dir, scene.name, batch, found.output, found.views["psnr_fg"]
-            )
-        now, done = time.monotonic(), index + 1
-        if now - shown > SECONDS_BETWEEN_REPORTS:
-            shown, left = now, (now - start) / done * (len(source) - done)
-            writer.show_progress(
-                f"judged {done}/{len(source)} scenes  "
-                f"{writer.format_seconds(left)} left"
             )
         first = first or (gaussians, inputs)
     assert first is not None, "a source holds at least one scene"

@@ -26,7 +26,6 @@ from facelift_jax.data.layouts import OPENCV_FILE, PARTS
 from facelift_jax.data.preparation import (
     Moment,
     Options,
-    in_order,
     picture_path,
     plan,
     survey,
@@ -40,13 +39,8 @@ from facelift_jax.data.recordings import (
     together,
 )
 from facelift_jax.data.virtual import pixel_points
-from facelift_jax.data.writing import (
-    MARKER,
-    claim_folder,
-    read_marker,
-    watched,
-    write_json,
-)
+from facelift_jax.data.writing import MARKER, claim_folder, read_marker, write_json
+from facelift_jax.progress import in_order, watched
 
 KIND, VERSION = "facelift_jax prepared recording", 1
 SURVEY = "survey.json"
@@ -87,7 +81,7 @@ def prepare(
         rows = read_marker(out / SURVEY)["times"]
     else:
         looks = survey(recording, frames, points, workers)
-        rows = list(watched(looks, "masks", 0, len(frames), progress, len(points)))
+        rows = list(watched(looks, "masks", len(frames), progress))
         write_json(out / SURVEY, {"times": rows})
     made = plan(recording, rows, options)
     write_json(out / MARKER, inputs | asdict(options) | {"report": made.report})
@@ -102,7 +96,7 @@ def prepare(
         write_scene(out, made, moment, recording.cameras, points, seen)
 
     written = in_order(write, _moments(recording, missing, frames.step), workers)
-    for _ in watched(written, "scenes", there, total, progress, len(points)):
+    for _ in watched(written, "scenes", total, progress, there):
         pass
     for split in PARTS:
         names = [moment.name for moment in made.moments if moment.split == split]

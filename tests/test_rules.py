@@ -15,7 +15,7 @@ PACKAGE = ROOT / "facelift_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # who -> whom it may import, by first part below the package
-LEVEL_0 = {"numerics", "structs", "atomic", "command"}
+LEVEL_0 = {"numerics", "structs", "atomic", "command", "progress"}
 LEVEL_1 = LEVEL_0 | {"geometry"}
 LEVEL_2 = LEVEL_1 | {"render", "models", "objectives", "data", "training"}
 MAY_IMPORT = {
@@ -23,8 +23,9 @@ MAY_IMPORT = {
     "numerics": set(),
     "atomic": set(),
     "command": set(),
+    "progress": set(),
     "structs": {"numerics"},
-    "training": {"training", "atomic"},
+    "training": {"training", "atomic", "progress"},
     "geometry": LEVEL_1,
     "render": LEVEL_1 | {"render"},
     "models": LEVEL_1 | {"models"},

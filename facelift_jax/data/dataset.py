@@ -13,7 +13,6 @@ import io
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,8 @@ from facelift_jax.data.packed import (
 )
 from facelift_jax.data.sources import FolderSource, StoredScene, open_source
 from facelift_jax.data.verdicts import require_good, source_digests
-from facelift_jax.data.writing import SECONDS_BETWEEN_REPORTS, read_marker
+from facelift_jax.data.writing import read_marker
+from facelift_jax.progress import watched
 
 FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 SHARD_SCENES = 32  # TFDS holds one file of the set in memory
@@ -66,7 +66,7 @@ class Scenes(tfds.core.ShardBasedBuilder):
         data_dir: Path,
     ):
         self._source, self._metadata = source, metadata
-        self._progress, self._reported = progress, time.monotonic()
+        self._watched = watched(source.names, "pack", len(source), progress)
         super().__init__(data_dir=data_dir, file_format=FORMAT)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -90,10 +90,8 @@ class Scenes(tfds.core.ShardBasedBuilder):
 
     def _records(self, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
         for index in range(start, min(start + SHARD_SCENES, len(self._source))):
+            next(self._watched)
             yield index, record(self._source[index])
-            if time.monotonic() - self._reported > SECONDS_BETWEEN_REPORTS:
-                self._reported = time.monotonic()
-                self._progress(f"pack: {index + 1}/{len(self._source)} scenes")
 
 
 def record(scene: StoredScene) -> dict[str, Any]:

@@ -7,11 +7,10 @@ object's radius, the scale, each time's part of the split); `write_scene` makes 
 import bisect
 import collections
 import math
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -31,9 +30,9 @@ from facelift_jax.data.virtual import (
 )
 from facelift_jax.data.writing import camera_entry, write_json, write_picture
 from facelift_jax.geometry.rigid import transform_world
+from facelift_jax.progress import in_order
 from facelift_jax.structs import Cameras
 
-_Item = TypeVar("_Item")
 RADIUS_QUANTILE = 0.95  # of the times: one bad mask must not make all scenes small
 
 
@@ -303,17 +302,3 @@ def write_scene(
 def picture_path(view: int) -> str:
     """Where a view's picture lies in its scene's folder."""
     return f"images/cam_{view:03d}.png"
-
-
-def in_order(
-    function: Callable[..., _Item], arguments: Iterable[tuple], workers: int
-) -> Iterator[_Item]:
-    """Results in the order of the arguments, of which few are drawn ahead."""
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: collections.deque[Future] = collections.deque()
-        for some in arguments:
-            waiting.append(pool.submit(function, *some))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -13,9 +13,7 @@ import json
 import math
 import os
 import shlex
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from facelift_jax.data.options import DataOptions
 from facelift_jax.data.packed import PackedScene
 from facelift_jax.data.sources import FolderSource
 from facelift_jax.data.splits import HELD_OUT, TRAIN, check_together
-from facelift_jax.data.writing import SECONDS_BETWEEN_REPORTS, duration
+from facelift_jax.progress import in_order, watched
 
 VERDICTS = "contract.json"
 VERSION = 1  # of the checks: rises when the same files may get another verdict
@@ -208,27 +206,19 @@ def _check(
         except DataError as error:
             return SceneReport(printable(source.names[index]), None, (str(error),))
 
-    # NumPy and the decoders leave the interpreter to other threads
-    pool = ThreadPoolExecutor(os.cpu_count())
-    start = last = time.monotonic()
-    try:
-        bad = []
-        first = pool.map(check, indices, [False] * len(indices))
-        for done, (index, report) in enumerate(zip(indices, first, strict=True), 1):
-            yield index, report
-            if report.figures and not report.figures.agree:
-                bad.append(index)
-            now = time.monotonic()
-            if now - last > SECONDS_BETWEEN_REPORTS:
-                last, rate = now, done / (now - start)
-                progress(
-                    f"check: {done}/{len(indices)} scenes, {rate:.1f} scenes/s, "
-                    f"{duration((len(indices) - done) / rate)} left"
-                )
-        bad = bad[:MOST_EXPLAINED]
-        yield from zip(bad, pool.map(check, bad, [True] * len(bad)), strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    def found(chosen: list[int], is_explained: bool) -> Iterator[SceneReport]:
+        # NumPy and the decoders leave the interpreter to other threads
+        arguments = ((index, is_explained) for index in chosen)
+        return in_order(check, arguments, os.cpu_count() or 1)
+
+    bad = []
+    first = watched(found(indices, False), "check", len(indices), progress)
+    for index, report in zip(indices, first, strict=True):
+        yield index, report
+        if report.figures and not report.figures.agree:
+            bad.append(index)
+    bad = bad[:MOST_EXPLAINED]
+    yield from zip(bad, found(bad, True), strict=True)
 
 
 def _verdict_file(path: Path) -> Path:

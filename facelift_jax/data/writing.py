@@ -1,4 +1,4 @@
-"""Sets of scenes on disk: whose folder it is, whole files, and how far the work is.
+"""Sets of scenes on disk: whose folder it is, and whole files.
 
 Every file appears under its name only when it is complete, and a scene's camera file
 comes last: a scene without one is unfinished.
@@ -6,10 +6,8 @@ comes last: a scene without one is unfinished.
 
 import io
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,9 +16,7 @@ from facelift_jax import atomic
 from facelift_jax.structs import Cameras
 
 MARKER = "dataset.json"
-SECONDS_BETWEEN_REPORTS = 5.0
 _PNG_LEVEL = 3  # of 9: a tenth larger files than 9 in a fraction of the time
-_Item = TypeVar("_Item")
 
 
 def claim_folder(out: Path, asked: dict[str, Any], what: str) -> dict[str, Any]:
@@ -88,41 +84,3 @@ def camera_entry(cameras: Cameras, view: int) -> dict[str, Any]:
         "cy": float(K[1, 2]),
         "w2c": viewmat.tolist(),
     }
-
-
-def watched(
-    finished: Iterable[_Item],
-    name: str,
-    there: int,
-    total: int,
-    progress: Callable[[str], None],
-    views: int,
-) -> Iterator[_Item]:
-    """Passes finished scenes of `views` on and says now and then how far the work is.
-
-    `there` of the `total` scenes were finished before.
-    """
-    start = last = time.monotonic()
-    made = 0
-    for made, item in enumerate(finished, start=1):
-        yield item
-        now = time.monotonic()
-        rate = made / max(now - start, 1e-9)
-        if now - last >= SECONDS_BETWEEN_REPORTS:
-            last = now
-            left = duration((total - there - made) / rate)
-            progress(
-                f"{name}: {there + made}/{total} scenes, {rate * views:.1f} views/s, "
-                f"{left} left"
-            )
-    if made:
-        seconds = max(time.monotonic() - start, 1e-9)
-        progress(
-            f"{name}: {made} scenes of {views} views in {duration(seconds)}, "
-            f"{made * views / seconds:.1f} views/s"
-        )
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: "95 s", "12 min"."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from facelift_jax import atomic
+from facelift_jax.progress import duration
 
 CONFIG = "config.json"
 SOURCE = "source.json"  # also says that the directory is ours
@@ -151,7 +152,7 @@ def progress_line(
     parts = [f"step {done:,}/{total:,}", f"{100 * done // total}%"]
     if rate > 0:
         pace = f"{rate:.3g} steps/s" if rate >= 1 else f"{1 / rate:.3g} s/step"
-        parts += [pace, f"{format_seconds((total - done) / rate)} left"]
+        parts += [pace, f"{duration((total - done) / rate)} left"]
     return "  ".join([*parts, text] if text else parts)
 
 
@@ -163,13 +164,6 @@ def show_progress(line: str) -> None:
     else:
         sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
-
-
-def format_seconds(seconds: float) -> str:
-    """`m:ss`, or `h:mm:ss` from an hour on."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _is_ours(directory: Path) -> bool:

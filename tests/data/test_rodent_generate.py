@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from facelift_jax import progress
 from facelift_jax.data import writing
 from facelift_jax.data.layouts import OPENCV_FILE
 from facelift_jax.data.rodent import (
@@ -115,7 +116,7 @@ def test_unfinished_scenes_are_made_anew_and_others_kept(complete, tmp_path):
     assert make(folder, progress=lines.append) == 2
     assert kept.stat().st_mtime_ns == stamp
     assert lines[0] == "rodent: 1 of 3 scenes are there already"
-    assert lines[-1].startswith("rodent: 2 scenes of 7 views in")
+    assert lines[-1].startswith("rodent: 2 scenes in 0:0")
     assert contents(folder) == contents(complete)
 
 
@@ -181,7 +182,7 @@ def test_a_start_killed_at_its_marker_is_no_foreign_folder(complete, tmp_path):
 def test_a_killed_worker_is_one_line_and_the_next_start_finishes(
     complete, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(writing, "SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_REPORTS", 0.0)
 
     def kill_one(line):
         del line
@@ -231,7 +232,7 @@ def test_the_command(complete, tmp_path, monkeypatch, capsys):
     options = ("--scenes", SCENES, "--size", SIZE, "--workers", 1, "--views", 1)
     out = tmp_path / "set"
     assert run_command(monkeypatch, "--out", out, *options) == 0
-    assert "3 scenes of 7 views in" in capsys.readouterr().out
+    assert "rodent: 3 scenes in 0:0" in capsys.readouterr().out
     assert contents(out) == contents(complete)
 
     assert run_command(monkeypatch, "--out", out, *options, "--seed", 3) == 2

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from facelift_jax.progress import duration
 from facelift_jax.training import writer
 
 CONFIG = {
@@ -234,8 +235,8 @@ def test_progress_line():
     ("seconds", "text"),
     [(0.4, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")],
 )
-def test_format_seconds(seconds, text):
-    assert writer.format_seconds(seconds) == text
+def test_duration(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_progress_goes_to_stderr(capsys):

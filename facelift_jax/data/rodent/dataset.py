@@ -22,13 +22,8 @@ from facelift_jax.data.rodent.scene import (
     scene_name,
 )
 from facelift_jax.data.rodent.write import view_paths, write_scene
-from facelift_jax.data.writing import (
-    MARKER,
-    claim_folder,
-    read_marker,
-    watched,
-    write_json,
-)
+from facelift_jax.data.writing import MARKER, claim_folder, read_marker, write_json
+from facelift_jax.progress import watched
 
 KIND = "facelift_jax rodent scenes"
 
@@ -71,9 +66,9 @@ def generate(
             f"rodent: {scenes - len(missing)} of {scenes} scenes are there already"
         )
     finished = _make_all(out, missing, options, min(workers, len(missing)))
-    there, num_views = scenes - len(missing), NUM_INPUTS + views
+    there = scenes - len(missing)
     try:
-        for _ in watched(finished, "rodent", there, scenes, progress, num_views):
+        for _ in watched(finished, "rodent", scenes, progress, there):
             pass
     except BrokenProcessPool as error:
         raise RuntimeError(
