@@ -8,7 +8,6 @@ a scene need have none: `facelift_jax.evaluate` does that.
 
 import dataclasses
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -40,7 +39,7 @@ from facelift_jax.objectives import (
     TURNTABLE_DEFINITIONS,
     turntable_metrics,
 )
-from facelift_jax.results import write_scene, write_sheets
+from facelift_jax.results import write_record, write_scene, write_sheets
 from facelift_jax.structs import Batch, Gaussians, RenderOutput
 
 FIGURES = "figures.json"  # written last: a scene that has it is complete
@@ -127,12 +126,7 @@ def write_reconstruction(
     content = {"scene": name, "made_by": dict(made_by)}
     content |= {"left_out_of_ply": chosen.describe(), **figures}
     content["normalised_from_stored"] = found.world.tolist()
-    strict = {
-        key: None if isinstance(x, float) and not np.isfinite(x) else x
-        for key, x in content.items()
-    }
-    text = json.dumps(strict, indent=2, allow_nan=False)
-    atomic.write_text(directory / FIGURES, text + "\n")
+    write_record(directory / FIGURES, content)
     return figures
 
 

@@ -192,12 +192,17 @@ def _counts(evaluation: Evaluation) -> str:
 
 
 def write_figures(path: Path, evaluation: Evaluation) -> None:
-    """Figures of the set and of each scene as strict JSON (undefined ones null)."""
+    """Writes the figures of the set and of each scene."""
     names = ("figures", "intervals", "counts", "undefined", "by_angle", "scenes")
     content = {name: getattr(evaluation, name) for name in names}
     if evaluation.hull is not None:
         hull = evaluation.hull
         content["hull"] = {name: getattr(hull, name) for name in names}
+    write_record(path, content)
+
+
+def write_record(path: Path, content: dict[str, Any]) -> None:
+    """Writes strict JSON: a figure that is undefined is null."""
     strict = jax.tree.map(
         lambda x: None if isinstance(x, float) and not np.isfinite(x) else x, content
     )
