@@ -12,13 +12,9 @@ from matplotlib.figure import Figure, SubFigure
 from facelift_jax import atomic
 from facelift_jax.data.contract import SceneReport
 from facelift_jax.data.files import DataError
-from facelift_jax.data.silhouettes import (
-    directions_through,
-    held_pixels,
-    look_at_rig,
-    silhouettes,
-)
+from facelift_jax.data.silhouettes import held_pixels, look_at_rig, silhouettes
 from facelift_jax.data.sources import Scene, StoredScene
+from facelift_jax.geometry.rays import directions_through
 from facelift_jax.geometry.rigid import rig_up
 from facelift_jax.numerics import normalize
 from facelift_jax.structs import Cameras

@@ -23,9 +23,9 @@ from facelift_jax.data.virtual import (
     UnusableError,
     aim,
     focal_length,
-    locate,
     masked_points,
     shrinkage,
+    sight,
     take_picture,
 )
 from facelift_jax.data.writing import camera_entry, write_json, write_picture
@@ -132,7 +132,7 @@ def survey(
             except UnusableError as error:
                 return row | {"problem": f"camera {camera.name}: {error}"}
         try:
-            found = locate(recording.cameras, seen)
+            found = sight(recording.cameras, seen)
         except np.linalg.LinAlgError:
             return row | {"problem": "the rays through the masks do not meet"}
         for camera, distance in zip(recording.cameras, found.distances, strict=True):

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from facelift_jax.data.files import DataError
 from facelift_jax.data.rig import are_parallel
-from facelift_jax.geometry.rays import project
+from facelift_jax.data.sources import take_cameras
+from facelift_jax.geometry.rays import directions_through, project
 from facelift_jax.geometry.rigid import nearest_point, rig_center
-from facelift_jax.numerics import normalize
 from facelift_jax.structs import Cameras
 
 NUM_RAYS = 400  # most rays a view; a share of .97 is then known to .01
@@ -151,7 +151,7 @@ def locate(
     centroids = np.stack([np.argwhere(alpha > 127).mean(axis=0) for alpha in alphas])
     centroids = centroids[:, ::-1] + 0.5
     if point is None:
-        rays = directions_through(rig.cameras, centroids[:, None])[:, 0]
+        rays = np.asarray(directions_through(rig.cameras, centroids[:, None]))[:, 0]
         if are_parallel(rays):
             raise DataError("the rays through the masks' centroids are parallel")
         point = np.asarray(nearest_point(rig.cameras.centers, rays))
@@ -291,7 +291,7 @@ def _rays(
     pixels = np.argwhere(mask)
     num_rays = min(most, len(pixels))
     chosen = pixels[np.arange(num_rays) * len(pixels) // num_rays, ::-1] + 0.5
-    return directions_through(_camera(cameras, view), chosen)
+    return np.asarray(directions_through(take_cameras(cameras, view), chosen))
 
 
 def held_pixels(
@@ -305,7 +305,7 @@ def held_pixels(
     is_asked = found.whole[view, ::stride, ::stride]
     pixels = np.argwhere(is_asked)
     centers = stride * pixels[:, ::-1] + 0.5
-    rays = directions_through(_camera(rig.cameras, view), centers)
+    rays = np.asarray(directions_through(take_cameras(rig.cameras, view), centers))
     nearest = np.full(len(rays), np.inf)
     for ray, place, is_seen in _places_left(found, rig, view, rays):
         np.minimum.at(nearest, ray[is_seen], place[is_seen])
@@ -316,20 +316,3 @@ def held_pixels(
         np.asarray(rig.cameras.centers)[view] + nearest[agrees, None] * rays[agrees]
     )
     return is_asked, is_held, places
-
-
-def _camera(cameras: Cameras, view: int) -> Cameras:
-    return Cameras(
-        cameras.viewmats[view], cameras.Ks[view], cameras.width, cameras.height
-    )
-
-
-def directions_through(
-    cameras: Cameras, pixels: Float[np.ndarray, "*b n 2"]
-) -> Float[np.ndarray, "*b n 3"]:
-    """Unit world directions through points of pictures [*b]: columns and rows."""
-    focal = cameras.Ks[..., None, (0, 1), (0, 1)]
-    local = (pixels - cameras.Ks[..., None, :2, 2]) / focal
-    local = np.concatenate([local, np.ones_like(local[..., :1])], axis=-1)
-    directions = np.einsum("...ji,...nj->...ni", cameras.viewmats[..., :3, :3], local)
-    return np.asarray(normalize(directions))

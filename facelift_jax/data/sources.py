@@ -271,8 +271,8 @@ def split_source(
     return train, held_out
 
 
-def take_cameras(cameras: Cameras, views: Int[np.ndarray, "u"]) -> Cameras:
-    """The cameras of these views, in this order."""
+def take_cameras(cameras: Cameras, views: Int[np.ndarray, "u"] | int) -> Cameras:
+    """The cameras of these views, in this order; of a single view without its axis."""
     return Cameras(
         cameras.viewmats[views], cameras.Ks[views], cameras.width, cameras.height
     )

@@ -14,9 +14,8 @@ from jaxtyping import Bool, Float, UInt8
 from facelift_jax.data.calibration import CalibratedCamera
 from facelift_jax.geometry.distortion import distort, undistort
 from facelift_jax.geometry.paths import rotation_from_z
-from facelift_jax.geometry.rays import pixel_directions
+from facelift_jax.geometry.rays import directions_through, pixel_directions, project
 from facelift_jax.geometry.rigid import nearest_point
-from facelift_jax.numerics import normalize
 from facelift_jax.structs import Cameras
 
 
@@ -70,7 +69,7 @@ def masked_points(
     return found
 
 
-def locate(
+def sight(
     cameras: list[CalibratedCamera], points: list[Float[np.ndarray, "_ 2"]]
 ) -> Sighting:
     """Triangulates the object from the `masked_points` of each camera.
@@ -79,23 +78,21 @@ def locate(
     it is small; the offsets are those of the masks' centroids, which agree better.
     """
     viewmats = np.stack([camera.viewmat for camera in cameras])
-    rotations, shifts = viewmats[:, :3, :3], viewmats[:, :3, 3]
-    origins = -np.einsum("vji,vj->vi", rotations, shifts)
+    plane = Cameras(viewmats, np.broadcast_to(np.eye(3), (len(cameras), 3, 3)), 1, 1)
 
     def triangulate(spots: Float[np.ndarray, "v 2"]) -> Float[np.ndarray, "3"]:
-        rays = normalize(np.insert(spots, 2, 1, axis=-1))
-        directions = np.einsum("vji,vj->vi", rotations, rays)
-        return np.asarray(nearest_point(origins, directions))
+        directions = directions_through(plane, spots[:, None])[:, 0]
+        return np.asarray(nearest_point(plane.centers, directions))
 
     centroids = np.stack([p.mean(axis=0, dtype=np.float64) for p in points])
-    common = np.einsum("vij,j->vi", rotations, triangulate(centroids)) + shifts
-    aims = common[:, :2] / common[:, 2:]
+    common = np.broadcast_to(triangulate(centroids), (len(cameras), 1, 3))
+    aims = np.asarray(project(plane, common)[0])[:, 0]
     focal = np.stack([camera.K[(0, 1), (0, 1)] for camera in cameras])
     offsets = np.linalg.norm(focal * (centroids - aims), axis=-1)
 
     boxes = np.stack([0.5 * (p.min(axis=0) + p.max(axis=0)) for p in points])
     center = triangulate(boxes.astype(np.float64))
-    local = np.einsum("vij,j->vi", rotations, center) + shifts
+    local = viewmats[:, :3, :3] @ center + viewmats[:, :3, 3]
     distances = np.linalg.norm(local, axis=-1)
     radius, reaches = 0.0, []
     for place, distance, seen in zip(local, distances, points, strict=True):

@@ -26,6 +26,17 @@ def ray_directions(cameras: Cameras) -> Float[Array, "*b h w 3"]:
     return einsum("...ji,...hwj->...hwi", rotations, directions)
 
 
+def directions_through(
+    cameras: Cameras, pixels: Float[Array, "*b n 2"]
+) -> Float[Array, "*b n 3"]:
+    """Unit world-frame directions through pixel coordinates (column, row)."""
+    xp = namespace(cameras.Ks, pixels)
+    focal = cameras.Ks[..., None, (0, 1), (0, 1)]
+    local = (pixels - cameras.Ks[..., None, :2, 2]) / focal
+    local = xp.concatenate([local, xp.ones_like(local[..., :1])], axis=-1)
+    return normalize(einsum("...ji,...nj->...ni", cameras.viewmats[..., :3, :3], local))
+
+
 def plucker_rays(cameras: Cameras) -> Float[Array, "*b h w 6"]:
     """Moment (origin x direction) first, unit direction second, world frame (LGM)."""
     xp = namespace(cameras.Ks)

@@ -11,14 +11,13 @@ from facelift_jax.data.silhouettes import (
     Silhouettes,
     agreement,
     agreement_without,
-    directions_through,
     grown,
     held_pixels,
     locate,
     look_at_rig,
     silhouettes,
 )
-from facelift_jax.geometry.rays import project
+from facelift_jax.geometry.rays import directions_through, project
 from facelift_jax.structs import Cameras
 
 SIZE = 40

@@ -11,10 +11,10 @@ from facelift_jax.data.virtual import (
     UnusableError,
     aim,
     focal_length,
-    locate,
     masked_points,
     pixel_points,
     shrinkage,
+    sight,
     source_pixels,
     take_picture,
 )
@@ -105,7 +105,7 @@ def test_aiming_turns_a_camera_about_its_own_centre(cameras):
 
 def test_the_object_is_found_and_fills_its_share(cameras, points, masks):
     seen = [masked_points(m, p) for m, p in zip(masks, points, strict=True)]
-    found = locate(cameras, seen)
+    found = sight(cameras, seen)
     np.testing.assert_allclose(found.center, CENTER, atol=0.3)  # half a pixel is .4 mm
     assert found.radius == pytest.approx(RADIUS, abs=0.6)
     assert found.offsets.max() < 1  # a ball's outline is not quite centred on it
