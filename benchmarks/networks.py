@@ -79,7 +79,7 @@ def measure(name: str, kind: str, repeats: int) -> dict[str, float]:
     def loss(params, inputs):
         return sum(jnp.mean(x * x) for x in jax.tree.leaves(forward(params, inputs)))
 
-    flops = count_flops(jax.make_jaxpr(forward)(params, inputs).jaxpr)
+    flops = product_flops(jax.make_jaxpr(forward)(params, inputs).jaxpr)
     start = time.perf_counter()
     if kind == "step":
         targets = random_views(scenes, NUM_TARGETS, target_side)
@@ -151,7 +151,7 @@ def training_step(network: str, variant: str, params: Any, batch: Batch):
     return call
 
 
-def count_flops(jaxpr: Any) -> float:
+def product_flops(jaxpr: Any) -> float:
     """Operations of the products, convolutions and attentions of a program."""
     total = 0.0
     for equation in jaxpr.eqns:
@@ -167,7 +167,7 @@ def count_flops(jaxpr: Any) -> float:
         elif name.startswith("dot_product_attention"):
             total += 4 * operands[0].size * operands[1].shape[1]  # [b l heads c]
         else:
-            inner = sum(count_flops(sub) for sub in _inner(equation.params.values()))
+            inner = sum(product_flops(sub) for sub in _inner(equation.params.values()))
             total += equation.params.get("length", 1) * inner
     return total
 

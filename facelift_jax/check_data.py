@@ -107,14 +107,7 @@ def parse(arguments: list[str]) -> Any:
         metavar="N",
         help="the last N scenes of the one set judge, the others are trained on",
     )
-    add(
-        "--background",
-        type=float,
-        nargs=3,
-        default=(1.0, 1.0, 1.0),
-        metavar=("R", "G", "B"),
-        help="of the renderer, in [0, 1]; default white",
-    )
+    parser.add_background()
     add("--json", type=Path, metavar="FILE", help="write figures and problems there")
     add(
         "--pictures",
@@ -135,8 +128,6 @@ def main(arguments: list[str]) -> int:
     flags = parse(arguments)
     command.log_own_lines()
     background = tuple(flags.background)
-    if not all(0 <= channel <= 1 for channel in background):
-        raise ValueError(f"--background {background}: RGB in [0, 1]")
     sources = {str(path): open_source(path) for path in flags.data}
     if len(sources) < len(flags.data):
         raise ValueError("a set is named twice")

@@ -23,6 +23,23 @@ class Parser(argparse.ArgumentParser):
         """Called by argparse."""
         fail(self.prog.split(".")[-1], f"{message}; see --help")
 
+    def add_background(self) -> None:
+        """Adds the flag of the background that the data contract asks for."""
+        self.add_argument(
+            "--background",
+            type=_channel,
+            nargs=3,
+            default=(1.0, 1.0, 1.0),
+            metavar=("R", "G", "B"),
+            help="of the renderer, in [0, 1]; default white",
+        )
+
+
+def _channel(text: str) -> float:
+    if not 0 <= (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not in [0, 1]")
+    return value
+
 
 def log_own_lines() -> None:
     """Shows the package's information, and of other libraries warnings only."""

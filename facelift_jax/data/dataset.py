@@ -167,14 +167,7 @@ def main(arguments: list[str]) -> None:
     add = parser.add_argument
     add("source", type=Path, help="folder or list of scenes")
     add("--out", type=Path, required=True, help="folder of the packed set, new")
-    add(
-        "--background",
-        type=float,
-        nargs=3,
-        default=(1.0, 1.0, 1.0),
-        metavar=("R", "G", "B"),
-        help="of the renderer, that the data contract asks for; default white",
-    )
+    parser.add_background()
     flags = parser.parse_args(arguments)
     say = functools.partial(print, file=sys.stdout, flush=True)  # this one, always
     pack(flags.source, flags.out, tuple(flags.background), say)
