@@ -83,8 +83,12 @@ def view_metrics(
     entropy = -(_times_log2(opacity) + _times_log2(1 - opacity))
     metrics["alpha_entropy"] = _mean(entropy, opacity > ALPHA_CUTOFF)
     if lpips is not None:
-        truth = jnp.asarray(targets.images)
-        metrics["lpips_vgg16"] = lpips_distance(lpips, images, truth)
+        # view by view: VGG-16's first features alone are 21 times as large as a picture
+        flat = (
+            x.reshape(-1, *x.shape[2:]) for x in (images, jnp.asarray(targets.images))
+        )
+        distances = jax.lax.map(lambda pair: lpips_distance(lpips, *pair), tuple(flat))
+        metrics["lpips_vgg16"] = distances.reshape(images.shape[:2])
     return {name: metrics[name] for name in METRICS if name in metrics}
 
 
