@@ -112,8 +112,9 @@ def open_checked(config: Any, workdir: Path) -> tuple[FolderSource, FolderSource
     """
     parts = open_parts(config.data)
     options = evaluate.data_options(config.data, config.eval.num_targets)
-    record = require_contract(parts, options, writer.show_progress)
-    if jax.process_index() == 0:
+    is_writer = jax.process_index() == 0
+    record = require_contract(parts, options, writer.show_progress, is_writer)
+    if is_writer:
         atomic.write_text(workdir / VERDICTS, json.dumps(record, indent=2) + "\n")
     return join(parts)
 

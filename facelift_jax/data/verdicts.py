@@ -41,10 +41,13 @@ def check_source(
     source: FolderSource,
     background: tuple[float, float, float],
     progress: Callable[[str], None],
+    is_writer: bool = True,
 ) -> list[SceneReport]:
     """A report of every scene of `source`, opened from `path`, in order.
 
-    `progress` is called with one line of text every few seconds.
+    `progress` is called with one line of text at once and every few seconds. Where
+    several processes check a set together, each finds the same; one `is_writer` and
+    stores it.
     """
     file = _verdict_file(Path(path))
     key = {"version": VERSION, "background": list(background)}
@@ -57,6 +60,10 @@ def check_source(
     missing = [i for i in range(len(source)) if i not in reports]
     if not missing:
         return [reports[i] for i in range(len(source))]
+    progress(
+        f"check: {len(missing)} scenes of {path} against the data contract; what is "
+        "found is kept in the set"
+    )
     try:
         for i, report in _check(source, missing, background, progress):
             reports[i] = report
@@ -64,15 +71,8 @@ def check_source(
         for i, report in reports.items():
             entry = dataclasses.asdict(report)
             stored[source.names[i]] = {**entry, "digest": digests[i]}
-        text = json.dumps({**key, "scenes": stored}, allow_nan=False)
-        try:
-            _write(file, text)
-        except OSError as error:
-            logging.warning(
-                "%s: cannot be written (%s): the set will be checked again each time",
-                file,
-                error.strerror,
-            )
+        if is_writer:
+            _write(file, {**key, "scenes": stored})
     return [reports[i] for i in range(len(source))]
 
 
@@ -80,8 +80,12 @@ def require_contract(
     parts: Sequence[Part],
     options: DataOptions,
     progress: Callable[[str], None],
+    is_writer: bool = True,
 ) -> dict[str, Any]:
     """What a run's record says of its sets, which are as good as `options` demands.
+
+    Every process of a run on several hosts checks all of them, so that all refuse alike
+    (the verdict is a function of the files); one `is_writer` and stores what it found.
 
     Scenes that cannot be read may be left out later, `bad_scenes_allowed` of them;
     `breaches_allowed` of those that break the contract may be used all the same.
@@ -95,7 +99,7 @@ def require_contract(
     for part in parts:
         extra = ["--held-out", str(len(part.held_out))]
         shows = _command([part.path], background, extra)
-        own = _check_part(part, len(parts) > 1, background, progress)
+        own = _check_part(part, len(parts) > 1, background, progress, is_writer)
         refusals += [(problem, shows) for problem in check_together(own)[0]]
         for side, reports in own.items():
             groups[side] += reports
@@ -139,11 +143,12 @@ def _check_part(
     is_mixed: bool,
     background: tuple[float, float, float],
     progress: Callable[[str], None],
+    is_writer: bool,
 ) -> dict[str, list[SceneReport]]:
     """Reports of both sides of a set, as they are told of in its run."""
     sides = {TRAIN: part.train, HELD_OUT: part.held_out}
     found = {
-        side: check_source(part.path, source, background, progress)
+        side: check_source(part.path, source, background, progress, is_writer)
         for side, source in sides.items()
     }
     if not is_mixed:
@@ -228,14 +233,22 @@ def _verdict_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.{VERDICTS}")
 
 
-def _write(file: Path, text: str) -> None:
-    """Writes the file unless its folder is meant for nobody to write to.
+def _write(file: Path, document: dict[str, Any]) -> None:
+    """Writes the file, or says why it cannot be.
 
-    The superuser, as whom containers often run, could.
+    A folder that is meant for nobody to write to is left alone: the superuser, as whom
+    containers often run, could.
     """
-    if not file.parent.stat().st_mode & 0o222:
-        raise PermissionError(errno.EACCES, "its folder is read-only")
-    atomic.write_text(file, text)
+    try:
+        if not file.parent.stat().st_mode & 0o222:
+            raise PermissionError(errno.EACCES, "its folder is read-only")
+        atomic.write_text(file, json.dumps(document, allow_nan=False))
+    except OSError as error:
+        logging.warning(
+            "%s: cannot be written (%s): the set will be checked again each time",
+            file,
+            error.strerror,
+        )
 
 
 def _digest(folder: Path) -> str:

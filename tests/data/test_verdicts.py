@@ -172,6 +172,19 @@ def test_a_spoiled_verdict_is_not_believed(name, tmp_path, checked):
     assert checked == ["000"]
 
 
+def test_of_several_processes_one_stores_what_all_find(tmp_path, checked):
+    make_set(tmp_path)
+    lines = []
+    found = check_source(tmp_path, open_source(tmp_path), WHITE, lines.append, False)
+    assert not (tmp_path / "contract.json").exists()
+    assert lines[0].startswith(f"check: 3 scenes of {tmp_path} against the data contra")
+    assert check(tmp_path) == found
+    assert len(checked) == 6
+    lines.clear()
+    assert check_source(tmp_path, open_source(tmp_path), WHITE, lines.append) == found
+    assert not lines
+
+
 def test_the_verdict_of_a_large_set_is_believed(tmp_path, checked):
     make_set(tmp_path, 1)
     check(tmp_path)
