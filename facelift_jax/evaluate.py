@@ -21,6 +21,7 @@ from facelift_jax.data.options import DataOptions
 from facelift_jax.data.packed import fingerprint
 from facelift_jax.data.pipeline import Source, evaluation_batches
 from facelift_jax.data.sources import FolderSource, open_source
+from facelift_jax.data.verdicts import find_breaches
 from facelift_jax.judge import (
     EvalStep,
     RenderFn,
@@ -249,6 +250,7 @@ def report(
     num_picture_scenes: int,
     num_frames: int,
     judged: Judged,
+    breaches: int | None = None,
 ) -> Evaluation:
     """Evaluates and writes sheets and what `finish` does.
 
@@ -271,6 +273,7 @@ def report(
         directory / "pictures",
         make_shape_step(render_fn, turn),
     )
+    evaluation = dataclasses.replace(evaluation, breaches=breaches)
     return finish(directory, evaluation, render_fn, turn, source, options, judged)
 
 
@@ -334,6 +337,11 @@ def main(arguments: list[str]) -> None:
     if flags.baseline:
         step = make_hull_step(render_fn, lpips)
         judged = dataclasses.replace(judged, checkpoint=None)
+    breaches, line = find_breaches(
+        Path(flags.data), source, options.background, writer.show_progress
+    )
+    if breaches:
+        logging.warning("judged all the same: %s", line)
     evaluation = report(
         Path(flags.out),
         step,
@@ -344,6 +352,7 @@ def main(arguments: list[str]) -> None:
         flags.picture_scenes,
         flags.turntable_frames,
         judged,
+        breaches,
     )
     print(table(evaluation))
     print(f"{flags.out}: report.html, figures.json, pictures, scene.ply, turntable.mp4")

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -41,10 +42,17 @@ def test_dropped_entries_end_an_evaluation(tmp_path):
         evaluate.evaluate(step, params, source, options)
 
 
+def repeat_a_view(scene):
+    """Makes a scene break the data contract: two views of one picture."""
+    images = sorted((scene / "images").iterdir())
+    shutil.copy(images[6], images[7])
+
+
 @pytest.mark.slow
-def test_the_hull_is_judged_without_a_network(tmp_path, monkeypatch, capsys):
+def test_the_hull_is_judged_without_a_network(tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.setattr(command, "log_own_lines", lambda: None)
     rodent.generate(tmp_path / "data", 2, 24, workers=1, views=3)
+    repeat_a_view(tmp_path / "data" / "scene_000001")
     arguments = [str(tmp_path / "data"), "--out", str(tmp_path / "hull")]
     with pytest.raises(ValueError, match="give --checkpoint, or --baseline hull to ju"):
         evaluate.main(arguments)
@@ -52,7 +60,14 @@ def test_the_hull_is_judged_without_a_network(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="--turntable-frames 0: at least 1"):
         evaluate.main([*arguments, "--turntable-frames", "0"])
     evaluate.main([*arguments, "--turntable-frames", "4"])
+    (warning,) = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
+    assert warning.startswith(
+        f"judged all the same: {tmp_path}/data: 1 of 2 scenes break the data contract; "
+        "the first: scene scene_000001: views 6 and 7 are the same picture"
+    )
+    assert warning.endswith(f"python -m facelift_jax.check_data {tmp_path}/data")
     found = json.loads((tmp_path / "hull" / "figures.json").read_text())
+    assert found["breaches"] == 1
     figures = found["figures"]
     assert figures["held_out/iou"] > 0.5
     assert found["hull"]["figures"] == figures

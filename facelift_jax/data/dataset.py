@@ -22,6 +22,7 @@ from tensorflow_datasets.core.writer import ExampleWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from facelift_jax import atomic, command
+from facelift_jax.data.files import DataError
 from facelift_jax.data.layouts import camera_file
 from facelift_jax.data.packed import (
     METADATA,
@@ -32,7 +33,7 @@ from facelift_jax.data.packed import (
     is_packed,
 )
 from facelift_jax.data.sources import FolderSource, StoredScene, open_source
-from facelift_jax.data.verdicts import require_good, source_digests
+from facelift_jax.data.verdicts import find_breaches, source_digests
 from facelift_jax.data.writing import read_marker
 from facelift_jax.progress import watched
 
@@ -139,7 +140,9 @@ def pack(
             f"{out}: exists and is not {path} as it is now, packed; remove it or "
             "choose another folder"
         )
-    require_good(path, source, background, progress)
+    breaches, line = find_breaches(path, source, background, progress)
+    if breaches:
+        raise DataError(line)
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads

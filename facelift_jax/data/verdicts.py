@@ -156,25 +156,25 @@ def _check_part(
     return {s: [renamed(x, part.path) for x in reports] for s, reports in found.items()}
 
 
-def require_good(
+def find_breaches(
     path: Path,
     source: FolderSource,
     background: tuple[float, float, float],
     progress: Callable[[str], None],
-) -> None:
-    """Refuses a set of which any scene breaks the contract or cannot be read.
+) -> tuple[int, str]:
+    """How many scenes break the contract or cannot be read, and a line about them.
 
-    Raises:
-      DataError: the first reason, and the command that shows all.
+    The line holds the first reason and the command that shows all; "" where all obey.
     """
     reports = check_source(path, source, background, progress)
     bad = [report for report in reports if report.problems]
-    if bad:
-        raise DataError(
-            f"{path}: {len(bad)} of {len(source)} scenes break the data contract; the "
-            f"first: scene {bad[0].name}: {bad[0].problems[0]}; this shows all: "
-            f"{_command([path], background)}"
-        )
+    if not bad:
+        return 0, ""
+    return len(bad), (
+        f"{path}: {len(bad)} of {len(source)} scenes break the data contract; the "
+        f"first: scene {bad[0].name}: {bad[0].problems[0]}; this shows all: "
+        f"{_command([path], background)}"
+    )
 
 
 def source_digests(source: FolderSource) -> list[str]:
