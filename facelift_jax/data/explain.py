@@ -138,7 +138,8 @@ def _wrong_intrinsics(
     made_for = 2 * cameras.Ks[:, :2, 2].mean(axis=0)
     # a picture is at least one pixel wide, also where principal points are zero
     ratio = size / np.maximum(made_for, 1)
-    if np.abs(ratio - 1).min() > _RESIZED:
+    is_missing = not cameras.Ks[:, :2, 2].any()
+    if not is_missing and np.abs(ratio - 1).min() > _RESIZED:
         width, height = np.rint(made_for).astype(int)
         words = f"K was made for pictures of about {width} x {height} px"
         Ks = np.diag([*ratio, 1]) @ cameras.Ks
@@ -154,9 +155,14 @@ def _wrong_intrinsics(
         shift, shifted = _shift_to_fit(found, rig, odd, start, odd)
         yield f"the principal point of view {odd[0]} is {_off(shift)} it?", shifted
     worst = np.argsort(agreement(found, rig).seen)[:4].tolist()
-    start = locate(alphas, rig).offsets.mean(axis=0)
+    start = size / 2 if is_missing else locate(alphas, rig).offsets.mean(axis=0)
     shift, shifted = _shift_to_fit(found, rig, views, start, worst)
-    yield f"all principal points are {_off(shift)} them?", shifted
+    words = f"all principal points are {_off(shift)} them?"
+    if is_missing:
+        x, y = np.rint(shift).astype(int)
+        words = "all principal points are zero, as where a camera file lacks them: they"
+        words += f" are normally near the middle of the picture, here about ({x}, {y})"
+    yield words, shifted
 
 
 def _off(shift: Float[np.ndarray, "2"]) -> str:

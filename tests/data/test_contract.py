@@ -176,7 +176,8 @@ BROKEN = {
     ),
     "principal points of zero": (
         moved(slice(None), -24, -24),
-        f"{OUTSIDE}; {OTHERS}",
+        f"{OUTSIDE}; all principal points are zero, as where a camera file lacks them: "
+        "they are normally near the middle of the picture, here about (24, 24)",
     ),
     "another mask": (
         repainted(shrink_view_2),
