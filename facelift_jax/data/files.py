@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import os
+import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Shaped
-from PIL import Image
+from PIL import ExifTags, Image
 
 MAX_JSON_BYTES = 32 * 2**20  # 100,000 frames take about 60 MB; a scene has hundreds
 MAX_PIXELS = 64 * 10**6
@@ -214,7 +215,22 @@ def _open_picture(path: ScenePath) -> Iterator[Image.Image]:
                 f"the header promises {picture.width} x {picture.height} px, more than "
                 f"{MAX_PIXELS // 10**6} megapixels"
             )
+        _refuse_orientation(picture)
         yield picture
+
+
+def _refuse_orientation(picture: Image.Image) -> None:
+    exif = Image.Exif()
+    try:
+        exif.load(picture.info.get("exif", b""))
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
+    except (*_PILLOW_ERRORS, struct.error) as error:
+        raise DataError(f"damaged EXIF data ({error})") from error
+    if orientation != 1:
+        raise DataError(
+            f"EXIF orientation {orientation!r}: viewers turn what is stored, to which "
+            "the calibration belongs; remove the orientation"
+        )
 
 
 def _open_file(path: ScenePath) -> _File:

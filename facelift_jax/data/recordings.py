@@ -31,7 +31,7 @@ from facelift_jax.data.layouts import check_camera
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv")
 _LENGTHS_AGREE = 0.01  # share of frames that one video may be shorter than another
 _Item = TypeVar("_Item")
-_PICTURE_MODES = ("RGB", "RGBA", "L", "1")
+_PICTURE_MODES = ("RGB", "L", "1")
 _MASK_MODES = ("L", "1", "RGB")
 
 
@@ -124,6 +124,12 @@ def open_recording(
                         f"{what} for {size[0]} x {size[1]}"
                     )
             check_camera(camera.viewmat, camera.K, picture.size)
+            is_folder = picture.times is None
+            if is_folder and picture_header(picture.paths[0]).mode == "RGBA":
+                raise DataError(
+                    "an alpha channel beside the masks: the silhouette must come from "
+                    "exactly one of them; store the pictures as RGB, and alpha as masks"
+                )
     return Recording(cameras, seen, masked, _times(seen, masked, fps, progress))
 
 
@@ -165,7 +171,7 @@ def read_pictures(
     """The pictures of these frames, RGB."""
     for picture in _read(footage, frames, is_mask=False):
         colors = picture if picture.ndim == 3 else picture[..., None].repeat(3, axis=-1)
-        yield colors[..., :3]
+        yield colors
 
 
 def read_masks(

@@ -20,7 +20,7 @@ from breakers import (
     save_as,
     without,
 )
-from PIL import Image
+from PIL import ExifTags, Image
 from tiny_scenes import write_cameras, write_scene, write_scenes
 
 from facelift_jax.data.sources import open_source
@@ -185,6 +185,12 @@ def depth_0(save):
     return lambda folder, document: save(folder / "depths" / "cam_000.png")
 
 
+def turn_for_viewers(path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(path).save(path, exif=exif)
+
+
 def small_mask(folder, document):
     """A mask stored as 0 and 1 instead of 0 and 255."""
     Image.new("RGB", (24, 24)).save(folder / "images" / "cam_000.png")
@@ -212,6 +218,11 @@ BAD_PIXELS = {
         small_mask,
         "scene s, view 0 ({folder}/mask.png): empty mask: no pixel's coverage is above "
         "one half (the highest value is 1 of 255)",
+    ),
+    "turned by its viewer": (
+        picture_0(turn_for_viewers),
+        f"{VIEW}: EXIF orientation 6: viewers turn what is stored, to which the "
+        "calibration belongs; remove the orientation",
     ),
     "missing depth": (
         depth_0(remove),

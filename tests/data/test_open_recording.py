@@ -66,3 +66,6 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path):
     (tmp_path / "pictures/A/3.png").unlink()  # whatever follows is one frame off
     with pytest.raises(DataError, match=r"has 7 frames, .* 8; frames of one number"):
         opened(tmp_path, ["A", "B"])
+    Image.new("RGBA", (288, 256)).save(tmp_path / "pictures/B/0.png")
+    with pytest.raises(DataError, match=r"camera 'B' .* an alpha channel beside the m"):
+        opened(tmp_path, ["A", "B"])
