@@ -42,8 +42,9 @@ from facelift_jax.data.virtual import pixel_points
 from facelift_jax.data.writing import MARKER, claim_folder, read_marker, write_json
 from facelift_jax.progress import in_order, watched
 
-KIND, VERSION = "facelift_jax prepared recording", 1
+KIND, VERSION = "facelift_jax prepared recording", 2
 SURVEY = "survey.json"
+END_BYTES = 2**16  # looked at of each file: footage of equal length differs there
 
 
 def prepare(
@@ -115,14 +116,26 @@ def _claim(out: Path, recording: Recording, options: Options) -> dict[str, Any]:
     sides = {"pictures": recording.pictures, "masks": recording.masks}
     for what, side in sides.items():
         for camera, footage in zip(recording.cameras, side, strict=True):
-            size = sum(path.stat().st_size for path in footage.paths)
-            inputs[f"{what} of {camera.name}"] = f"{footage.count} frames, {size} bytes"
+            digest = _digest(footage.paths)
+            inputs[f"{what} of {camera.name}"] = f"{footage.count} frames, {digest}"
     found = claim_folder(out, inputs, "a prepared recording")
     if not found:
         write_json(out / MARKER, inputs)
     elif "size" in found:  # scenes of these options may be there
         claim_folder(out, asdict(options), "a prepared recording")
     return inputs
+
+
+def _digest(paths: tuple[Path, ...]) -> str:
+    """Sixteen hex digits (of SHA-256) over the size, head and tail of each file."""
+    sha = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            sha.update(b"%d %b" % (size, file.read(END_BYTES)))
+            file.seek(max(0, size - END_BYTES))
+            sha.update(file.read(END_BYTES))
+    return sha.hexdigest()[:16]
 
 
 def _is_complete(out: Path, moment: Moment, num_views: int) -> bool:
@@ -193,8 +206,13 @@ def main(arguments: list[str]) -> None:
         progress=lambda line: print(line, flush=True),
     )
     held_out = sum(len((out / f"{s}.txt").read_text().split()) for s in ("val", "test"))
-    where = f"--config.data.path={out} --config.data.num_held_out_scenes={held_out}"
-    print(f"{out}: train with {where}; the last scenes are val and test")
+    where = f"--config.data.path={out} --config.data.num_held_out_scenes="
+    print(
+        f"{out}: train with {where}{held_out}; the last scenes are val and test"
+        if held_out
+        else f"{out}: no scene of val or test, so nothing to judge by: prepare again "
+        f"with --val or --test, or hold out the last N of these by {where}N"
+    )
 
 
 if __name__ == "__main__":

@@ -85,18 +85,17 @@ class Options:
 
 
 class Moment(NamedTuple):
-    """One time that is used, and what its scene needs; see `virtual.Sighting`."""
+    """One time that is used, and what its scene needs; see `virtual.Sighting`.
 
+    `name` is the folder of its scene; names are in the order of time.
+    """
+
+    name: str
     frame: int
     time: float
     split: str
     center: list[float]
     focals: list[float]
-
-    @property
-    def name(self) -> str:
-        """Folder of its scene."""
-        return f"frame_{self.frame:06d}"
 
 
 class Plan(NamedTuple):
@@ -161,11 +160,7 @@ def plan(recording: Recording, rows: list[dict[str, Any]], options: Options) -> 
     counts = [f"{count} times: {problem}" for problem, count in problems.most_common()]
     if not usable:
         raise DataError(f"none of {len(rows)} times can be used; {'; '.join(counts)}")
-    moments = [
-        Moment(row["frame"], row["time"], label, row["center"], row["focals"])
-        for row, label in zip(rows, labels, strict=True)
-        if "problem" not in row and label
-    ]
+    moments = _moments(rows, labels)
     if not any(moment.split == "train" for moment in moments):
         raise DataError(f"no time of the train part can be used; {'; '.join(counts)}")
     parts = [f"{s} {sum(m.split == s for m in moments)}" for s in PARTS]
@@ -204,6 +199,19 @@ def plan(recording: Recording, rows: list[dict[str, Any]], options: Options) -> 
             f"most {fitting}, or allow it by --max-upscale"
         )
     return Plan(moments, options.size, scale, report)
+
+
+def _moments(rows: list[dict[str, Any]], labels: list[str | None]) -> list[Moment]:
+    """The times that are usable and of a part of the split."""
+    digits = max(6, len(str(rows[-1]["frame"])))
+    keys = ("frame", "time", "center", "focals")
+    return [
+        Moment(
+            f"frame_{row['frame']:0{digits}}", split=label, **{k: row[k] for k in keys}
+        )
+        for row, label in zip(rows, labels, strict=True)
+        if "problem" not in row and label
+    ]
 
 
 def _framed(

@@ -17,7 +17,8 @@ from facelift_jax import atomic, prepare
 from facelift_jax.data.contract import check_scene
 from facelift_jax.data.files import DataError
 from facelift_jax.data.options import DataOptions
-from facelift_jax.data.preparation import Options, split_by_time
+from facelift_jax.data.preparation import Options, plan, split_by_time
+from facelift_jax.data.recordings import open_recording
 from facelift_jax.data.rodent import picture
 from facelift_jax.data.sources import open_source, split_source
 from facelift_jax.data.splits import check_together
@@ -227,6 +228,16 @@ def test_another_recording_or_other_options_are_refused(recording, complete, tmp
             run(recording, complete[0], options)
     with pytest.raises(ValueError, match="made with calibration"):
         run(recording, complete[0], cameras=["A", "B"])
+    folder = arena.copied(recording, tmp_path)
+    mask = folder / "masks" / "B" / "3.png"
+    content = bytearray(mask.read_bytes())
+    content[-1] ^= 1  # as long as before
+    mask.unlink()
+    mask.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"made with masks of B '8 frames, [0-9a-f]{16}"
+    ):
+        run(folder, complete[0])
     assert contents(complete[0]) == before
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="is not a prepared recording"):
@@ -273,6 +284,15 @@ def test_times_that_cannot_be_used_are_counted_and_named(recording, tmp_path):
     assert open_source(tmp_path / "set").names[0] == "frame_000000"
 
 
+def test_scenes_of_long_recordings_are_named_in_their_order(recording, complete):
+    sides = recording / "pictures", recording / "masks"
+    found = open_recording(recording / "c.toml", *sides, None, 2.0, silent)
+    rows = json.loads((complete[0] / "survey.json").read_text())["times"]
+    rows = [row | {"frame": 999_998 + row["frame"]} for row in rows]
+    names = [moment.name for moment in plan(found, rows, OPTIONS).moments]
+    assert names[:3] == ["frame_0999998", "frame_0999999", "frame_1000000"]
+
+
 @pytest.mark.parametrize(
     ("gap", "val", "expected"),
     [
@@ -315,6 +335,11 @@ def test_the_command(recording, complete, tmp_path, capsys):
     assert code == 0
     assert contents(tmp_path / "set") == contents(complete[0])
     assert "--config.data.num_held_out_scenes=2; the last scenes are" in output
+    few = ["--out", tmp_path / "few", "--scenes", 1, "--val", 0, "--test", 0]
+    code, output, _ = command(capsys, *inputs, *options, *few)
+    assert code == 0
+    assert "so nothing to judge by: prepare again with --val or --test" in output
+    assert "num_held_out_scenes=0" not in output
     for changes, message in (
         (["--scenes", 9], "9 scenes of a recording of 8 frames"),
         (["--cameras", "A", "X"], "no camera 'X'; it holds A, B, C, D, E, F"),
