@@ -17,10 +17,11 @@ import jax
 from absl import logging
 
 from facelift_jax import command
+from facelift_jax.data.layouts import NOWHERE
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.packed import fingerprint
 from facelift_jax.data.pipeline import Source, evaluation_batches
-from facelift_jax.data.sources import FolderSource, open_source
+from facelift_jax.data.sources import FolderSource, StoredScene, open_source
 from facelift_jax.data.verdicts import find_breaches
 from facelift_jax.judge import (
     EvalStep,
@@ -69,7 +70,7 @@ def evaluate(
     Raises:
       ValueError: the renderer dropped list entries (an explicit cap).
     """
-    rows, scenes, sheets, first = [], [], {}, None
+    rows, scenes, moments, sheets, first = [], [], [], {}, None
     undefined: collections.Counter[str] = collections.Counter()
     batches = evaluation_batches(source, options, batch_size=1)
     batches = watched(batches, "judge", len(source), writer.show_progress)
@@ -88,6 +89,8 @@ def evaluate(
         held_out = slice(options.num_inputs, None)
         angles, psnr_fg = found.angles[0, held_out], found.views["psnr_fg"][0, held_out]
         rows.append(row)
+        origin = scene.origin if isinstance(scene, StoredScene) else NOWHERE
+        moments.append((origin.recording, origin.time))
         views = {"angle": angles.tolist(), "psnr_fg": psnr_fg.tolist()}
         scenes.append({"scene": scene.name, **row, "held_out_views": views})
         if picture_dir is not None and index < num_picture_scenes:
@@ -98,9 +101,8 @@ def evaluate(
     assert first is not None, "a source holds at least one scene"
     views = [scene["held_out_views"] for scene in scenes]
     classes = by_angle(*([view[key] for view in views] for key in ("angle", "psnr_fg")))
-    return Evaluation(
-        *summarize_scenes(rows), dict(undefined), classes, scenes, *first, sheets
-    )
+    summary = summarize_scenes(rows, moments)
+    return Evaluation(*summary, dict(undefined), classes, scenes, *first, sheets)
 
 
 def refuse_dropped(name: str, output: RenderOutput) -> None:

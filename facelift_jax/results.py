@@ -45,7 +45,7 @@ class Evaluation:
     Attributes:
       figures: means over views, then over scenes, by name: see `judge.scene_row` and
         `judge.make_shape_step`; `gap`.
-      intervals: per figure, the ends of the bootstrapped 95 % interval over scenes.
+      intervals: per figure, the ends of its 95 % interval, see `bootstrap_interval`.
       counts: per figure, the number of scenes it is a mean of.
       undefined: per figure, the number of views it leaves out as undefined there.
       by_angle: held-out psnr_fg in classes of the angle to the nearest input.

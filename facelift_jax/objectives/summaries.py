@@ -1,11 +1,13 @@
 """From figures of views to figures of scenes, and of a set of scenes with intervals."""
 
+import collections
 import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
+Moment = tuple[str, float | None]  # a scene's recording, seconds in it where known
 NUM_RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)  # percentiles
 ANGLES = (0, 15, 30, 45, 60, 90, 180)  # degrees to the nearest input: edges of classes
@@ -39,11 +41,13 @@ def scene_figures(
 
 def summarize_scenes(
     scenes: Sequence[Mapping[str, float]],
+    moments: Sequence[Moment] | None = None,
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, int]]:
     """Means over scenes, their intervals, and how many scenes each is a mean of.
 
-    Scenes weigh alike. One that lacks a figure, or has NaN there, does not enter that
-    mean; a figure of no scene is NaN.
+    `moments` of the scenes tell which are neighbours, see `bootstrap_interval`. Scenes
+    weigh alike. One that lacks a figure, or has NaN there, does not enter that mean; a
+    figure of no scene is NaN.
     """
     means: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
@@ -51,23 +55,40 @@ def summarize_scenes(
     for name in dict.fromkeys(name for scene in scenes for name in scene):
         values = np.array([scene.get(name, np.nan) for scene in scenes], np.float64)
         means[name] = _mean(values)
-        intervals[name] = bootstrap_interval(values[~np.isnan(values)])
-        counts[name] = int((~np.isnan(values)).sum())
+        known = np.flatnonzero(~np.isnan(values)).tolist()
+        near = None if moments is None else [moments[i] for i in known]
+        intervals[name] = bootstrap_interval(values[known], near)
+        counts[name] = len(known)
     return means, intervals, counts
 
 
-def bootstrap_interval(values: Float[np.ndarray, "n"]) -> tuple[float, float]:
+def bootstrap_interval(
+    values: Float[np.ndarray, "n"], moments: Sequence[Moment] | None = None
+) -> tuple[float, float]:
     """95 % interval of the mean of n scenes: percentiles of resampled means.
 
     The scenes are drawn anew `NUM_RESAMPLES` times, n with replacement (Efron 1979).
-    They count as independent, which frames of one video are not. NaN for fewer than
-    two. The same values give the same interval.
+    Neighbouring `moments` of one recording are not independent: where the longest has m
+    of them, scenes are drawn in blocks of m^(1/3) that follow one another in time
+    (Kuensch 1989; the ends joined, Politis & Romano 1992). What is alike for longer
+    still makes the interval too narrow. NaN for fewer than two scenes. The same values
+    give the same interval.
     """
-    if len(values) < 2:
+    count = len(values)
+    if count < 2:
         return float("nan"), float("nan")
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(len(values), size=(NUM_RESAMPLES, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), INTERVAL)
+    timed = [
+        x if x[1] is not None else ("", 0.0) for x in moments or [("", 0.0)] * count
+    ]
+    order = sorted(range(count), key=timed.__getitem__)
+    sizes = collections.Counter(x for x, time in moments or () if time is not None)
+    length = round(max(sizes.values(), default=1) ** (1 / 3))
+    starts = np.random.default_rng(0).integers(
+        count, size=(NUM_RESAMPLES, -(-count // length), 1)
+    )
+    places = (starts + np.arange(length)).reshape(NUM_RESAMPLES, -1)[:, :count]
+    means = values[order][places % count].mean(axis=1)
+    low, high = np.percentile(means, INTERVAL)
     return float(low), float(high)
 
 

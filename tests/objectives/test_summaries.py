@@ -53,6 +53,26 @@ def test_the_interval_is_that_of_the_mean():
     assert again == (low, high)
 
 
+def test_neighbours_in_time_count_as_what_they_are():
+    """Eight alike after each other: windows of eight lie across two such runs, so their
+    means have 2/3 of a run's variance, and 512 frames are worth 64 windows."""
+    rng = np.random.default_rng(1)
+    runs = rng.normal(size=64)
+    values, moments = np.repeat(runs, 8), [("rat", 0.1 * i) for i in range(512)]
+    low, high = bootstrap_interval(values, moments)
+    width = 2 * 1.96 * (2 / 3 * runs.var() / 64) ** 0.5
+    assert high - low == pytest.approx(width, rel=0.2)
+    alone = bootstrap_interval(values)
+    assert alone[1] - alone[0] < 0.5 * (high - low)
+    # neighbours by time, wherever they stand; without a time, or alone: as before
+    order = rng.permutation(512)
+    shuffled = bootstrap_interval(values[order], [moments[i] for i in order])
+    assert shuffled == (low, high)
+    assert bootstrap_interval(values, [("rat", None)] * 512) == alone
+    each = [(f"{i:03}", 0.0) for i in range(512)]
+    assert bootstrap_interval(values, each) == alone
+
+
 def test_classes_of_angles_hold_every_view_once():
     angles = [[0.0, 14.9, 15.0], [44.0, 180.0, 70.0]]
     psnr = [[30.0, 20.0, 18.0], [15.0, 9.0, NAN]]
