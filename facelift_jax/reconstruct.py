@@ -8,6 +8,7 @@ a scene need have none: `facelift_jax.evaluate` does that.
 
 import dataclasses
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from absl import logging
 
 from facelift_jax import atomic, command, evaluate, export
 from facelift_jax.data.options import DataOptions
+from facelift_jax.data.packed import fingerprint
 from facelift_jax.data.sources import FolderSource, Scene, StoredScene, open_source
 from facelift_jax.data.transforms import (
     normalised_from_stored,
@@ -131,7 +133,7 @@ def write_reconstruction(
 
 
 def is_complete(directory: Path, name: str, made_by: Mapping[str, Any]) -> bool:
-    """Whether a scene's folder is complete, made by the same weights and settings.
+    """Whether a scene's folder is complete, made of the same cameras in the same way.
 
     Raises:
       ValueError: it holds other files, or the scene made in another way.
@@ -233,9 +235,10 @@ def main(arguments: list[str]) -> None:
             f"--filter {flags.filter}: made for a world whose z axis points up, but "
             "this checkpoint's has the axes of input camera 0 (y up)"
         )
-    made_by = {"weights": digest(params), "inputs": options.num_inputs}
-    made_by |= {"filter": flags.filter, "layout": flags.layout}
-    made_by["turntable_frames"] = frames
+    settings = {f"data.{k}": x for k, x in dataclasses.asdict(options).items()}
+    settings |= {"weights": digest(params), "filter": flags.filter}
+    settings |= {"layout": flags.layout, "turntable_frames": frames}
+    settings = json.loads(json.dumps(settings))  # as they are read back
     scenes: dict[str, tuple[FolderSource, int]] = {}
     for source in map(open_source, flags.scenes):
         for index, name in enumerate(source.names):
@@ -245,7 +248,11 @@ def main(arguments: list[str]) -> None:
                 )
             scenes[name] = source, index
     out = Path(flags.out)
-    complete = {n for n in scenes if is_complete(out / n, n, made_by)}
+    made_by = {
+        name: {"cameras": fingerprint(source.folders[index]), **settings}
+        for name, (source, index) in scenes.items()
+    }
+    complete = {n for n in scenes if is_complete(out / n, n, made_by[n])}
     step = make_eval_step(restored.model, render_fn)
     turn = make_turntable(render_fn, frames)
     for name, (source, index) in scenes.items():
@@ -254,7 +261,7 @@ def main(arguments: list[str]) -> None:
             continue
         found = reconstruct_scene(step, params, source[index], options)
         figures = write_reconstruction(
-            out / name, name, found, turn, chosen, flags.layout, made_by
+            out / name, name, found, turn, chosen, flags.layout, made_by[name]
         )
         print(f"{name}: {brief(figures)}")
     print(f"{out}: a folder a scene with scene.ply, turntable.mp4, sheets, figures")

@@ -1,6 +1,7 @@
 """Reconstruction: what a checkpoint says of its pictures, and whose folder it is."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from facelift_jax import command, evaluate, reconstruct
 from facelift_jax.convert import rule_table
 from facelift_jax.data import rodent
+from facelift_jax.data.packed import fingerprint
 from facelift_jax.data.sources import open_source
 from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.models import get_model
@@ -93,7 +95,8 @@ def test_a_complete_scene_is_left_and_other_folders_are_refused(
     folder = out / "scene_000000"
     figures = json.loads((folder / "figures.json").read_text())
     assert figures["made_by"]["filter"] == "opacity"
-    assert figures["made_by"]["inputs"] == 6
+    assert figures["made_by"]["data.num_inputs"] == 6
+    assert figures["made_by"]["cameras"] == fingerprint(scenes[0])
     names = [f"inputs/{name}" for name in OWN_VIEW_DEFINITIONS]
     names += [f"health/{name}" for name in HEALTH_DEFINITIONS]
     names += [f"turntable/{name}" for name in TURNTABLE_DEFINITIONS]
@@ -107,10 +110,17 @@ def test_a_complete_scene_is_left_and_other_folders_are_refused(
     assert after == before
     for flags, changed in (
         (["--filter", "facelift", "--turntable-frames", "3"], "filter, turntable_fram"),
-        (["--inputs", "4"], "inputs"),
+        (["--inputs", "4"], "data.num_inputs"),
     ):
         with pytest.raises(ValueError, match=f"complete, but by other {changed}"):
             reconstruct.main([*arguments, *flags])
+
+    moved = tmp_path / "moved" / "scene_000000"
+    shutil.copytree(scenes[0], moved)
+    cameras = moved / "opencv_cameras.json"
+    cameras.write_text(cameras.read_text().replace("[", "[ ", 1))
+    with pytest.raises(ValueError, match="complete, but by other cameras; choose"):
+        reconstruct.main([str(moved), *arguments[1:]])
 
     (folder / "figures.json").unlink()  # as a run that was stopped leaves it
     assert not reconstruct.is_complete(folder, "scene_000000", {})
