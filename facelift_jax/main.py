@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from facelift_jax import atomic, command, cost, evaluate
 from facelift_jax.data import rodent
 from facelift_jax.data.mix import Part, check_mix, join
+from facelift_jax.data.pipeline import require_evaluation_views
 from facelift_jax.data.sources import FolderSource, open_source, split_source
 from facelift_jax.data.verdicts import VERDICTS, require_contract
 from facelift_jax.objectives import asks_for_lpips, load_lpips
@@ -116,7 +117,9 @@ def open_checked(config: Any, workdir: Path) -> tuple[FolderSource, FolderSource
     record = require_contract(parts, options, writer.show_progress, is_writer)
     if is_writer:
         atomic.write_text(workdir / VERDICTS, json.dumps(record, indent=2) + "\n")
-    return join(parts)
+    train_on, held_out = join(parts)
+    require_evaluation_views(held_out, options)
+    return train_on, held_out
 
 
 def evaluate_run(config: Any, workdir: Path) -> Evaluation:

@@ -8,7 +8,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import grain
 import jax
@@ -17,10 +17,12 @@ from absl import logging
 
 from facelift_jax.data.files import DataError
 from facelift_jax.data.options import DataOptions
+from facelift_jax.data.selection import evaluation_positions
 from facelift_jax.data.sources import Scene, StoredScene
 from facelift_jax.data.transforms import evaluation_example, training_example
 from facelift_jax.structs import Batch
 
+_Made = TypeVar("_Made")
 NUM_THREADS = min(16, os.cpu_count() or 1)
 
 
@@ -102,6 +104,17 @@ def evaluation_batches(
         iterator.close()
 
 
+def require_evaluation_views(source: Source, options: DataOptions) -> None:
+    """Refuses what `evaluation_batches` would for want of views; decodes nothing.
+
+    Raises:
+      DataError: as `evaluation_batches`, but for pictures that cannot be decoded.
+    """
+    reader = _Reader(source, options, set())
+    for index in range(len(source)):
+        reader.evaluation_views(index)
+
+
 def stack_examples(examples: Sequence[Batch]) -> Batch:
     """Examples without a batch axis to one batch over [b]."""
     first = examples[0]
@@ -161,9 +174,13 @@ class _Reader:
             index, lambda scene: evaluation_example(scene, self._options)
         )
 
+    def evaluation_views(self, index: int) -> None:
+        """Refuses a scene that cannot be judged, unless the allowance covers it."""
+        self._attempt(index, lambda scene: evaluation_positions(scene, self._options))
+
     def _attempt(
-        self, index: int, make: Callable[[Scene | StoredScene], Batch]
-    ) -> Batch | None:
+        self, index: int, make: Callable[[Scene | StoredScene], _Made]
+    ) -> _Made | None:
         try:
             return make(self._source[index])
         except DataError as error:

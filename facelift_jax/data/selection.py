@@ -57,6 +57,18 @@ def select_evaluation_views(
     Raises:
       DataError: as `select_views`, or no view is left to judge from.
     """
+    inputs, held_out = evaluation_positions(scene, options)
+    return _take(scene, inputs, np.concatenate([inputs, held_out]))
+
+
+def evaluation_positions(
+    scene: Scene | StoredScene, options: DataOptions
+) -> tuple[Int[np.ndarray, "v"], Int[np.ndarray, "o"]]:
+    """Positions in the scene of the input and held-out views it is judged by.
+
+    Raises:
+      DataError: fewer views than asked for, or no view is left to judge from.
+    """
     inputs = input_positions(scene, options)
     others = np.setdiff1d(np.arange(len(scene.is_input)), inputs)
     if len(others) == 0:
@@ -64,8 +76,7 @@ def select_evaluation_views(
             f"scene {scene.name} ({scene.path}): all {len(inputs)} views are inputs, "
             "so no view is left to judge from; ask for fewer inputs"
         )
-    held_out = _evenly(others, min(options.eval_targets, len(others)))
-    return _take(scene, inputs, np.concatenate([inputs, held_out]))
+    return inputs, _evenly(others, min(options.eval_targets, len(others)))
 
 
 def evaluation_world(scene: Scene | StoredScene, options: DataOptions) -> Similarity:

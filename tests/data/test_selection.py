@@ -8,6 +8,7 @@ from tiny_scenes import CENTER, poses
 
 from facelift_jax.data.files import DataError
 from facelift_jax.data.options import DataOptions
+from facelift_jax.data.pipeline import require_evaluation_views
 from facelift_jax.data.selection import select_evaluation_views, select_views
 from facelift_jax.data.sources import Scene
 from facelift_jax.data.transforms import evaluation_example, training_example
@@ -146,13 +147,21 @@ def test_fewer_views_than_asked_is_one_line(scene, folder, name):
 
 
 def test_a_scene_of_inputs_alone_cannot_be_judged(scene, folder):
-    options = dataclasses.replace(SMALL, num_inputs=8)
-    with pytest.raises(DataError) as caught:
-        evaluation_example(with_flags(scene, range(8)), options)
-    assert str(caught.value) == (
-        f"scene ball ({folder}): all 8 views are inputs, so no view is left to judge "
-        "from; ask for fewer inputs"
-    )
+    options = dataclasses.replace(SMALL, num_inputs=7)
+    alone = with_flags(scene, range(8)).take(np.arange(7))
+    source = [with_flags(scene, []), alone]
+    for judge in (
+        lambda: evaluation_example(alone, options),
+        lambda: require_evaluation_views(source, options),
+    ):
+        with pytest.raises(DataError) as caught:
+            judge()
+        assert str(caught.value) == (
+            f"scene ball ({folder}): all 7 views are inputs, so no view is left to "
+            "judge from; ask for fewer inputs"
+        )
+    allowed = dataclasses.replace(options, bad_scenes_allowed=1)
+    require_evaluation_views(source, allowed)
 
 
 BAD_OPTIONS = {
