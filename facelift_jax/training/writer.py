@@ -159,7 +159,8 @@ def progress_line(
 def show_progress(line: str) -> None:
     """Write a progress line to stderr, over the last one where it is a terminal."""
     if sys.stderr.isatty():
-        width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
+        # a full row: what is printed next begins on another
+        width = os.get_terminal_size(sys.stderr.fileno()).columns
         sys.stderr.write(f"\r{line[:width]:<{width}}")
     else:
         sys.stderr.write(f"{line}\n")
