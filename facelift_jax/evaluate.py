@@ -70,7 +70,7 @@ def evaluate(
     Raises:
       ValueError: the renderer dropped list entries (an explicit cap).
     """
-    rows, scenes, moments, sheets, first = [], [], [], {}, None
+    rows, scenes, sheets, first = [], [], {}, None
     undefined: collections.Counter[str] = collections.Counter()
     batches = evaluation_batches(source, options, batch_size=1)
     batches = watched(batches, "judge", len(source), writer.show_progress)
@@ -90,9 +90,9 @@ def evaluate(
         angles, psnr_fg = found.angles[0, held_out], found.views["psnr_fg"][0, held_out]
         rows.append(row)
         origin = scene.origin if isinstance(scene, StoredScene) else NOWHERE
-        moments.append((origin.recording, origin.time))
+        known = {"scene": scene.name, "moment": (origin.recording, origin.time)}
         views = {"angle": angles.tolist(), "psnr_fg": psnr_fg.tolist()}
-        scenes.append({"scene": scene.name, **row, "held_out_views": views})
+        scenes.append({**known, **row, "held_out_views": views})
         if picture_dir is not None and index < num_picture_scenes:
             sheets[scene.name] = write_sheets(
                 picture_dir, scene.name, batch, found.output, found.views["psnr_fg"]
@@ -101,7 +101,7 @@ def evaluate(
     assert first is not None, "a source holds at least one scene"
     views = [scene["held_out_views"] for scene in scenes]
     classes = by_angle(*([view[key] for view in views] for key in ("angle", "psnr_fg")))
-    summary = summarize_scenes(rows, moments)
+    summary = summarize_scenes(rows, [scene["moment"] for scene in scenes])
     return Evaluation(*summary, dict(undefined), classes, scenes, *first, sheets)
 
 

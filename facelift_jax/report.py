@@ -119,9 +119,11 @@ def _facts(
     more = f" and {len(sets) - SHOWN_SETS} more" if len(sets) > SHOWN_SETS else ""
     counts = [len(scene["held_out_views"]["angle"]) for scene in evaluation.scenes]
     least, most = min(counts), max(counts)
+    bad = evaluation.breaches
+    broken = f", {bad} of them break the data contract" if bad else ""
     return {
         "data set": ", ".join(sets[:SHOWN_SETS]) + more,
-        "scenes": str(len(evaluation.scenes)),
+        "scenes": f"{len(evaluation.scenes)}{broken}",
         "input views": f"{options.num_inputs} a scene",
         "held-out views": f"{least if least == most else f'{least} to {most}'} a scene",
         "date": f"{datetime.datetime.now().astimezone():%-d %B %Y, %H:%M %Z}",
@@ -135,6 +137,7 @@ def _compare(evaluation: Evaluation) -> list[dict[str, str]]:
     """
     assert evaluation.hull is not None
     pairs = list(zip(evaluation.scenes, evaluation.hull.scenes, strict=True))
+    moments = [scene["moment"] for scene in evaluation.scenes]
     found = []
     for name, what in COMPARED.items():
         figure = name.split("/")[1]
@@ -142,7 +145,7 @@ def _compare(evaluation: Evaluation) -> list[dict[str, str]]:
             {figure: ours.get(name, math.nan) - hulls.get(name, math.nan)}
             for ours, hulls in pairs
         ]
-        means, intervals, _ = summarize_scenes(differences)
+        means, intervals, _ = summarize_scenes(differences, moments)
         low, high = intervals[figure]
         word = "ahead" if low > 0 else "behind" if high < 0 else "not clear"
         interval = "" if math.isnan(low) else f"[{number(low)}, {number(high)}]"

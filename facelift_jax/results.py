@@ -49,8 +49,8 @@ class Evaluation:
       counts: per figure, the number of scenes it is a mean of.
       undefined: per figure, the number of views it leaves out as undefined there.
       by_angle: held-out psnr_fg in classes of the angle to the nearest input.
-      scenes: one dictionary a scene: its name, its own figures and, per held-out view,
-        `angle` and `psnr_fg`.
+      scenes: one dictionary a scene: its name, its `moment` (recording and seconds in
+        it), its own figures and, per held-out view, `angle` and `psnr_fg`.
       gaussians: of the first scene, [n].
       inputs: cameras [v] the first scene's Gaussians come from.
       sheets: files of the scenes that have any: name of the scene -> kind -> PNG.

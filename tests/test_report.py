@@ -33,6 +33,7 @@ def evaluation(better=0.0, **fields):
     scenes = [
         {
             "scene": name,
+            "moment": ("", None),
             "inputs/psnr_fg": 22.0,
             "held_out/psnr_fg": float(np.nanmean(values)) + better * factor,
             "inputs/iou": 0.9,
@@ -49,9 +50,8 @@ def evaluation(better=0.0, **fields):
     ]
     scenes[0] |= {"turntable/vps": 2.0, "surface/chamfer": 0.1}
     scenes[0] |= {"true_turntable/vps": 1.0}
-    figures = [{k: x for k, x in s.items() if k != "scene"} for s in scenes]
-    for row in figures:
-        del row["held_out_views"]
+    others = ("scene", "moment", "held_out_views")
+    figures = [{k: x for k, x in s.items() if k not in others} for s in scenes]
     undefined = {"held_out/psnr_fg": 1, "held_out/depth_error": 6, "inputs/iou": 0}
     classes, summary = by_angle(angles, psnr_fg), summarize_scenes(figures)
     return Evaluation(*summary, undefined, classes, scenes, None, None, **fields)
@@ -69,7 +69,7 @@ def page(tmp_path_factory):
         for file in sheets[name].values():
             pictures.write_png(file, picture)
     pictures.write_video(folder / "turntable.mp4", picture[None].repeat(6, 0), 24)
-    found = evaluation(hull=evaluation(better=1.0), sheets=sheets)
+    found = evaluation(hull=evaluation(better=1.0), sheets=sheets, breaches=2)
     source = FolderSource(tuple(folder / EVIL / x for x in "abc"), ("a", "b", "c"))
     command = ["python", "-m", "facelift_jax.evaluate", EVIL, "it's"]
     with pytest.MonkeyPatch.context() as patch:
@@ -141,6 +141,7 @@ def test_names_of_data_are_text(elements):
     assert settings["model"] == {"name": EVIL}
     assert settings["examples"]["num_inputs"] == 6
     assert any(text.startswith("facelift_jax 0.") for text in texts)
+    assert "3, 2 of them break the data contract" in texts
 
 
 def test_the_figures_are_those_of_the_table_each_with_its_definition(page, elements):
