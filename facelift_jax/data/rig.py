@@ -38,27 +38,35 @@ class Similarity(NamedTuple):
 
 
 def normalize_rig(
-    inputs: Scene, targets: Scene, radius: float, frame: str
+    inputs: Scene, targets: Scene, everything: Cameras, radius: float, frame: str
 ) -> tuple[Scene, Scene]:
     """Both scenes in the normalised world of the input cameras, depths scaled along.
+
+    `everything` are the cameras of the scene that both come from.
 
     Raises:
       DataError: as `rig_similarity`, naming the scene.
     """
     where = f"scene {inputs.name} ({inputs.path})"
-    similarity = rig_similarity(inputs.cameras, radius, frame, where)
+    similarity = rig_similarity(inputs.cameras, everything, radius, frame, where)
     return _move_world(inputs, similarity), _move_world(targets, similarity)
 
 
 def rig_similarity(
-    cameras: Cameras, radius: float, frame: str, where: str = "cameras"
+    cameras: Cameras,
+    everything: Cameras,
+    radius: float,
+    frame: str,
+    where: str = "cameras",
 ) -> Similarity:
     """The ONE similarity that normalises a rig [v]; never a camera on its own.
 
     The point nearest the optical axes goes to the origin, the mean distance of the
     cameras from it becomes `radius`, and the axes are those of camera 0 (x right, y up,
     z towards it: LGM's training frame, in which a camera 0 that looks at the centre
-    from the mean distance stands at (0, 0, radius)) or, in the frame "world", stay.
+    from the mean distance stands at (0, 0, radius)) or, in the frame "world", stay. A
+    single input has no such point: that of all the scene's cameras, `everything`, is
+    taken.
 
     Raises:
       DataError: the optical axes do not determine a centre in front of the cameras.
@@ -66,13 +74,15 @@ def rig_similarity(
     if frame not in RIG_FRAMES:
         raise ValueError(f"frame must be one of {RIG_FRAMES}, found {frame!r}")
     exact = dataclasses.replace(cameras, viewmats=np.float64(cameras.viewmats))
-    axes = np.asarray(exact.viewmats)[:, 2, :3]
-    if are_parallel(axes):
+    axes = exact.viewmats[:, 2, :3]
+    around, whose = (exact, "input") if len(axes) > 1 else (everything, "scene's")
+    around = dataclasses.replace(around, viewmats=np.float64(around.viewmats))
+    if are_parallel(around.viewmats[:, 2, :3]):
         raise DataError(
-            f"{where}: the optical axes of the {len(axes)} input cameras are parallel, "
-            "so they have no nearest point; a rig needs two that are not"
+            f"{where}: the optical axes of the {len(around.viewmats)} {whose} cameras "
+            "are parallel, so they have no nearest point; a rig needs two that are not"
         )
-    center = np.asarray(rig_center(exact))
+    center = np.asarray(rig_center(around))
     distances = np.einsum("vi,vi->v", axes, center - exact.centers)
     if not (distances > 0).all():  # NaN is not in front either
         raise DataError(

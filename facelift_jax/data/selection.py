@@ -87,7 +87,7 @@ def evaluation_world(scene: Scene | StoredScene, options: DataOptions) -> Simila
     """
     where = f"scene {scene.name} ({scene.path})"
     cameras = take_cameras(scene.cameras, input_positions(scene, options))
-    return rig_similarity(cameras, options.radius, options.frame, where)
+    return rig_similarity(cameras, scene.cameras, options.radius, options.frame, where)
 
 
 def select_input_views(
@@ -153,7 +153,7 @@ def _near(
     """
     cameras = scene.cameras
     where = f"scene {scene.name} ({scene.path})"
-    world = rig_similarity(take_cameras(cameras, inputs), 1.0, "world", where)
+    world = rig_similarity(take_cameras(cameras, inputs), cameras, 1.0, "world", where)
     positions = world.scale * cameras.centers + world.translation
     directions = positions / np.linalg.norm(positions, axis=-1, keepdims=True)
     cosines = np.einsum("oi,vi->ov", directions[others], directions[inputs])

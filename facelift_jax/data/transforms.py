@@ -34,7 +34,9 @@ def training_example(
         one line that names it.
     """
     inputs, targets = select_views(scene, rng, options)
-    inputs, targets = normalize_rig(inputs, targets, options.radius, options.frame)
+    inputs, targets = normalize_rig(
+        inputs, targets, scene.cameras, options.radius, options.frame
+    )
     seen = to_views(inputs, options.input_size, options.background)
     seen = augment(seen, rng, options.grid_distortion, options.camera_jitter)
     compared = to_views(targets, options.target_size, options.background)
@@ -80,7 +82,9 @@ def normalised_from_stored(
 def _plain(
     scene: Scene | StoredScene, inputs: Scene, targets: Scene, options: DataOptions
 ) -> Batch:
-    inputs, targets = normalize_rig(inputs, targets, options.radius, options.frame)
+    inputs, targets = normalize_rig(
+        inputs, targets, scene.cameras, options.radius, options.frame
+    )
     seen = to_views(inputs, options.input_size, options.background)
     compared = to_views(targets, options.target_size, options.background)
     return _example(seen, compared, scene)

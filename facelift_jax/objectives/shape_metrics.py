@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from facelift_jax.geometry.rigid import rig_center
 from facelift_jax.numerics import SH_C0, Array, normalize
 from facelift_jax.objectives.image_metrics import ALPHA_CUTOFF, psnr_fg
 from facelift_jax.structs import Cameras, Gaussians, RenderOutput, Views
@@ -47,10 +46,9 @@ HEALTH_DEFINITIONS = {
 def nearest_input_angles(cameras: Cameras, inputs: Cameras) -> Float[Array, "b t"]:
     """Degrees between each of the cameras [b t] and the nearest of the inputs [b v].
 
-    Seen from the point nearest to the inputs' optical axes.
+    Seen from the world's origin, where a normalised rig has its centre.
     """
-    center = rig_center(inputs)[..., None, :]
-    here, there = (normalize(c.centers - center) for c in (cameras, inputs))
+    here, there = (normalize(c.centers) for c in (cameras, inputs))
     # the chord, as the arc cosine is inaccurate at small angles
     chords = jnp.linalg.norm(here[..., :, None, :] - there[..., None, :, :], axis=-1)
     return jnp.rad2deg(2 * jnp.arcsin(jnp.clip(chords.min(-1) / 2, 0, 1)))

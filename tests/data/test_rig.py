@@ -19,7 +19,9 @@ GOLDEN = np.load(Path(__file__).parent.parent / "goldens" / "data" / "lgm.npz")
 def test_a_rig_is_normalised_by_one_similarity(scene, frame):
     inputs = scene.take(np.array([4, 1, 6]))
     targets = scene.take(np.array([0, 4, 7]))
-    moved_inputs, moved_targets = normalize_rig(inputs, targets, 1.5, frame)
+    moved_inputs, moved_targets = normalize_rig(
+        inputs, targets, scene.cameras, 1.5, frame
+    )
     cameras = moved_inputs.cameras
     check(cameras)
     center = rig_center(cameras)
@@ -58,8 +60,8 @@ def test_a_rig_is_normalised_by_one_similarity(scene, frame):
 @pytest.mark.parametrize("frame", ["first_camera", "world"])
 def test_a_similarity_moves_points_there_and_back(scene, frame):
     inputs = scene.take(np.array([4, 1, 6]))
-    similarity = rig_similarity(inputs.cameras, 1.5, frame)
-    moved, _ = normalize_rig(inputs, inputs, 1.5, frame)
+    similarity = rig_similarity(inputs.cameras, inputs.cameras, 1.5, frame)
+    moved, _ = normalize_rig(inputs, inputs, scene.cameras, 1.5, frame)
     found = similarity.apply(inputs.cameras.centers)
     np.testing.assert_allclose(found, moved.cameras.centers, atol=1e-6)
     back = similarity.inverse().apply(found)
@@ -74,7 +76,7 @@ def test_the_first_camera_frame_is_the_original_network_s():
     cameras = Cameras(
         invert_rigid(opengl_to_opencv_c2w(poses)), np.stack([K] * 7), 16, 16
     )
-    rotation, translation, scale = rig_similarity(cameras, 1.5, "first_camera")
+    rotation, translation, scale = rig_similarity(cameras, cameras, 1.5, "first_camera")
     assert scale == pytest.approx(1, abs=1e-6)
     moved = poses.copy()
     moved[:, :3, :3] = rotation @ poses[:, :3, :3]
@@ -82,25 +84,38 @@ def test_the_first_camera_frame_is_the_original_network_s():
     np.testing.assert_allclose(moved, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("frame", ["first_camera", "world"])
+def test_one_input_stands_where_the_whole_scene_says(scene, frame):
+    one = scene.take(np.array([4]))
+    every = scene.take(np.arange(len(scene.is_input)))
+    moved, targets = normalize_rig(one, every, scene.cameras, 1.5, frame)
+    assert np.linalg.norm(moved.cameras.centers[0]) == pytest.approx(1.5, abs=1e-6)
+    assert np.abs(rig_center(targets.cameras)).max() < 1e-6
+
+
+def similarity_of(cameras):
+    return rig_similarity(cameras, cameras, 1.5, "world")
+
+
 def test_rigs_without_a_centre_are_refused(scene, folder):
     one = scene.take(np.arange(1))
     with pytest.raises(DataError) as caught:
-        normalize_rig(one, one, 1.5, "first_camera")
+        normalize_rig(one, one, one.cameras, 1.5, "first_camera")
     assert str(caught.value) == (
-        f"scene ball ({folder}): the optical axes of the 1 input cameras are parallel, "
-        "so they have no nearest point; a rig needs two that are not"
+        f"scene ball ({folder}): the optical axes of the 1 scene's cameras are "
+        "parallel, so they have no nearest point; a rig needs two that are not"
     )
     parallel = np.stack([np.eye(4, dtype=np.float32)] * 2)
     parallel[1, 0, 3] = 1
     Ks = scene.cameras.Ks[:2]
     with pytest.raises(DataError, match="axes of the 2 input cameras are parallel"):
-        rig_similarity(Cameras(parallel, Ks, 24, 24), 1.5, "world")
+        similarity_of(Cameras(parallel, Ks, 24, 24))
     backwards = scene.cameras.viewmats[:2] * np.float32([1, -1, -1, 1])[:, None]
     with pytest.raises(DataError, match=r"input camera \d looks away from the rig's"):
-        rig_similarity(Cameras(backwards, Ks, 24, 24), 1.5, "world")
+        similarity_of(Cameras(backwards, Ks, 24, 24))
     nowhere = scene.cameras.viewmats[:2].copy()
     nowhere[1, 0, 3] = np.nan
     with pytest.raises(DataError, match=r"input camera \d looks away from the rig's"):
-        rig_similarity(Cameras(nowhere, Ks, 24, 24), 1.5, "world")
+        similarity_of(Cameras(nowhere, Ks, 24, 24))
     with pytest.raises(ValueError, match=r"frame must be one of .*, found 'opengl'"):
-        rig_similarity(scene.cameras, 1.5, "opengl")
+        rig_similarity(scene.cameras, scene.cameras, 1.5, "opengl")
