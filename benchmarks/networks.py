@@ -129,6 +129,7 @@ def random_views(scenes: int, views: int, side: int) -> Views:
 def training_step(network: str, variant: str, params: Any, batch: Batch):
     """A function of nothing that takes the next step of the recipe."""
     from facelift_jax import evaluate, train  # with what data and pictures need
+    from facelift_jax.step import TrainState, make_train_step
 
     argument = ",".join(filter(None, (variant, STEPS[network])))
     recipe = importlib.import_module(f"configs.{network}").get_config(argument)
@@ -137,10 +138,11 @@ def training_step(network: str, variant: str, params: Any, batch: Batch):
     render_fn = evaluate.make_renderer(recipe.data.background, **recipe.render)
     optimizer, _ = optim.make_optimizer(settings, params)
     weights = recipe.loss.to_dict()
-    step = train.make_train_step(model, render_fn, weights, optimizer, settings)
+    background = recipe.data.background
+    step = make_train_step(model, render_fn, weights, optimizer, settings, background)
     step = jax.jit(step, donate_argnums=0)
     zero, key = jnp.zeros((), jnp.int32), jax.random.key(0)
-    state = train.TrainState(zero, zero, params, optimizer.init(params), key)
+    state = TrainState(zero, zero, params, optimizer.init(params), key)
     state = jax.tree.map(jnp.copy, state)  # buffers of their own, to be donated
 
     def call():

@@ -109,6 +109,8 @@ def run_section(num_steps: int, batch_size: int) -> ConfigDict:
             "log_every": 50,
             "save_every": 1000,
             "keep_checkpoints": 2,
+            # what the collapse watch does when it finds one: "warn" or "stop"
+            "on_collapse": "warn",
             # the file of `perceptual`'s weights, where that loss has a weight
             "vgg19": "",
             # the folder of LPIPS' weight files; "" is the hub's cache, where its loss

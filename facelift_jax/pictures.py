@@ -2,23 +2,18 @@
 
 import math
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import imageio_ffmpeg
 import matplotlib
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from facelift_jax import atomic
 from facelift_jax.geometry.rigid import rig_up
 from facelift_jax.numerics import Array, normalize
-from facelift_jax.objectives import METRICS, TERMS
 from facelift_jax.structs import Cameras, RenderOutput, Views
 
 ERROR_SCALE = 0.3  # mean absolute colour error at the bright end of an error map
@@ -152,48 +147,6 @@ def view_labels(cameras: Cameras) -> list[str]:
         f"{i}  az {round(azimuth):+d}°  el {round(elevation):+d}°"
         for i, (azimuth, elevation) in enumerate(zip(azimuths, elevations, strict=True))
     ]
-
-
-def write_curves(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws the loss terms and every metric of `metrics.jsonl`'s rows over steps.
-
-    Input views and held-out views share a panel in different strokes; coverage, which
-    does not move, and the latest gap are given in numbers at the bottom.
-    """
-    found = {key.partition("/")[2] for row in rows for key in row}
-    drawn = [x for x in METRICS if x in found and x != "coverage"]
-    figure = Figure(figsize=(15, 7.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, max(4, len(drawn) // 2 + 1)).ravel()
-    for term in ("total", *TERMS):
-        _draw(axes[0], rows, f"train/{term}", term)
-    axes[0].set_title("training: total, and terms unweighted")
-    if axes[0].get_lines():
-        axes[0].set_yscale("log")
-    for panel, metric in zip(axes[1:], drawn, strict=False):
-        _draw(panel, rows, f"inputs/{metric}", "input views", "--", "tab:orange")
-        _draw(panel, rows, f"held_out/{metric}", "held-out views", "-", "tab:blue")
-        panel.set_title(f"{metric}, dB" if metric.startswith("psnr") else metric)
-    for panel in axes:
-        panel.set_xlabel("step")
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-        if panel.get_lines():
-            panel.legend(frameon=False, fontsize=8)
-    for panel in axes[len(drawn) + 1 :]:
-        panel.set_visible(False)
-    notes = {
-        "gap": "latest gap in psnr_fg, inputs minus held-out: {:.2f} dB",
-        "inputs/coverage": "coverage of input views {:.3f}",
-        "held_out/coverage": "of held-out views {:.3f}",
-    }
-    latest = {
-        key: row[key] for row in rows for key in notes if row.get(key) is not None
-    }
-    text = [note.format(latest[key]) for key, note in notes.items() if key in latest]
-    figure.supxlabel(",  ".join(text), size=9)
-    with atomic.replaced(Path(path)) as partial:
-        figure.savefig(partial, format="png")
 
 
 def write_png(path: str | Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
@@ -342,23 +295,6 @@ def _by_side(
 def _caption(label: str, psnr_fg: float) -> str:
     figure = "no foreground" if math.isnan(psnr_fg) else f"{psnr_fg:.1f} dB fg"
     return f"{label}   {figure}"
-
-
-def _draw(
-    panel: Axes,
-    rows: Sequence[Mapping[str, Any]],
-    key: str,
-    label: str,
-    style: str = "-",
-    color: str | None = None,
-) -> None:
-    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-    if points:
-        steps, values = np.array(points, np.float64).T
-        marker = "." if len(points) < 30 else None
-        panel.plot(
-            steps, values, style, color=color, label=label, lw=1.4, marker=marker
-        )
 
 
 def _colored(values: Float[np.ndarray, "*b"], colors: str) -> UInt8[np.ndarray, "*b 3"]:

@@ -2,30 +2,26 @@
 
 One scene passes, in this order: `source[i]`, `select_views`, `normalize_rig`,
 `to_views`, `augment` (data/transforms.py), then `model.apply`, `render` and
-`weighted_loss` (`make_train_step`).
+`weighted_loss` (step.py).
 """
 
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
-from facelift_jax import evaluate, pictures
+from facelift_jax import curves, evaluate, watch
 from facelift_jax.data.pipeline import training_batches
 from facelift_jax.data.sources import FolderSource
 from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.judge import (
-    RenderFn,
     make_eval_step,
     make_renderer,
     make_shape_step,
@@ -36,12 +32,10 @@ from facelift_jax.objectives import (
     describe_weights,
     load_networks,
     validate_weights,
-    weighted_loss,
-    weights_at,
 )
 from facelift_jax.report import Judged
 from facelift_jax.results import Evaluation
-from facelift_jax.structs import Batch, Views
+from facelift_jax.step import make_initializer, make_train_step
 from facelift_jax.training import checkpoint, optim, writer
 from facelift_jax.training.mesh import (
     SCENES,
@@ -57,27 +51,10 @@ AT_LEAST_ONE = (
 )
 NEEDED = "?"  # of a setting that a recipe leaves to its user
 # a resumed run may judge, save and report at other moments than it was started with
-MAY_CHANGE = (r"eval\..*", r"run\.(log_every|save_every|keep_checkpoints)")
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """Everything a step reads and writes; what a checkpoint holds.
-
-    Attributes:
-      step: int32, batches seen; skipped ones count.
-      num_skipped: int32, steps not taken: not finite, or of too large gradients.
-      params: the network's parameters, float32.
-      opt_state: the optimizer's state.
-      key: PRNG key of the run; each step folds its number in.
-    """
-
-    step: jax.Array
-    num_skipped: jax.Array
-    params: Any
-    opt_state: Any
-    key: jax.Array
+MAY_CHANGE = (
+    r"eval\..*",
+    r"run\.(log_every|save_every|keep_checkpoints|on_collapse)",
+)
 
 
 def check_settings(config: Any) -> None:
@@ -95,74 +72,17 @@ def check_settings(config: Any) -> None:
             "run.init_from: this recipe goes on from trained weights; name their "
             'checkpoint by --config.run.init_from=DIR, or "" to start from random ones'
         )
+    if config.run.on_collapse not in watch.ACTIONS:
+        raise ValueError(
+            f"run.on_collapse={config.run.on_collapse!r}: choose from "
+            f"{', '.join(watch.ACTIONS)}"
+        )
     validate_weights(config.loss.to_dict())
     check_networks(config)
     evaluate.build_model(config.model)
     evaluate.data_options(config.data, config.eval.num_targets)
     optim_config(config)
     make_mesh(config.run.fsdp, config.run.batch_size)
-
-
-def make_train_step(
-    model: Any,
-    render_fn: RenderFn,
-    weights: Mapping[str, Any],
-    optimizer: optax.GradientTransformation,
-    optim_config: optim.OptimConfig,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """The pure function (state, batch, networks) -> (state, measurements).
-
-    `networks` are the weights that loss terms ask for by name, {} for most. A step
-    whose loss or gradients are not finite changes nothing but the step count and
-    reports `is_skipped`, one whose gradients are too large `is_over_norm`.
-    Measurements: every loss term, the total, norms over the trained leaves, the
-    learning rate, dropped list entries.
-    """
-    rate = optim.learning_rate(optim_config)
-    limit = math.inf if optim_config.skip_norm is None else optim_config.skip_norm
-
-    def loss_fn(params: Any, batch: Batch, networks: Any, key: jax.Array, step):
-        gaussians, aux = model.apply(
-            {"params": params}, batch.inputs, rngs={"dropout": key}
-        )
-        output = render_fn(gaussians, batch.targets.cameras)
-        aux, now = {**aux, **networks}, weights_at(weights, step)
-        total, terms = weighted_loss(output, batch.targets, aux, now)
-        return total, (terms, output.dropped.sum())
-
-    def train_step(state: TrainState, batch: Batch, networks: Any):
-        key = jax.random.fold_in(state.key, state.step)
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (total, (terms, dropped)), grads = grad_fn(
-            state.params, batch, networks, key, state.step
-        )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        trained = optim.select_trained(grads, optim_config.rules)
-        norm = optax.tree.norm(trained)
-        is_finite = optim.all_finite(total, norm)  # which has every entry
-        is_over_norm = is_finite & (norm > limit)
-        is_taken = is_finite & ~is_over_norm
-        new, old = (params, opt_state), (state.params, state.opt_state)
-        params, opt_state = optim.where_taken(is_taken, new, old)
-        moved = optim.select_trained(updates, optim_config.rules)
-        kept = optim.select_trained(params, optim_config.rules)
-        measurements = {
-            "total": total,
-            **terms,
-            "grad_norm": norm,
-            "update_norm": optax.tree.norm(moved),
-            "param_norm": optax.tree.norm(kept),
-            "learning_rate": rate(state.step - state.num_skipped),
-            "dropped": dropped,
-            "is_skipped": ~is_finite,
-            "is_over_norm": is_over_norm,
-        }
-        num_skipped = state.num_skipped + (~is_taken).astype(jnp.int32)
-        state = TrainState(state.step + 1, num_skipped, params, opt_state, state.key)
-        return state, measurements
-
-    return train_step
 
 
 def optim_config(config: Any) -> optim.OptimConfig:
@@ -182,25 +102,6 @@ def optim_config(config: Any) -> optim.OptimConfig:
     return optim.OptimConfig(**section, total_steps=config.run.num_steps, rules=rules)
 
 
-def make_initializer(
-    model: Any, views: Views, optim_config: optim.OptimConfig, seed: int
-) -> tuple[Callable[[], TrainState], optax.GradientTransformation, str]:
-    """A function that draws the state at step 0, its optimizer, the freeze report."""
-    param_key, run_key = jax.random.split(jax.random.key(seed))
-
-    def init_params():
-        return model.init(param_key, views)["params"]
-
-    shapes = jax.eval_shape(init_params)
-    optimizer, report = optim.make_optimizer(optim_config, shapes)
-
-    def init():
-        params, zero = init_params(), jnp.zeros((), jnp.int32)
-        return TrainState(zero, zero, params, optimizer.init(params), run_key)
-
-    return init, optimizer, report
-
-
 def summarize(
     window: Sequence[tuple[int, Mapping[str, jax.Array]]],
 ) -> tuple[dict[str, float], list[int]]:
@@ -213,11 +114,20 @@ def summarize(
     skipped = [step for step, row in rows if row["is_skipped"]]
     good = [row for step, row in rows if step not in skipped] or [rows[-1][1]]
     counts = ("dropped", "is_skipped", "is_over_norm")
-    names = [name for name in rows[0][1] if name not in counts]
-    line = {f"train/{n}": float(np.mean([row[n] for row in good])) for n in names}
+    names = {
+        name: name if "/" in name else f"train/{name}"
+        for name in rows[0][1]
+        if name not in counts
+    }
+    line = {
+        in_file: float(np.mean([row[name] for row in good]))
+        for name, in_file in names.items()
+    }
     line["train/dropped"] = int(sum(row["dropped"] for _, row in rows))
     line["train/skipped"] = len(skipped)
     line["train/over_norm"] = int(sum(row["is_over_norm"] for _, row in rows))
+    not_taken = line["train/skipped"] + line["train/over_norm"]
+    line["watch/not_taken"] = not_taken / len(rows)
     return line, skipped
 
 
@@ -296,7 +206,12 @@ def train(
     # step
     sharded = shard_scenes(render_fn, mesh)
     step_fn = make_train_step(
-        model, sharded, config.loss.to_dict(), optimizer, settings
+        model,
+        sharded,
+        config.loss.to_dict(),
+        optimizer,
+        settings,
+        options.background,
     )
     step_fn = jax.jit(step_fn, out_shardings=(shardings, None), donate_argnums=0)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -306,6 +221,8 @@ def train(
     shape_step = make_shape_step(render_fn, turn)
     scenes = NamedSharding(mesh, SCENES)
     evaluation, window, clock = None, [], time.monotonic()
+    setting, agreement = watch.setting_of(config), watch.mask_agreement(source, options)
+    known, alarms = {}, []
 
     # loop: step, then what is due; a step's line is written before its checkpoint
     for step in range(start + 1, run.num_steps + 1):
@@ -324,6 +241,7 @@ def train(
         rate = (step - start) / (time.monotonic() - clock)
         line["train/scenes_per_second"] = rate * run.batch_size
         line["train/bad_scenes"] = len(bad_scenes)
+        line["watch/agreement"] = agreement
         if is_evaluated:
             sheets = workdir / "pictures" / f"step_{step:06d}" if is_writer else None
             evaluation = evaluate.evaluate(
@@ -336,14 +254,21 @@ def train(
                 shape_step if is_last else None,
             )
             line |= evaluation.figures
+        known |= line
+        told, alarms = alarms, watch.find_alarms(step, known, setting)
+        new = watch.describe_new(alarms, told)
         if is_writer:
-            writer.append_metrics(workdir, step, line)
+            writer.append_metrics(workdir, step, line, new)
             seconds = time.monotonic() - clock
             progress = writer.progress_line(step, run.num_steps, start, seconds)
             writer.show_progress(f"{progress}  {brief(line)}")
         if is_writer and is_evaluated:
-            pictures.write_curves(workdir / "curves.png", writer.read_metrics(workdir))
+            curves.write_curves(workdir / "curves.png", writer.read_metrics(workdir))
+        for note in new:
+            logging.warning("step %d: %s", step, note)
         reason = optim.stop_reason(step, skipped_steps)
+        if alarms and is_evaluated and run.on_collapse == "stop":
+            reason = f"step {step}: {watch.describe(alarms[0])}"
         if reason is not None:
             last = checkpoint.latest_step(checkpoints)
             raise RuntimeError(f"{reason}; the last good checkpoint is step {last}")

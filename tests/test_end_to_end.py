@@ -25,11 +25,11 @@ ROOT = Path(__file__).parent.parent
 METRICS = tuple(name for name in DEFINITIONS if name != "lpips_vgg16")
 
 
-def command(*arguments, cwd, module="main", largest_file=None):
+def command(*arguments, cwd, module="main", code=None, largest_file=None):
     """A started process of one of our commands, on one device, as a user has it.
 
-    Where given, it can write no file of more than `largest_file` bytes, as on a disk
-    that is nearly full.
+    `code` is run in its place. Where given, it can write no file of more than
+    `largest_file` bytes, as on a disk that is nearly full.
     """
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment["PYTHONPATH"] = str(ROOT)
@@ -37,8 +37,9 @@ def command(*arguments, cwd, module="main", largest_file=None):
     if largest_file is not None:
         blocks = largest_file // 1024
         limit = ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "limited"]
+    what = ["-m", f"facelift_jax.{module}"] if code is None else ["-c", code]
     return subprocess.Popen(
-        [*limit, sys.executable, "-m", f"facelift_jax.{module}", *map(str, arguments)],
+        [*limit, sys.executable, *what, *map(str, arguments)],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,
@@ -58,16 +59,13 @@ def last_line(err):
     return err.splitlines()[-1]
 
 
-def smoke(
-    workdir, data, *flags, cwd, recipe="lgm", argument="smoke", largest_file=None
-):
+def smoke(workdir, data, *flags, recipe="lgm", argument="smoke", **how):
     return command(
         f"--config={ROOT}/configs/{recipe}.py:{argument}",
         f"--workdir={workdir}",
         f"--config.data.path={data}",
         *flags,
-        cwd=cwd,
-        largest_file=largest_file,
+        **how,
     )
 
 

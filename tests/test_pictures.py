@@ -9,7 +9,6 @@ from PIL import Image
 
 from facelift_jax import pictures
 from facelift_jax.geometry.paths import fov_intrinsics, orbit_cameras
-from facelift_jax.objectives import METRICS
 from facelift_jax.structs import RenderOutput, Views
 
 SIZE, NUM_VIEWS, NUM_INPUTS = 48, 5, 2
@@ -169,23 +168,6 @@ def test_label_of_a_single_view():
     K = fov_intrinsics(50.0, SIZE)
     camera = orbit_cameras(np.array([70.0]), np.array([0.0]), 2.0, K, SIZE)
     assert pictures.view_labels(camera) == ["0  az +0°  el +0°"]
-
-
-def test_curves_of_a_run(tmp_path):
-    rows = [
-        {"step": i, "train/total": 1 / (i + 1), "train/ssim": 0.5} for i in range(9)
-    ]
-    figures = {f"{side}/{m}": 0.5 for side in ("inputs", "held_out") for m in METRICS}
-    rows += [{"step": 4, "gap": 1.5, **figures}]
-    rows += [{"step": 8, "held_out/absrel": None, "held_out/iou": float("nan")}]
-    path = tmp_path / "curves.png"
-    pictures.write_curves(path, rows)
-    full = np.asarray(Image.open(path).convert("RGB"))
-    assert full.shape == (792, 1650, 3)
-    pictures.write_curves(path, [])
-    empty = np.asarray(Image.open(path).convert("RGB"))
-    assert (full != empty).any(-1).sum() > 2000
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_png_round_trip_and_failure(tmp_path):

@@ -42,7 +42,11 @@ MAY_IMPORT = {
     "reconstruct": LEVEL_2 | {"export", "judge", "results", "evaluate"},
     "merge": LEVEL_2,
     "prepare": LEVEL_2,
-    "train": LEVEL_2 | {"pictures", "judge", "report", "results", "evaluate"},
+    "watch": LEVEL_2,
+    "curves": LEVEL_2 | {"watch"},
+    "step": LEVEL_2 | {"judge"},
+    "train": LEVEL_2
+    | {"curves", "evaluate", "judge", "report", "results", "step", "watch"},
     "cost": LEVEL_2 | {"evaluate", "train"},
     "main": LEVEL_2 | {"report", "results", "evaluate", "train", "cost"},
     "convert": LEVEL_0 | {"models", "objectives", "training", "convert"},

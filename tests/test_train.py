@@ -13,6 +13,7 @@ from configs import common, gslrm
 from configs.lgm import get_config
 from facelift_jax import evaluate, train
 from facelift_jax.geometry.paths import dummy_views
+from facelift_jax.step import make_initializer, make_train_step
 from facelift_jax.structs import Batch
 from facelift_jax.training import mesh as mesh_of
 from facelift_jax.training.tree import flatten_names
@@ -55,13 +56,14 @@ def build(config, mesh):
     settings = train.optim_config(config)
     model = evaluate.build_model(config.model)
     views = dummy_views(1, NUM_VIEWS, SIZE)
-    init, optimizer, _ = train.make_initializer(model, views, settings, seed=0)
+    init, optimizer, _ = make_initializer(model, views, settings, seed=0)
     shardings = mesh_of.state_shardings(mesh, jax.eval_shape(init))
     state = jax.device_put(jax.jit(init)(), shardings)
     renderer = evaluate.make_renderer(config.data.background, **config.render)
     renderer = mesh_of.shard_scenes(renderer, mesh)
     weights = config.loss.to_dict()
-    step = train.make_train_step(model, renderer, weights, optimizer, settings)
+    background = config.data.background
+    step = make_train_step(model, renderer, weights, optimizer, settings, background)
     step = jax.jit(step, out_shardings=(shardings, None))
     return functools.partial(step, networks={}), state
 
@@ -180,7 +182,8 @@ def test_a_window_is_summarised_without_its_skipped_steps():
     window.append((3, row | {"total": 3.0, "dropped": 5, "is_over_norm": True}))
     line, skipped = train.summarize(window)
     counts = {"train/dropped": 5, "train/skipped": 1, "train/over_norm": 1}
-    assert line == {"train/total": 2.0, **counts}
+    share = pytest.approx(2 / 3)
+    assert line == {"train/total": 2.0, **counts, "watch/not_taken": share}
     assert skipped == [2]
 
 

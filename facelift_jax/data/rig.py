@@ -74,10 +74,10 @@ def rig_similarity(
     if frame not in RIG_FRAMES:
         raise ValueError(f"frame must be one of {RIG_FRAMES}, found {frame!r}")
     exact = dataclasses.replace(cameras, viewmats=np.float64(cameras.viewmats))
-    axes = exact.viewmats[:, 2, :3]
+    axes = np.asarray(exact.viewmats)[:, 2, :3]
     around, whose = (exact, "input") if len(axes) > 1 else (everything, "scene's")
     around = dataclasses.replace(around, viewmats=np.float64(around.viewmats))
-    if are_parallel(around.viewmats[:, 2, :3]):
+    if are_parallel(np.asarray(around.viewmats)[:, 2, :3]):
         raise DataError(
             f"{where}: the optical axes of the {len(around.viewmats)} {whose} cameras "
             "are parallel, so they have no nearest point; a rig needs two that are not"

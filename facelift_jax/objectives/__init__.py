@@ -1,5 +1,6 @@
 """Numbers about a rendering: loss terms to train on and metrics to judge by."""
 
+from facelift_jax.objectives.collapse import WATCH_DEFINITIONS, watch_figures
 from facelift_jax.objectives.image_metrics import (
     DEFINITIONS,
     METRICS,
@@ -52,6 +53,7 @@ __all__ = [
     "SURFACE_DEFINITIONS",
     "TERMS",
     "TURNTABLE_DEFINITIONS",
+    "WATCH_DEFINITIONS",
     "asks_for_lpips",
     "blend_weights",
     "by_angle",
@@ -74,6 +76,7 @@ __all__ = [
     "validate_weights",
     "vgg19_shapes",
     "view_metrics",
+    "watch_figures",
     "weighted_loss",
     "weights_at",
 ]
