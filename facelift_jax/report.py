@@ -27,7 +27,7 @@ from facelift_jax.data.files import printable
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.packed import PackedScene
 from facelift_jax.data.sources import FolderSource
-from facelift_jax.objectives import summarize_scenes
+from facelift_jax.objectives import paired_interval
 from facelift_jax.results import Evaluation, angle_classes, number, rows
 from facelift_jax.training import writer
 
@@ -133,7 +133,7 @@ def _facts(
 def _compare(evaluation: Evaluation) -> list[dict[str, str]]:
     """Held-out figures minus the hull's, scene by scene: ahead, behind or not clear.
 
-    Clear is a difference whose 95 % interval over scenes leaves out zero.
+    Clear is a difference whose 95 % interval, see `paired_interval`, leaves out zero.
     """
     assert evaluation.hull is not None
     pairs = list(zip(evaluation.scenes, evaluation.hull.scenes, strict=True))
@@ -142,15 +142,16 @@ def _compare(evaluation: Evaluation) -> list[dict[str, str]]:
     for name, what in COMPARED.items():
         figure = name.split("/")[1]
         differences = [
-            {figure: ours.get(name, math.nan) - hulls.get(name, math.nan)}
+            ours.get(name, math.nan) - hulls.get(name, math.nan)
             for ours, hulls in pairs
         ]
-        means, intervals, _ = summarize_scenes(differences, moments)
-        low, high = intervals[figure]
+        mean, (low, high) = paired_interval(differences, moments)
         word = "ahead" if low > 0 else "behind" if high < 0 else "not clear"
-        interval = "" if math.isnan(low) else f"[{number(low)}, {number(high)}]"
-        sign = "+" if means[figure] > 0 else ""
-        difference = f"{sign}{number(means[figure])}{UNITS.get(figure, '')}"
+        interval = f"[{number(low)}, {number(high)}]"
+        if math.isnan(low):
+            word, interval = "too few scenes to tell", ""
+        sign = "+" if mean > 0 else ""
+        difference = f"{sign}{number(mean)}{UNITS.get(figure, '')}"
         found.append({"what": what, "figure": figure, "word": word})
         found[-1] |= {"difference": difference, "interval": interval}
     return found

@@ -179,20 +179,42 @@ def test_the_worst_scene_stands_first_below_the_means(elements):
     assert cells[at[1] + 2] == "17.67"  # the hull's
 
 
-@pytest.mark.parametrize(
-    ("better", "verdict"),
-    [(-1.0, "Ahead of the visual hull"), (0.0, "Not clearly ahead of the visual hull")],
-)
-def test_the_verdict_is_made_of_differences_scene_by_scene(page, better, verdict):
-    folder, found = page
-    found = dataclasses.replace(found, hull=evaluation(better), sheets={})
-    other = folder / str(better)
-    other.mkdir()
-    shutil.copy(folder / "turntable.mp4", other)
+def write_other(page, found):
+    """The heading and the texts of a page of the same folder and other figures."""
+    folder, _ = page
     source = FolderSource((folder / "a",), ("a",))
+    other = folder / "other"
+    other.mkdir(exist_ok=True)
+    shutil.copy(folder / "turntable.mp4", other)
     write_report(other, found, Judged("run", {}), source, DataOptions())
-    (heading,) = Elements((other / "report.html").read_text()).of("h1")
-    assert heading[2] == verdict
+    elements = Elements((other / "report.html").read_text())
+    ((_, _, heading),) = elements.of("h1")
+    return heading, [" ".join(text.split()) for *_, text in elements.found]
+
+
+@pytest.mark.parametrize(
+    ("better", "copies", "verdict", "difference"),
+    [
+        (-1.0, 2, "Ahead of the visual hull", "ahead, +2.000 dB"),
+        (0.0, 2, "Not clearly ahead of the visual hull", "not clear, 0.000 dB"),
+        (
+            -1.0,
+            1,  # three scenes, all of them better
+            "Against the visual hull: too few scenes to tell",
+            "too few scenes to tell, +2.000 dB",
+        ),
+    ],
+)
+def test_the_verdict_is_made_of_differences_scene_by_scene(
+    page, better, copies, verdict, difference
+):
+    hull = evaluation(better)
+    hull = dataclasses.replace(hull, scenes=hull.scenes * copies)
+    scenes = page[1].scenes * copies
+    found = dataclasses.replace(page[1], scenes=scenes, hull=hull, sheets={})
+    heading, texts = write_other(page, found)
+    assert heading == verdict
+    assert difference in texts
 
 
 def test_figures_are_there_when_the_page_cannot_be_written(page, monkeypatch):

@@ -33,6 +33,7 @@ from facelift_jax.objectives.shape_metrics import (
 )
 from facelift_jax.objectives.summaries import (
     by_angle,
+    paired_interval,
     scene_figures,
     summarize_scenes,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "nearest_input_angles",
     "object_radius",
     "own_view_metrics",
+    "paired_interval",
     "scene_figures",
     "ssim",
     "summarize_scenes",

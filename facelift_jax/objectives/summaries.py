@@ -2,14 +2,17 @@
 
 import collections
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy.stats
 from jaxtyping import Float
 
 Moment = tuple[str, float | None]  # a scene's recording, seconds in it where known
 NUM_RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)  # percentiles
+LEAST_UNITS = 6  # independent ones, of which a verdict is made
 ANGLES = (0, 15, 30, 45, 60, 90, 180)  # degrees to the nearest input: edges of classes
 
 
@@ -90,6 +93,37 @@ def bootstrap_interval(
     means = values[order][places % count].mean(axis=1)
     low, high = np.percentile(means, INTERVAL)
     return float(low), float(high)
+
+
+def paired_interval(
+    differences: Sequence[float], moments: Sequence[Moment]
+) -> tuple[float, tuple[float, float]]:
+    """Mean of n differences, scene by scene, and its 95 % interval by Student's t.
+
+    Both are of independent units. A scene is one; but m scenes of one recording, their
+    times known, are only sqrt(m): means of runs of neighbours (batch means, Flegal &
+    Jones 2010). What is alike for longer still makes the interval too narrow. NaN does
+    not enter, and is the interval of fewer than `LEAST_UNITS` units.
+    """
+    units: list[float] = []
+    timed: dict[str, list[tuple[float, float]]] = {}
+    for difference, (recording, time) in zip(differences, moments, strict=True):
+        if math.isnan(difference):
+            continue
+        if time is None:
+            units.append(difference)
+        else:
+            timed.setdefault(recording, []).append((time, difference))
+    for pairs in timed.values():
+        ordered = np.array([difference for _, difference in sorted(pairs)])
+        runs = np.array_split(ordered, math.isqrt(len(ordered)))
+        units += [float(run.mean()) for run in runs]
+    mean, count = _mean(np.array(units)), len(units)
+    if count < LEAST_UNITS:
+        return mean, (math.nan, math.nan)
+    t = scipy.stats.t.ppf(INTERVAL[1] / 100, count - 1)
+    half = float(t * np.std(units, ddof=1) / math.sqrt(count))
+    return mean, (mean - half, mean + half)
 
 
 def by_angle(

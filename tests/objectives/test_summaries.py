@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from facelift_jax.objectives import by_angle, scene_figures, summarize_scenes
+from facelift_jax.objectives import (
+    by_angle,
+    paired_interval,
+    scene_figures,
+    summarize_scenes,
+)
 from facelift_jax.objectives.summaries import bootstrap_interval
 
 NAN = float("nan")
@@ -71,6 +76,38 @@ def test_neighbours_in_time_count_as_what_they_are():
     assert bootstrap_interval(values, [("rat", None)] * 512) == alone
     each = [(f"{i:03}", 0.0) for i in range(512)]
     assert bootstrap_interval(values, each) == alone
+
+
+def share_of_false_verdicts(differences, moments):
+    """How many rows of differences whose true mean is zero have a clear one."""
+    found = [paired_interval(row, moments)[1] for row in differences]
+    return np.mean([low > 0 or high < 0 for low, high in found])
+
+
+def test_a_difference_that_is_not_there_is_clear_in_one_of_twenty():
+    rng = np.random.default_rng(0)
+    for count in (6, 20):
+        rows = rng.normal(size=(2000, count))
+        share = share_of_false_verdicts(rows, [("", None)] * count)
+        assert share == pytest.approx(0.05, abs=0.015)  # three standard errors
+    # a recording: each scene is .8 of the one before, anew otherwise
+    rows = rng.normal(size=(2000, 196))
+    for i in range(1, 196):
+        rows[:, i] = 0.8 * rows[:, i - 1] + 0.6 * rows[:, i]
+    assert share_of_false_verdicts(rows, [("", None)] * 196) > 0.4
+    moments = [("rat", 0.1 * i) for i in range(196)]
+    assert share_of_false_verdicts(rows, moments) < 0.12
+
+
+def test_a_verdict_needs_six_independent_scenes():
+    mean, interval = paired_interval([1.0, 2, 3, 4, 5, NAN], [("", None)] * 6)
+    assert mean == 3.0
+    assert np.isnan(interval).all()
+    mean, interval = paired_interval([1.0, 2, 3, 4, 5, 6], [("", None)] * 6)
+    assert (mean, *interval) == pytest.approx((3.5, 1.537, 5.463), abs=1e-3)
+    recording = [("rat", float(i)) for i in range(36)]
+    assert np.isnan(paired_interval([1.0] * 35, recording[:35])[1]).all()
+    assert paired_interval([1.0] * 36, recording) == (1.0, (1.0, 1.0))
 
 
 def test_classes_of_angles_hold_every_view_once():
