@@ -31,7 +31,7 @@ from facelift_jax.data.splits import HELD_OUT, TRAIN, check_together
 from facelift_jax.progress import in_order, watched
 
 VERDICTS = "contract.json"
-VERSION = 1  # of the checks: rises when the same files may get another verdict
+VERSION = 2  # of the checks: rises when the same files may get another verdict
 MAX_BYTES = 2**29  # of stored verdicts; a scene of 32 views takes 1.0 kB
 MOST_EXPLAINED = 32  # scenes of which the cause is searched; the others' is the same
 
