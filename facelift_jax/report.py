@@ -200,7 +200,8 @@ def _draw_by_angle(evaluation: Evaluation) -> bytes:
         classes = [row for row in found.by_angle if row["views"]]
         ends = [[row["from"], min(row["to"], angles.max())] for row in classes]
         means = [row["mean"] for row in classes]
-        axes.hlines(means, *np.transpose(ends), label=label, **style)
+        if classes:  # else no view defines it
+            axes.hlines(means, *np.transpose(ends), label=label, **style)
     axes.set_xlabel("degrees to the nearest input view")
     axes.set_ylabel("held-out psnr_fg, dB")
     axes.grid(alpha=0.25)

@@ -217,6 +217,29 @@ def test_the_verdict_is_made_of_differences_scene_by_scene(
     assert difference in texts
 
 
+def test_a_page_of_views_that_all_lack_a_figure(page):
+    """As where no held-out view shows the object."""
+
+    def without(found):
+        scenes = [scene | {"held_out/psnr_fg": NAN} for scene in found.scenes]
+        for scene in scenes:
+            angle = scene["held_out_views"]["angle"]
+            nothing = {"angle": angle, "psnr_fg": [NAN] * len(angle)}
+            scene["held_out_views"] = nothing
+        views = [scene["held_out_views"] for scene in scenes]
+        classes = by_angle(*([x[key] for x in views] for key in ("angle", "psnr_fg")))
+        figures = found.figures | {"held_out/psnr_fg": NAN, "gap": NAN}
+        return dataclasses.replace(
+            found, scenes=scenes, by_angle=classes, figures=figures, sheets={}
+        )
+
+    found = without(page[1])
+    found = dataclasses.replace(found, hull=without(page[1].hull))
+    _, texts = write_other(page, found)
+    assert "Every dot is a held-out view. Means, degrees: dB (views): none." in texts
+    assert not re.search(r"\bnan\b", " ".join(texts), re.I)
+
+
 def test_figures_are_there_when_the_page_cannot_be_written(page, monkeypatch):
     folder, found = page
     (folder / "full").mkdir()
