@@ -127,7 +127,7 @@ def finish(
     """Sets the visual hull beside an evaluation of the same source and writes it down.
 
     Writes scene.ply and turntable.mp4 of the first scene, then figures.json and, of all
-    that, report.html.
+    that, report.html; both count the source's `breaches`.
     """
     hull = evaluation
     if judged.checkpoint is not None:
@@ -137,7 +137,7 @@ def finish(
     frames, _ = turn(evaluation.gaussians, evaluation.inputs)
     for line in write_scene(directory, evaluation.gaussians, frames):
         logging.info(line)
-    evaluation = dataclasses.replace(evaluation, hull=hull)
+    evaluation = dataclasses.replace(evaluation, hull=hull, breaches=source.breaches)
     write_figures(directory / "figures.json", evaluation)
     write_report(directory, evaluation, judged, source, options)
     return evaluation
@@ -252,7 +252,6 @@ def report(
     num_picture_scenes: int,
     num_frames: int,
     judged: Judged,
-    breaches: int | None = None,
 ) -> Evaluation:
     """Evaluates and writes sheets and what `finish` does.
 
@@ -275,8 +274,17 @@ def report(
         directory / "pictures",
         make_shape_step(render_fn, turn),
     )
-    evaluation = dataclasses.replace(evaluation, breaches=breaches)
     return finish(directory, evaluation, render_fn, turn, source, options, judged)
+
+
+def count_breaches(
+    path: Path, source: FolderSource, background: tuple[float, float, float]
+) -> int:
+    """How many scenes are no good, see `find_breaches`; its line becomes a warning."""
+    breaches, line = find_breaches(path, source, background, writer.show_progress)
+    if breaches:
+        logging.warning("judged all the same: %s", line)
+    return breaches
 
 
 def parse(arguments: list[str]) -> Any:
@@ -339,22 +347,17 @@ def main(arguments: list[str]) -> None:
     if flags.baseline:
         step = make_hull_step(render_fn, lpips)
         judged = dataclasses.replace(judged, checkpoint=None)
-    breaches, line = find_breaches(
-        Path(flags.data), source, options.background, writer.show_progress
-    )
-    if breaches:
-        logging.warning("judged all the same: %s", line)
+    breaches = count_breaches(Path(flags.data), source, options.background)
     evaluation = report(
         Path(flags.out),
         step,
         params,
-        source,
+        dataclasses.replace(source, breaches=breaches),
         options,
         render_fn,
         flags.picture_scenes,
         flags.turntable_frames,
         judged,
-        breaches,
     )
     print(table(evaluation))
     print(f"{flags.out}: report.html, figures.json, pictures, scene.ply, turntable.mp4")

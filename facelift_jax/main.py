@@ -3,6 +3,7 @@
 python -m facelift_jax.main --config configs/lgm.py:demo --workdir runs/demo
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,7 +120,9 @@ def open_checked(config: Any, workdir: Path) -> tuple[FolderSource, FolderSource
         atomic.write_text(workdir / VERDICTS, json.dumps(record, indent=2) + "\n")
     train_on, held_out = join(parts)
     require_evaluation_views(held_out, options)
-    return train_on, held_out
+    names = {name for part in record["sets"].values() for name in part["held_out"]}
+    breaches = len(names & record["used_all_the_same"].keys())
+    return train_on, dataclasses.replace(held_out, breaches=breaches)
 
 
 def evaluate_run(config: Any, workdir: Path) -> Evaluation:
@@ -142,15 +145,20 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
             f"{workdir}: trained with another {', '.join(changed)}; give the config it "
             "was started with"
         )
-    _, held_out = join(open_parts(config.data))
+    parts = open_parts(config.data)
     options = evaluate.data_options(config.data, config.eval.num_targets)
+    held_out = evaluate.leave_out_trained(join(parts)[1], stored["trained_on"])
+    breaches = [
+        evaluate.count_breaches(part.path, part.held_out, options.background)
+        for part in parts
+    ]
     render_fn = evaluate.make_renderer(options.background, **config.render)
     model = evaluate.build_model(config.model)
     return evaluate.report(
         workdir / "evaluation",
         evaluate.make_eval_step(model, render_fn, lpips),
         params,
-        evaluate.leave_out_trained(held_out, stored["trained_on"]),
+        dataclasses.replace(held_out, breaches=sum(breaches)),
         options,
         render_fn,
         config.eval.num_picture_scenes,

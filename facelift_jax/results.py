@@ -55,7 +55,7 @@ class Evaluation:
       inputs: cameras [v] the first scene's Gaussians come from.
       sheets: files of the scenes that have any: name of the scene -> kind -> PNG.
       hull: the evaluation of the visual hull of the same scenes.
-      breaches: scenes that break the data contract; None where that was not asked.
+      breaches: scenes that break the data contract; None: not asked.
     """
 
     figures: dict[str, float]

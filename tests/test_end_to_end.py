@@ -223,24 +223,26 @@ def test_bad_scenes_stop_training_unless_allowed(rodents, tmp_path):
     shutil.copytree(rodents, data)
     picture = data / "scene_000003" / "images" / "cam_002.png"
     picture.write_bytes(picture.read_bytes()[:300])
-    mirrored = data / "scene_000001" / "images" / "cam_002.png"
+    mirrored = data / "scene_000007" / "images" / "cam_002.png"
     Image.fromarray(np.array(Image.open(mirrored))[:, ::-1]).save(mirrored)
     allowed = ["--config.data.bad_scenes_allowed=1", "--config.data.breaches_allowed=1"]
     shows = rf"python -m facelift_jax\.check_data {data} --held-out 2"
     reasons = (
         r"scene_000003.*cam_002\.png\): truncated or damaged",
-        f"scene_000001: only .*; the picture of view 2 is mirrored.*{shows}",
+        f"scene_000007: only .*; the picture of view 2 is mirrored.*{shows}",
     )
     for number, reason in enumerate(reasons):
-        run = smoke(f"run{number}", data, *allowed[:number], cwd=tmp_path)
-        code, _, err = finish(run)
+        code, _, err = finish(smoke(number, data, *allowed[:number], cwd=tmp_path))
         assert (code, bool(re.match(f"main: .*{reason}", last_line(err)))) == (2, True)
-    code, _, err = finish(smoke("allowed", data, *allowed, cwd=tmp_path))
-    assert code == 0, err
-    assert lines_of(tmp_path / "allowed")[-1]["train/bad_scenes"] == 1
-    record = json.loads((tmp_path / "allowed" / "contract.json").read_text())
-    assert "scene_000001" in record["used_all_the_same"]
-    assert "scene_000003" in record["cannot_be_read"]
+    for mode, place in (("--mode=train", ""), ("--mode=eval", "evaluation")):
+        code, _, err = finish(smoke("run", data, mode, *allowed, cwd=tmp_path))
+        assert code == 0, err
+        figures = json.loads((tmp_path / "run" / place / "figures.json").read_text())
+        assert figures["breaches"] == 1
+    assert lines_of(tmp_path / "run")[-1]["train/bad_scenes"] == 1
+    record = json.loads((tmp_path / "run" / "contract.json").read_text())
+    assert record["used_all_the_same"].keys() == {"scene_000007"}
+    assert record["cannot_be_read"].keys() == {"scene_000003"}
 
 
 @pytest.mark.slow

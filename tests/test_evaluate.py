@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from facelift_jax import command, evaluate
+from configs.lgm import get_config
+from facelift_jax import command, evaluate, main
 from facelift_jax.data import rodent
 from facelift_jax.data.sources import open_source
 from facelift_jax.models import get_model
@@ -46,6 +47,18 @@ def repeat_a_view(scene):
     """Makes a scene break the data contract: two views of one picture."""
     images = sorted((scene / "images").iterdir())
     shutil.copy(images[6], images[7])
+
+
+def test_a_run_counts_the_held_out_scenes_that_break_the_contract(tmp_path):
+    rodent.generate(tmp_path / "data", 4, 24, workers=1, views=3)
+    for name in ("scene_000001", "scene_000003"):
+        repeat_a_view(tmp_path / "data" / name)
+    config = get_config("smoke")
+    config.data.update(path=str(tmp_path / "data"), num_held_out_scenes=2)
+    config.data.breaches_allowed = 2
+    (tmp_path / "run").mkdir()
+    train_on, held_out = main.open_checked(config, tmp_path / "run")
+    assert (len(train_on), len(held_out), held_out.breaches) == (2, 2, 1)
 
 
 @pytest.mark.slow

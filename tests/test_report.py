@@ -244,7 +244,7 @@ def test_figures_are_there_when_the_page_cannot_be_written(page, monkeypatch):
     folder, found = page
     (folder / "full").mkdir()
     monkeypatch.setattr(evaluate, "write_scene", lambda *_: [])
-    source = FolderSource((folder / "a",), ("a",))
+    source = FolderSource((folder / "a",), ("a",), breaches=1)
     with pytest.raises(FileNotFoundError, match=r"turntable\.mp4"):
         evaluate.finish(
             folder / "full",
@@ -255,8 +255,10 @@ def test_figures_are_there_when_the_page_cannot_be_written(page, monkeypatch):
             DataOptions(),
             Judged(None, {}),
         )
-    figures = json.loads((folder / "full" / "figures.json").read_text())["figures"]
-    assert figures["held_out/psnr_fg"] == found.figures["held_out/psnr_fg"]
+    written = json.loads((folder / "full" / "figures.json").read_text())
+    psnr_fg = written["figures"]["held_out/psnr_fg"]
+    assert psnr_fg == found.figures["held_out/psnr_fg"]
+    assert written["breaches"] == 1
 
 
 class Browser:

@@ -165,12 +165,14 @@ class FolderSource:
       has_depth: False: scenes are taken without their depth maps.
       shares: of a mix of sets that follow one another: how many scenes each has, and
         its share of the examples that are drawn, in any unit; (): one set.
+      breaches: how many break the data contract; None: not asked.
     """
 
     folders: tuple[Path | PackedScene, ...]
     names: tuple[str, ...]
     has_depth: bool = True
     shares: tuple[tuple[int, float], ...] = ()
+    breaches: int | None = None
 
     def __len__(self) -> int:
         return len(self.folders)
