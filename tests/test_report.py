@@ -196,7 +196,12 @@ def write_other(page, found):
     ("better", "copies", "verdict", "difference"),
     [
         (-1.0, 2, "Ahead of the visual hull", "ahead, +2.000 dB"),
-        (0.0, 2, "Not clearly ahead of the visual hull", "not clear, 0.000 dB"),
+        (
+            0.0,
+            2,
+            "Neither clearly ahead of nor behind the visual hull",
+            "not clear, 0.000 dB",
+        ),
         (
             -1.0,
             1,  # three scenes, all of them better
