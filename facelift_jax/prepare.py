@@ -32,6 +32,7 @@ from facelift_jax.data.preparation import (
     write_scene,
 )
 from facelift_jax.data.recordings import (
+    Footage,
     Recording,
     open_recording,
     read_masks,
@@ -42,9 +43,9 @@ from facelift_jax.data.virtual import pixel_points
 from facelift_jax.data.writing import MARKER, claim_folder, read_marker, write_json
 from facelift_jax.progress import in_order, watched
 
-KIND, VERSION = "facelift_jax prepared recording", 2
+KIND, VERSION = "facelift_jax prepared recording", 3
 SURVEY = "survey.json"
-END_BYTES = 2**16  # looked at of each file: footage of equal length differs there
+END_BYTES = 2**16  # looked at of a video: footage of equal length differs there
 
 
 def prepare(
@@ -116,7 +117,7 @@ def _claim(out: Path, recording: Recording, options: Options) -> dict[str, Any]:
     sides = {"pictures": recording.pictures, "masks": recording.masks}
     for what, side in sides.items():
         for camera, footage in zip(recording.cameras, side, strict=True):
-            digest = _digest(footage.paths)
+            digest = _digest(footage)
             inputs[f"{what} of {camera.name}"] = f"{footage.count} frames, {digest}"
     found = claim_folder(out, inputs, "a prepared recording")
     if not found:
@@ -126,14 +127,22 @@ def _claim(out: Path, recording: Recording, options: Options) -> dict[str, Any]:
     return inputs
 
 
-def _digest(paths: tuple[Path, ...]) -> str:
-    """Sixteen hex digits (of SHA-256) over the size, head and tail of each file."""
+def _digest(footage: Footage) -> str:
+    """Sixteen hex digits (of SHA-256): of a video over its size, head and tail.
+
+    Of pictures, which are many, over their names, sizes and times of change: none is
+    opened.
+    """
     sha = hashlib.sha256()
-    for path in paths:
-        size = path.stat().st_size
+    for path in footage.paths:
+        stat = path.stat()
+        if footage.times is None:
+            line = f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n"
+            sha.update(line.encode(errors="surrogateescape"))
+            continue
         with path.open("rb") as file:
-            sha.update(b"%d %b" % (size, file.read(END_BYTES)))
-            file.seek(max(0, size - END_BYTES))
+            sha.update(b"%d %b" % (stat.st_size, file.read(END_BYTES)))
+            file.seek(max(END_BYTES, stat.st_size - END_BYTES))
             sha.update(file.read(END_BYTES))
     return sha.hexdigest()[:16]
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import arena
 import numpy as np
@@ -214,6 +215,18 @@ def test_stopped_anywhere_it_goes_on_to_the_same_files(
     assert contents(out) == expected
     assert run(recording, out) == 0
     assert contents(out) == expected
+
+
+def test_a_start_opens_no_frame_but_the_first(recording, complete, monkeypatch):
+    opened, really_open = [], Path.open
+
+    def note(path, *arguments, **how):
+        opened.append(path)
+        return really_open(path, *arguments, **how)
+
+    monkeypatch.setattr(Path, "open", note)
+    assert run(recording, complete[0]) == 0
+    assert {path.name for path in opened if path.suffix == ".png"} == {"0.png"}
 
 
 def test_another_recording_or_other_options_are_refused(recording, complete, tmp_path):
