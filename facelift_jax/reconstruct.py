@@ -21,12 +21,12 @@ from absl import logging
 
 from facelift_jax import atomic, command, evaluate, export
 from facelift_jax.data.options import DataOptions
-from facelift_jax.data.packed import fingerprint
 from facelift_jax.data.sources import FolderSource, Scene, StoredScene, open_source
 from facelift_jax.data.transforms import (
     normalised_from_stored,
     reconstruction_example,
 )
+from facelift_jax.data.verdicts import source_digests
 from facelift_jax.data.writing import read_marker
 from facelift_jax.judge import (
     EvalStep,
@@ -45,6 +45,8 @@ from facelift_jax.results import write_record, write_scene, write_sheets
 from facelift_jax.structs import Batch, Gaussians, RenderOutput
 
 FIGURES = "figures.json"  # written last: a scene that has it is complete
+MADE_BY = ("input_size", "target_size", "num_inputs", "input_views", "background")
+MADE_BY += ("radius", "frame")  # data options: others change no reconstruction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,7 @@ def write_reconstruction(
 
 
 def is_complete(directory: Path, name: str, made_by: Mapping[str, Any]) -> bool:
-    """Whether a scene's folder is complete, made of the same cameras in the same way.
+    """Whether a scene's folder is complete, made of the same files in the same way.
 
     Raises:
       ValueError: it holds other files, or the scene made in another way.
@@ -235,23 +237,22 @@ def main(arguments: list[str]) -> None:
             f"--filter {flags.filter}: made for a world whose z axis points up, but "
             "this checkpoint's has the axes of input camera 0 (y up)"
         )
-    settings = {f"data.{k}": x for k, x in dataclasses.asdict(options).items()}
+    settings = {f"data.{name}": getattr(options, name) for name in MADE_BY}
     settings |= {"weights": digest(params), "filter": flags.filter}
     settings |= {"layout": flags.layout, "turntable_frames": frames}
     settings = json.loads(json.dumps(settings))  # as they are read back
     scenes: dict[str, tuple[FolderSource, int]] = {}
+    made_by: dict[str, dict[str, Any]] = {}
     for source in map(open_source, flags.scenes):
-        for index, name in enumerate(source.names):
+        named = zip(source.names, source_digests(source), strict=True)
+        for index, (name, files) in enumerate(named):
             if name in scenes:
                 raise ValueError(
                     f"two scenes are named {name}; give them one at a time"
                 )
             scenes[name] = source, index
+            made_by[name] = {"files": files, **settings}
     out = Path(flags.out)
-    made_by = {
-        name: {"cameras": fingerprint(source.folders[index]), **settings}
-        for name, (source, index) in scenes.items()
-    }
     complete = {n for n in scenes if is_complete(out / n, n, made_by[n])}
     step = make_eval_step(restored.model, render_fn)
     turn = make_turntable(render_fn, frames)
