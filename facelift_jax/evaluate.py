@@ -73,7 +73,7 @@ def evaluate(
     rows, scenes, sheets, first = [], [], {}, None
     undefined: collections.Counter[str] = collections.Counter()
     batches = evaluation_batches(source, options, batch_size=1)
-    batches = watched(batches, "judge", len(source), writer.show_progress)
+    batches = watched(batches, "judge", len(source), show_progress)
     for index, batch in enumerate(batches):
         scene = source[int(batch.scene_id[0])]
         gaussians, found = jax.device_get(eval_step(params, batch))
@@ -103,6 +103,12 @@ def evaluate(
     classes = by_angle(*([view[key] for view in views] for key in ("angle", "psnr_fg")))
     summary = summarize_scenes(rows, [scene["moment"] for scene in scenes])
     return Evaluation(*summary, dict(undefined), classes, scenes, *first, sheets)
+
+
+def show_progress(line: str) -> None:
+    """As the writer's, of process 0; the others are silent."""
+    if jax.process_index() == 0:
+        writer.show_progress(line)
 
 
 def refuse_dropped(name: str, output: RenderOutput) -> None:
@@ -281,7 +287,7 @@ def count_breaches(
     path: Path, source: FolderSource, background: tuple[float, float, float]
 ) -> int:
     """How many scenes are no good, see `find_breaches`; its line becomes a warning."""
-    breaches, line = find_breaches(path, source, background, writer.show_progress)
+    breaches, line = find_breaches(path, source, background, show_progress)
     if breaches:
         logging.warning("judged all the same: %s", line)
     return breaches

@@ -23,7 +23,6 @@ from facelift_jax.objectives import asks_for_lpips, load_lpips
 from facelift_jax.report import Judged
 from facelift_jax.results import Evaluation, table
 from facelift_jax.train import check_settings, plain, train
-from facelift_jax.training import writer
 from facelift_jax.training.checkpoint import load_params
 
 config_flags.DEFINE_config_file(
@@ -115,7 +114,7 @@ def open_checked(config: Any, workdir: Path) -> tuple[FolderSource, FolderSource
     parts = open_parts(config.data)
     options = evaluate.data_options(config.data, config.eval.num_targets)
     is_writer = jax.process_index() == 0
-    record = require_contract(parts, options, writer.show_progress, is_writer)
+    record = require_contract(parts, options, evaluate.show_progress, is_writer)
     if is_writer:
         atomic.write_text(workdir / VERDICTS, json.dumps(record, indent=2) + "\n")
     train_on, held_out = join(parts)

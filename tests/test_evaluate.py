@@ -49,7 +49,10 @@ def repeat_a_view(scene):
     shutil.copy(images[6], images[7])
 
 
-def test_a_run_counts_the_held_out_scenes_that_break_the_contract(tmp_path):
+def test_a_run_counts_the_held_out_scenes_that_break_the_contract(
+    tmp_path, monkeypatch, capsys
+):
+    """In every process; the first one speaks and writes."""
     rodent.generate(tmp_path / "data", 4, 24, workers=1, views=3)
     for name in ("scene_000001", "scene_000003"):
         repeat_a_view(tmp_path / "data" / name)
@@ -57,8 +60,14 @@ def test_a_run_counts_the_held_out_scenes_that_break_the_contract(tmp_path):
     config.data.update(path=str(tmp_path / "data"), num_held_out_scenes=2)
     config.data.breaches_allowed = 2
     (tmp_path / "run").mkdir()
-    train_on, held_out = main.open_checked(config, tmp_path / "run")
-    assert (len(train_on), len(held_out), held_out.breaches) == (2, 2, 1)
+    for process in (1, 0):
+        assert not list(tmp_path.rglob("contract.json"))
+        assert "against the data contract" not in capsys.readouterr().err
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        train_on, held_out = main.open_checked(config, tmp_path / "run")
+        assert (len(train_on), len(held_out), held_out.breaches) == (2, 2, 1)
+    assert len(list(tmp_path.rglob("contract.json"))) == 2
+    assert "against the data contract" in capsys.readouterr().err
 
 
 @pytest.mark.slow
