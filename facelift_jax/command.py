@@ -1,6 +1,7 @@
 """What every command does alike: one-line errors, exit code 2, its own log lines."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -36,8 +37,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def _channel(text: str) -> float:
-    if not 0 <= (value := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not in [0, 1]")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number in [0, 1]; white is 1 1 1"
+        )
     return value
 
 

@@ -226,7 +226,7 @@ def _refuse_orientation(picture: Image.Image) -> None:
         orientation = exif.get(ExifTags.Base.Orientation, 1)
     except (*_PILLOW_ERRORS, struct.error) as error:
         raise DataError(f"damaged EXIF data ({error})") from error
-    if orientation != 1:
+    if orientation not in (0, 1):  # not known, upright
         raise DataError(
             f"EXIF orientation {orientation!r}: viewers turn what is stored, to which "
             "the calibration belongs; remove the orientation"

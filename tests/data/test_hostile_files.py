@@ -185,9 +185,9 @@ def depth_0(save):
     return lambda folder, document: save(folder / "depths" / "cam_000.png")
 
 
-def turn_for_viewers(path):
+def turn_for_viewers(path, orientation=6):
     exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.Orientation] = orientation
     Image.open(path).save(path, exif=exif)
 
 
@@ -245,6 +245,13 @@ def test_bad_pixels_are_refused_with_one_line(tmp_path, name):
     break_it, expected = BAD_PIXELS[name]
     line = refusal(tmp_path / "s", break_it, lambda scene: scene.take(np.arange(4)))
     assert line == expected.replace("{folder}", str(tmp_path / "s"))
+
+
+@pytest.mark.parametrize("orientation", [0, 1])  # not known, upright
+def test_a_picture_that_no_viewer_turns_is_good(tmp_path, orientation):
+    write_scene(tmp_path / "s")
+    turn_for_viewers(tmp_path / "s" / "images" / "cam_000.png", orientation)
+    assert open_source(tmp_path / "s")[0].take(np.arange(1)).rgba.any()
 
 
 def test_a_folder_without_scenes_is_refused(tmp_path):
