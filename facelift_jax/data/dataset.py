@@ -63,11 +63,10 @@ class Scenes(tfds.core.ShardBasedBuilder):
         self,
         source: FolderSource,
         metadata: dict[str, Any],
-        progress: Callable[[str], None],
+        made: Iterator[str],
         data_dir: Path,
     ):
-        self._source, self._metadata = source, metadata
-        self._watched = watched(source.names, "pack", len(source), progress)
+        self._source, self._metadata, self._made = source, metadata, made
         super().__init__(data_dir=data_dir, file_format=FORMAT)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -91,7 +90,7 @@ class Scenes(tfds.core.ShardBasedBuilder):
 
     def _records(self, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
         for index in range(start, min(start + SHARD_SCENES, len(self._source))):
-            next(self._watched)
+            next(self._made)
             yield index, record(self._source[index])
 
 
@@ -146,8 +145,10 @@ def pack(
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads
-            builder = Scenes(source, metadata, progress, staging)
+            made = watched(source.names, "pack", len(source), progress)
+            builder = Scenes(source, metadata, made, staging)
             builder.download_and_prepare()
+            next(made, None)  # of the last scene: says how long all took
         os.replace(builder.data_dir, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -158,7 +159,9 @@ def test_a_killed_pack_starts_anew_and_ends_with_the_same_files(tmp_path):
         "dataset.main(sys.argv[1:]); assert 'tensorflow' not in sys.modules"
     )
     again = [sys.executable, "-c", code]
-    subprocess.run([*again, *arguments], check=True)
+    said = subprocess.run([*again, *arguments], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert re.search(r"^pack: 5 scenes in 0:\d\d, \S+ scenes/s$", said.stdout, re.M)
     assert not (tmp_path / "packed.partial").exists()
     assert len(open_source(tmp_path / "packed")) == 5
     other = [*arguments[:2], str(tmp_path / "other")]
