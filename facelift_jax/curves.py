@@ -1,6 +1,7 @@
 """The curves of a run: its losses, its figures, and what the collapse watch sees."""
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from facelift_jax.objectives import METRICS, TERMS
 
 Rows = Sequence[Mapping[str, Any]]
 
+_LETTERS = 280  # of a line that fits the page
 _OURS, _TRUTH, _ALARM = "tab:blue", "tab:green", "tab:red"
 
 
@@ -22,24 +24,43 @@ class _Watched(NamedTuple):
 
     title: str
     names: tuple[str, ...]
-    truth: str | None = None
-    limits: tuple[float, ...] = ()
-    is_relative: bool = False  # limits count in truths
+    truth: str | None
+    limits: Callable[[float], tuple[float, ...]]  # by the truth's
 
 
 _WATCHED = (
-    _Watched("contrast", ("contrast",), "contrast_truth", (watch.ONE_COLOR,), True),
-    _Watched("color_distance", ("color_distance",), "contrast_truth"),
     _Watched(
-        "coverage", ("coverage",), "coverage_truth", (watch.EMPTY, watch.PAINTED), True
+        "contrast",
+        ("watch/contrast",),
+        "watch/contrast_truth",
+        lambda truth: (watch.contrast_limit(truth),),
     ),
-    _Watched("opacity", ("opacity_p50", "opacity_p95")),
-    _Watched("not_taken: share of steps", ("not_taken",), None, (watch.NOT_TAKEN,)),
-    _Watched("background_error", ("background_error",), None, (watch.BACKGROUND,)),
-)
-_EVALUATED = (
-    ("own_view_share", watch.OWN_SHARE),
-    ("lovo_drop", watch.OWN_DROP),
+    _Watched(
+        "color_distance",
+        ("watch/color_distance",),
+        "watch/contrast_truth",
+        lambda truth: (),
+    ),
+    _Watched(
+        "coverage", ("watch/coverage",), "watch/coverage_truth", watch.coverage_limits
+    ),
+    _Watched("opacity", ("watch/opacity_p50", "watch/opacity_p95"), None, lambda _: ()),
+    _Watched(
+        "steps not taken", ("watch/not_taken",), None, lambda _: (watch.NOT_TAKEN,)
+    ),
+    _Watched(
+        "background_error",
+        ("watch/background_error",),
+        None,
+        lambda _: (watch.BACKGROUND,),
+    ),
+    _Watched(
+        "own_view_share",
+        ("inputs/own_view_share",),
+        None,
+        lambda _: (watch.OWN_SHARE,),
+    ),
+    _Watched("lovo_drop", ("inputs/lovo_drop",), None, lambda _: (watch.OWN_DROP,)),
 )
 
 
@@ -53,7 +74,7 @@ def write_curves(path: str | Path, rows: Rows) -> None:
     """
     found = {key.partition("/")[2] for row in rows for key in row}
     drawn = [x for x in METRICS if x in found and x != "coverage"]
-    columns = max(len(_WATCHED) + len(_EVALUATED), len(drawn) // 2 + 1) // 2 * 2
+    columns = max(len(_WATCHED), len(drawn) // 2 + 1) // 2 * 2
     figure = Figure(figsize=(3 * columns, 11), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, columns)
@@ -86,21 +107,17 @@ def _draw_figures(axes: Sequence[Axes], rows: Rows, drawn: Sequence[str]) -> Non
 
 def _draw_watch(axes: Sequence[Axes], rows: Rows) -> None:
     for panel, shown in zip(axes, _WATCHED, strict=False):
-        unit = 1.0
+        truth = np.nan
         if shown.truth is not None:
-            low, high = _span(rows, f"watch/{shown.truth}")
+            low, high = _span(rows, shown.truth)
             panel.axhspan(low, high, color=_TRUTH, alpha=0.25, label="ground truth")
-            unit = (low + high) / 2 if shown.is_relative else 1.0
+            truth = (low + high) / 2
         for name in shown.names:
-            _draw(panel, rows, f"watch/{name}", name)
-        for limit in shown.limits:
-            label = "alarm" if limit == shown.limits[0] else None
-            panel.axhline(limit * unit, ls=":", color=_ALARM, label=label)
+            _draw(panel, rows, name, name.partition("/")[2])
+        for number, limit in enumerate(shown.limits(truth)):
+            label = "alarm" if number == 0 else None
+            panel.axhline(limit, ls=":", color=_ALARM, label=label)
         panel.set_title(f"watch: {shown.title}")
-    for panel, (name, limit) in zip(axes[len(_WATCHED) :], _EVALUATED, strict=False):
-        _draw(panel, rows, f"inputs/{name}", "input views", "-", _OURS)
-        panel.axhline(limit, ls=":", color=_ALARM, label="alarm")
-        panel.set_title(f"watch: {name}")
 
 
 def _span(rows: Rows, key: str) -> tuple[float, float]:
@@ -126,7 +143,7 @@ def _latest(rows: Rows) -> str:
 def _alarms(rows: Rows) -> list[str]:
     """What the watch said, the last three of it."""
     said = [f"step {row['step']}: {x}" for row in rows for x in row.get("notes", [])]
-    return said[-3:]
+    return [textwrap.fill(line, _LETTERS) for line in said[-3:]]
 
 
 def _draw(

@@ -54,21 +54,12 @@ def make_train_step(
     """
     rate = optim.learning_rate(optim_config)
     limit = math.inf if optim_config.skip_norm is None else optim_config.skip_norm
-
-    def loss_fn(params: Any, batch: Batch, networks: Any, key: jax.Array, step):
-        gaussians, aux = model.apply(
-            {"params": params}, batch.inputs, rngs={"dropout": key}
-        )
-        output = render_fn(gaussians, batch.targets.cameras)
-        aux, now = {**aux, **networks}, weights_at(weights, step)
-        total, terms = weighted_loss(output, batch.targets, aux, now)
-        watched = watch_figures(output, gaussians, batch, jnp.asarray(background))
-        return total, (terms, output.dropped.sum(), watched)
+    loss_fn = _make_loss(model, render_fn, weights, jnp.asarray(background))
 
     def train_step(state: TrainState, batch: Batch, networks: Any):
         key = jax.random.fold_in(state.key, state.step)
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (total, (terms, dropped, watched)), grads = grad_fn(
+        (total, measured), grads = grad_fn(
             state.params, batch, networks, key, state.step
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -84,21 +75,41 @@ def make_train_step(
         kept = optim.select_trained(params, optim_config.rules)
         measurements = {
             "total": total,
-            **terms,
+            **measured,
             "grad_norm": norm,
             "update_norm": optax.tree.norm(moved),
             "param_norm": optax.tree.norm(kept),
             "learning_rate": rate(state.step - state.num_skipped),
-            "dropped": dropped,
             "is_skipped": ~is_finite,
             "is_over_norm": is_over_norm,
-            **{f"watch/{name}": value for name, value in watched.items()},
         }
         num_skipped = state.num_skipped + (~is_taken).astype(jnp.int32)
         state = TrainState(state.step + 1, num_skipped, params, opt_state, state.key)
         return state, measurements
 
     return train_step
+
+
+def _make_loss(
+    model: Any,
+    render_fn: RenderFn,
+    weights: Mapping[str, Any],
+    background: jax.Array,
+) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """(params, batch, networks, key, step) -> (total, what is measured beside it)."""
+
+    def loss_fn(params: Any, batch: Batch, networks: Any, key: jax.Array, step):
+        gaussians, aux = model.apply(
+            {"params": params}, batch.inputs, rngs={"dropout": key}
+        )
+        output = render_fn(gaussians, batch.targets.cameras)
+        aux, now = {**aux, **networks}, weights_at(weights, step)
+        total, terms = weighted_loss(output, batch.targets, aux, now)
+        watched = watch_figures(output, gaussians, batch.targets, background)
+        watched = {f"watch/{name}": value for name, value in watched.items()}
+        return total, {**terms, "dropped": output.dropped.sum(), **watched}
+
+    return loss_fn
 
 
 def make_initializer(

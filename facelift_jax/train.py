@@ -108,7 +108,8 @@ def summarize(
     """Means of the measurements since the last line, and the steps that were skipped.
 
     `train/dropped`, `train/skipped` and `train/over_norm` are counts, not means;
-    skipped steps do not enter the means unless there is no other.
+    skipped steps do not enter the means unless there is no other. `watch/not_taken` is
+    the share of steps that were not taken, where there are enough to speak of one.
     """
     rows = [(step, jax.device_get(values)) for step, values in window]
     skipped = [step for step, row in rows if row["is_skipped"]]
@@ -127,7 +128,8 @@ def summarize(
     line["train/skipped"] = len(skipped)
     line["train/over_norm"] = int(sum(row["is_over_norm"] for _, row in rows))
     not_taken = line["train/skipped"] + line["train/over_norm"]
-    line["watch/not_taken"] = not_taken / len(rows)
+    if len(rows) >= watch.LEAST_STEPS:
+        line["watch/not_taken"] = not_taken / len(rows)
     return line, skipped
 
 
@@ -220,9 +222,10 @@ def train(
     turn = make_turntable(render_fn, config.eval.turntable_frames)
     shape_step = make_shape_step(render_fn, turn)
     scenes = NamedSharding(mesh, SCENES)
+    setting, examples = watch.setting_of(config), watch.look_at(source, options)
+    known = writer.latest(workdir)
+    alarms = watch.find_alarms(start, known, setting)
     evaluation, window, clock = None, [], time.monotonic()
-    setting, agreement = watch.setting_of(config), watch.mask_agreement(source, options)
-    known, alarms = {}, []
 
     # loop: step, then what is due; a step's line is written before its checkpoint
     for step in range(start + 1, run.num_steps + 1):
@@ -241,7 +244,7 @@ def train(
         rate = (step - start) / (time.monotonic() - clock)
         line["train/scenes_per_second"] = rate * run.batch_size
         line["train/bad_scenes"] = len(bad_scenes)
-        line["watch/agreement"] = agreement
+        line |= examples
         if is_evaluated:
             sheets = workdir / "pictures" / f"step_{step:06d}" if is_writer else None
             evaluation = evaluate.evaluate(
@@ -267,12 +270,11 @@ def train(
         for note in new:
             logging.warning("step %d: %s", step, note)
         reason = optim.stop_reason(step, skipped_steps)
-        if alarms and is_evaluated and run.on_collapse == "stop":
-            reason = f"step {step}: {watch.describe(alarms[0])}"
         if reason is not None:
             last = checkpoint.latest_step(checkpoints)
             raise RuntimeError(f"{reason}; the last good checkpoint is step {last}")
-        if is_saved:
+        is_stopped = alarms and is_evaluated and run.on_collapse == "stop"
+        if is_saved or is_stopped:
             checkpoint.save_checkpoint(
                 checkpoints,
                 step,
@@ -285,6 +287,11 @@ def train(
                 },
                 keep=run.keep_checkpoints,
                 data_iterator=batches,
+            )
+        if is_stopped:
+            raise RuntimeError(
+                f"step {step}: {watch.describe(alarms[0])}; the run is saved and goes "
+                "on by --config.run.on_collapse=warn"
             )
     batches.close()
 

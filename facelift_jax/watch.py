@@ -2,9 +2,9 @@
 
 Cheap figures come with every step (`objectives.collapse`), dear ones with every
 evaluation. A symptom is a figure that no sound run reads; its cause is looked for in
-what is known of the targets, the cameras and the config, in the order of how often it
-was the one. The limits are measured: sound runs of the demo recipes stay inside them,
-and runs with one planted mistake each leave them (tests/test_watch.py).
+what is known of cameras, pictures and config. Limits are measured on GS-LRM's smallest
+network at 32 px: sound runs stay inside them, runs with one planted mistake leave them
+(tests/test_planted_collapse.py).
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from facelift_jax.data.files import DataError
@@ -19,23 +20,37 @@ from facelift_jax.data.options import DataOptions
 from facelift_jax.data.pipeline import Source
 from facelift_jax.data.silhouettes import agreement, look_at_rig, silhouettes
 from facelift_jax.data.transforms import training_example
-from facelift_jax.objectives import WATCH_DEFINITIONS, is_used
-from facelift_jax.structs import Cameras
+from facelift_jax.objectives import (
+    WATCH_DEFINITIONS,
+    is_used,
+    nearest_input_angles,
+)
+from facelift_jax.structs import Batch, Cameras
 
 ACTIONS = ("warn", "stop")
 
+DEFINITIONS = WATCH_DEFINITIONS | {
+    "agreement": "share of the rays through a mask that all other masks allow, of the "
+    "view where it is smallest; mean over a few examples without augmentation",
+    "unseen_targets": "share of these examples' targets whose camera is no input's",
+    "not_taken": "share of the steps since the last line that changed nothing",
+}
+"""Name of each `watch/...` -> what it is."""
+
 BACKGROUND = 0.02  # mean error of a picture's background; an 8-bit step is .004
 AGREEMENT = 0.95  # share of a view's rays; sound scenes read .99
-PAINTED, EMPTY = 3.0, 0.1  # rendered over true coverage
+PAINTED = 0.15  # of what is not object, opaque; a sound run reads .03
+EMPTY = 0.1  # of the object, opaque
 ONE_COLOR = 0.25  # contrast inside the mask over the truth's
 OWN_SHARE, OWN_DROP = 0.9, 10.0  # of an input view's picture; dB without its Gaussians
 GAP = 3.0  # dB between input and held-out views; sound runs have .8 to 1.5
-NOT_TAKEN = 0.2  # share of the steps
+NOT_TAKEN, LEAST_STEPS = 0.2, 10  # share of the steps; of so many at least
+SAME_CAMERA = 1.0  # degrees seen from the rig's centre
 PATIENCE = 2  # warm-ups; at the end of one a sound run may still be all fog
 NUM_SCENES = 4  # whose masks are compared
 
 FIGURES = (
-    *(f"watch/{name}" for name in (*WATCH_DEFINITIONS, "agreement", "not_taken")),
+    *(f"watch/{name}" for name in DEFINITIONS),
     *(f"inputs/{name}" for name in ("psnr_fg", "own_view_share", "lovo_drop")),
     "held_out/psnr_fg",
 )
@@ -46,16 +61,16 @@ WRONG_CAMERAS = (
 )
 OTHER_BACKGROUND = (
     "ground truth and render stand on different backgrounds, and painting frustums in "
-    "that colour lowers the loss most: set data.background to the pictures', or give "
-    "them alpha"
+    "that colour lowers the loss most: something changes pictures after they were put "
+    "on data.background; let it change colours before, or the object alone"
 )
 ONE_INPUT = (
     "one input view: most of the object is seen by nobody and guessed; give data."
     "num_inputs four to six"
 )
 UNCHECKED = (
-    "every target is an input view and no loss looks at silhouettes, so a flat picture "
-    "before each camera is the best answer: raise data.min_held_out, or give "
+    "every target is an input view and no loss term compares silhouettes, so a flat "
+    "picture before each camera is the best answer: raise data.min_held_out, or give "
     "loss.alpha_mse a weight"
 )
 INPUTS_ONLY = (
@@ -115,33 +130,50 @@ def setting_of(config: Any) -> Setting:
     )
 
 
-def mask_agreement(source: Source, options: DataOptions) -> float:
-    """How far training examples can be pictures of one object each, by their cameras.
+def look_at(source: Source, options: DataOptions) -> dict[str, float]:
+    """`watch/agreement` and `watch/unseen_targets` of a few training examples.
 
-    Of each of a few scenes the smallest share, over its inputs and targets, of rays
-    with a place that no other mask forbids; the mean of these. Augmentation, which is
-    to disturb inputs, is left out. NaN where nothing can be compared.
+    Augmentation, which is to disturb inputs, is left out. NaN where there is nothing to
+    compare.
     """
     plain = {"target_size": options.input_size, "grid_distortion": 0.0}
     options = dataclasses.replace(options, **plain, camera_jitter=0.0)
-    found = []
+    shares, unseen = [], []
     for index in range(0, len(source), math.ceil(len(source) / NUM_SCENES)):
-        rng = np.random.default_rng(index)
         try:
-            example = training_example(source[index], rng, options)
-            parts = (
-                (x.masks, x.cameras.viewmats, x.cameras.Ks)
-                for x in (example.inputs, example.targets)
+            example = training_example(
+                source[index], np.random.default_rng(index), options
             )
-            masks, viewmats, Ks = map(np.concatenate, zip(*parts, strict=True))
-            alphas = np.rint(255 * masks[..., 0]).astype(np.uint8)
-            shown = alphas.max(axis=(1, 2)) > 127
-            size = options.input_size
-            rig = look_at_rig(Cameras(viewmats[shown], Ks[shown], size, size))
+            targets, inputs = jax.tree.map(
+                lambda x: x[None], (example.targets.cameras, example.inputs.cameras)
+            )
+            unseen.append((nearest_input_angles(targets, inputs) > SAME_CAMERA).mean())
+            shares.append(_smallest_share(example))
         except DataError:
             continue  # training counts the scenes that it cannot use
-        found.append(agreement(silhouettes(alphas[shown]), rig).shares.min())
-    return float(np.mean(found)) if found else math.nan
+    found = {"agreement": shares, "unseen_targets": unseen}
+    return {
+        f"watch/{name}": float(np.mean(values)) if values else math.nan
+        for name, values in found.items()
+    }
+
+
+def _smallest_share(example: Batch) -> float:
+    """Share of a view's rays with a place that no other mask forbids; the least.
+
+    Raises:
+      DataError: the views that show something are no rig.
+    """
+    parts = (
+        (x.masks, x.cameras.viewmats, x.cameras.Ks)
+        for x in (example.inputs, example.targets)
+    )
+    masks, viewmats, Ks = map(np.concatenate, zip(*parts, strict=True))
+    alphas = np.rint(255 * masks[..., 0]).astype(np.uint8)
+    shown = alphas.max(axis=(1, 2)) > 127
+    size = example.inputs.cameras.width
+    rig = look_at_rig(Cameras(viewmats[shown], Ks[shown], size, size))
+    return agreement(silhouettes(alphas[shown]), rig).shares.min()
 
 
 def find_alarms(
@@ -212,19 +244,31 @@ def _against_unseen(known: Mapping[str, float], setting: Setting) -> dict[str, s
 def _painted(known: Mapping[str, float]) -> dict[str, str]:
     """Symptoms of what is painted, for runs that have had time to clear up."""
     symptoms = {}
-    coverage, contrast = (
-        known[f"watch/{name}"] / (known[f"watch/{name}_truth"] or math.nan)
-        for name in ("coverage", "contrast")
-    )
-    if coverage > PAINTED:
+    coverage, truth = known["watch/coverage"], known["watch/coverage_truth"]
+    least, most = coverage_limits(truth)
+    if coverage > most:
         symptoms["frustums"] = (
-            f"{coverage:.1f} times the object's area is opaque: frustums are filled"
+            f"mean opacity {coverage:.2f} where the object covers {truth:.2f} of the "
+            "picture: frustums are filled"
         )
-    elif coverage < EMPTY:
-        symptoms["nothing"] = f"only {coverage:.0%} of the object's area is opaque"
-    elif contrast < ONE_COLOR:
+    elif coverage < least:
+        symptoms["nothing"] = (
+            f"mean opacity {coverage:.4f} where the object covers {truth:.2f} of the "
+            "picture: nothing is drawn"
+        )
+    elif known["watch/contrast"] < contrast_limit(known["watch/contrast_truth"]):
         symptoms["blob"] = (
-            f"a blob of one colour: contrast inside the mask is {contrast:.0%} of the "
-            "truth's"
+            f"a blob of one colour: contrast {known['watch/contrast']:.3f}, of the "
+            f"truth {known['watch/contrast_truth']:.3f}"
         )
     return symptoms
+
+
+def coverage_limits(truth: float) -> tuple[float, float]:
+    """The coverages between which a run may be, by the truth's."""
+    return EMPTY * truth, truth + PAINTED * (1 - truth)
+
+
+def contrast_limit(truth: float) -> float:
+    """The least contrast a run may have, by the truth's."""
+    return ONE_COLOR * truth

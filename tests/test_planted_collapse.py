@@ -10,6 +10,7 @@ from test_end_to_end import finish, last_line, smoke
 from facelift_jax import watch
 from facelift_jax.data import rodent
 from facelift_jax.geometry.paths import orbit_cameras
+from facelift_jax.training.checkpoint import all_steps
 
 SIZE, NUM_SCENES = 32, 68
 NUM_STEPS, WARMUP = 90, 40
@@ -83,7 +84,7 @@ def test_inputs_as_the_only_targets_without_silhouettes(rodents, tmp_path):
 def test_one_input_that_is_its_only_target(rodents, tmp_path):
     one = ("--config.data.num_inputs=1", "--config.data.num_targets=1")
     flags = (*ONLY_INPUTS, NO_SILHOUETTES, *one)
-    run = started(rodents, tmp_path, *flags, num_steps=150, num_held_out=4)
+    run = started(rodents, tmp_path, *flags, num_steps=250, num_held_out=4)
     notes = told(run, tmp_path)
     assert "dB from the input cameras" in notes[0][1]
     assert all(cause_of(note).startswith(watch.ONE_INPUT) for note in notes)
@@ -118,4 +119,7 @@ def test_wrong_cameras_stop_a_run_that_is_to_stop(rodents, tmp_path):
     assert code == 2
     line = last_line(err)
     assert line.startswith("main: step 10: only ")
-    assert f"likely cause: {watch.WRONG_CAMERAS}; the last good checkpoint" in line
+    assert f"likely cause: {watch.WRONG_CAMERAS}; the run is saved" in line
+    again = finish(started(data, tmp_path, allow, num_steps=10))
+    assert again[0] == 0, again[2]
+    assert all_steps(tmp_path / "run" / "checkpoints") == [10]

@@ -22,7 +22,7 @@ SOUND = {
     "inputs/own_view_share": 0.35,
     "inputs/lovo_drop": 0.4,
 }
-FILLED = {"watch/coverage": 1.0}
+FILLED = {"watch/coverage": 0.9}
 FLAT = {"inputs/own_view_share": 0.97, "inputs/lovo_drop": 20.0}
 GAP = {"inputs/psnr_fg": 34.7, "held_out/psnr_fg": 7.0}
 INPUTS_ONLY = {"watch/unseen_targets": 0.0}
@@ -38,6 +38,8 @@ def alarms_of(changes, step=1000, **setting):
 def test_a_sound_run_and_one_that_knows_nothing_raise_no_alarm():
     assert alarms_of({}) == {}
     assert watch.find_alarms(1000, {}, SETTING) == []
+    large = {"watch/coverage": 0.72, "watch/coverage_truth": 0.7}
+    assert alarms_of(large) == {}
     nothing = dict.fromkeys(SOUND, 0.0) | {"watch/agreement": float("nan")}
     assert watch.find_alarms(1000, nothing, SETTING) == []
 
@@ -67,6 +69,11 @@ def test_a_mistake_in_the_data_is_the_first_cause_of_what_it_leads_to():
     assert found["flat"].endswith(watch.INPUTS_ONLY)
 
 
+def test_frustums_around_an_object_that_nearly_fills_the_picture():
+    found = alarms_of({"watch/coverage": 0.99, "watch/coverage_truth": 0.7})
+    assert list(found) == ["frustums"]
+
+
 def test_what_is_painted_is_not_judged_before_the_warm_up_is_over():
     assert alarms_of(FILLED, step=99) == {}
     assert "frustums" in alarms_of(FILLED, step=100)
@@ -80,7 +87,7 @@ def test_an_alarm_is_told_once_until_it_is_over():
     first = watch.find_alarms(1000, SOUND | FILLED, SETTING)
     second = watch.find_alarms(1025, SOUND | FILLED | GAP, SETTING)
     (line,) = watch.describe_new(first, [])
-    assert line.startswith("12.5 times the object's area is opaque")
+    assert line.startswith("mean opacity 0.90 where the object covers 0.08 of the")
     assert "; likely cause: none of the known ones" in line
     (line,) = watch.describe_new(second, first)
     assert line.startswith(

@@ -12,24 +12,20 @@ from jaxtyping import Float
 
 from facelift_jax.numerics import Array, safe_divide
 from facelift_jax.objectives.image_metrics import ALPHA_CUTOFF
-from facelift_jax.objectives.shape_metrics import nearest_input_angles
-from facelift_jax.structs import Batch, Gaussians, RenderOutput
-
-SAME_CAMERA = 1.0  # degrees seen from the rig's centre
+from facelift_jax.structs import Gaussians, RenderOutput, Views
 
 WATCH_DEFINITIONS = {
-    "contrast": "standard deviation of I over M, view by view, root mean square over "
-    "views: 0 for a blob of one colour",
+    "contrast": "root mean square distance, over M of all views, of I from its mean "
+    "over the view's M: 0 for a blob of one colour",
     "contrast_truth": "the same of GT",
     "color_distance": "root mean square distance, over M, of I from the mean of GT "
-    "over M, view by view; the truth's is contrast_truth",
+    "there; the truth's own is contrast_truth",
     "coverage": "mean of A over the picture",
     "coverage_truth": "mean of the targets' alpha",
-    "opacity_p50": "median opacity of the Gaussians",
-    "opacity_p95": "its 95 % quantile",
+    "opacity_p50": "median opacity of a scene's Gaussians, mean over scenes",
+    "opacity_p95": "the same of the 95 % quantile",
     "background_error": "mean difference of GT from the render's background where the "
     "targets' alpha is below 1/255",
-    "unseen_targets": "share of the targets whose camera is none of the inputs'",
 }
 """Name -> what it is; `_truth` names the truth's own."""
 
@@ -37,15 +33,14 @@ WATCH_DEFINITIONS = {
 def watch_figures(
     output: RenderOutput,
     gaussians: Gaussians,
-    batch: Batch,
+    targets: Views,
     background: Float[Array, "3"],
 ) -> dict[str, Float[Array, ""]]:
-    """The figures of `WATCH_DEFINITIONS` of one batch; nothing is differentiated.
+    """The figures of `WATCH_DEFINITIONS` of one batch [b t]; nothing is differentiated.
 
     Without foreground, or without background, its figures are zero.
     """
     output, gaussians = jax.lax.stop_gradient((output, gaussians))
-    targets = batch.targets
     mask = (jnp.asarray(targets.masks) > 0.5).astype(targets.images.dtype)
     pixels = (-3, -2)
 
@@ -60,16 +55,15 @@ def watch_figures(
     images, truth = jnp.clip(output.colors, 0, 1), targets.images
     is_empty = (jnp.asarray(targets.masks) < ALPHA_CUTOFF).astype(mask.dtype)
     error = is_empty * jnp.abs(truth - jnp.broadcast_to(background, truth.shape))
-    quantiles = jnp.quantile(gaussians.opacities, jnp.array([0.50, 0.95]))
-    angles = nearest_input_angles(targets.cameras, batch.inputs.cameras)
+    # scene by scene: scenes may lie on several devices
+    quantiles = jnp.quantile(gaussians.opacities, jnp.array([0.50, 0.95]), axis=-1)
     return {
         "contrast": distance(images, mean(images)),
         "contrast_truth": distance(truth, mean(truth)),
         "color_distance": distance(images, mean(truth)),
         "coverage": output.alphas.mean(),
         "coverage_truth": targets.masks.mean(),
-        "opacity_p50": quantiles[0],
-        "opacity_p95": quantiles[1],
+        "opacity_p50": quantiles[0].mean(),
+        "opacity_p95": quantiles[1].mean(),
         "background_error": safe_divide(error.sum(), 3 * is_empty.sum()),
-        "unseen_targets": (angles > SAME_CAMERA).mean(dtype=mask.dtype),
     }

@@ -127,6 +127,14 @@ def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
+def latest(directory: str | Path) -> dict[str, Any]:
+    """The latest known value of everything in `metrics.jsonl`."""
+    known = {}
+    for line in read_metrics(directory):
+        known |= {name: value for name, value in line.items() if value is not None}
+    return known
+
+
 def cut_metrics(directory: str | Path, step: int) -> int:
     """Remove the lines after `step`, atomically; returns how many lines went.
 
