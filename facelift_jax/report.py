@@ -145,7 +145,7 @@ def _compare(evaluation: Evaluation) -> list[dict[str, str]]:
             ours.get(name, math.nan) - hulls.get(name, math.nan)
             for ours, hulls in pairs
         ]
-        mean, (low, high) = paired_interval(differences, moments)
+        mean, (low, high) = paired_interval(np.array(differences), moments)
         word = "ahead" if low > 0 else "behind" if high < 0 else "not clear"
         interval = f"[{number(low)}, {number(high)}]"
         if math.isnan(low):

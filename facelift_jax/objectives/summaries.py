@@ -96,7 +96,7 @@ def bootstrap_interval(
 
 
 def paired_interval(
-    differences: Sequence[float], moments: Sequence[Moment]
+    differences: Float[np.ndarray, "n"], moments: Sequence[Moment]
 ) -> tuple[float, tuple[float, float]]:
     """Mean of n differences, scene by scene, and its 95 % interval by Student's t.
 
@@ -107,7 +107,9 @@ def paired_interval(
     """
     units: list[float] = []
     timed: dict[str, list[tuple[float, float]]] = {}
-    for difference, (recording, time) in zip(differences, moments, strict=True):
+    for difference, (recording, time) in zip(
+        differences.tolist(), moments, strict=True
+    ):
         if math.isnan(difference):
             continue
         if time is None:

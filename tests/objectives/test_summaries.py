@@ -100,14 +100,14 @@ def test_a_difference_that_is_not_there_is_clear_in_one_of_twenty():
 
 
 def test_a_verdict_needs_six_independent_scenes():
-    mean, interval = paired_interval([1.0, 2, 3, 4, 5, NAN], [("", None)] * 6)
+    mean, interval = paired_interval(np.array([1.0, 2, 3, 4, 5, NAN]), [("", None)] * 6)
     assert mean == 3.0
     assert np.isnan(interval).all()
-    mean, interval = paired_interval([1.0, 2, 3, 4, 5, 6], [("", None)] * 6)
+    mean, interval = paired_interval(np.arange(1.0, 7), [("", None)] * 6)
     assert (mean, *interval) == pytest.approx((3.5, 1.537, 5.463), abs=1e-3)
     recording = [("rat", float(i)) for i in range(36)]
-    assert np.isnan(paired_interval([1.0] * 35, recording[:35])[1]).all()
-    assert paired_interval([1.0] * 36, recording) == (1.0, (1.0, 1.0))
+    assert np.isnan(paired_interval(np.ones(35), recording[:35])[1]).all()
+    assert paired_interval(np.ones(36), recording) == (1.0, (1.0, 1.0))
 
 
 def test_classes_of_angles_hold_every_view_once():
