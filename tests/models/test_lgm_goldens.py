@@ -47,7 +47,8 @@ def micro():
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     inputs = golden_views("micro", 2, 32)
     (value, (rows, raw)), grads = step(params, inputs, jnp.float32(weights))
-    return np.load(GOLDENS / "micro.npz"), value, rows, raw, grads
+    size = float(np.abs(rows * weights).mean())
+    return np.load(GOLDENS / "micro.npz"), (value, size), rows, raw, grads
 
 
 def raw14(raw):
@@ -69,8 +70,9 @@ def test_micro_gaussians(micro):
 
 
 def test_micro_parameter_gradients(micro):
-    golden, value, _, _, grads = micro
-    np.testing.assert_allclose(value, golden["grad_loss"], rtol=1e-5)
+    golden, (value, size), _, _, grads = micro
+    # of terms of either sign little is left: float32 rounds by how large they are
+    assert abs(value - golden["grad_loss"]) <= 1e-7 * size
     ours, errors = flatten_names(grads), {}
     shapes = {name: np.empty(grad.shape) for name, grad in ours.items()}
     for entry in golden.files:
