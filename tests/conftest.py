@@ -1,7 +1,9 @@
 """Settings shared by every test: eight fake devices, strict shapes and dtypes."""
 
 import os
+import tempfile
 
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # of the process that started this
 os.environ["JAX_PLATFORMS"] = os.environ.get("FACELIFT_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -13,6 +15,11 @@ import zlib
 import jax
 import numpy as np
 import pytest
+
+# for the commands that tests start: most compile what another one has compiled; jax is
+# imported here, so this process does without
+COMPILED = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
