@@ -20,47 +20,30 @@ _OURS, _TRUTH, _ALARM = "tab:blue", "tab:green", "tab:red"
 
 
 class _Watched(NamedTuple):
-    """A panel of the watch: its curves, the truth's figure, where alarms begin."""
+    """A panel of the watch: its curves, where alarms begin, the truth's figure."""
 
     title: str
     names: tuple[str, ...]
-    truth: str | None
-    limits: Callable[[float], tuple[float, ...]]  # by the truth's
+    limits: tuple[float, ...] | Callable[[float], tuple[float, ...]] = ()  # of a truth
+    truth: str | None = None
 
 
 _WATCHED = (
     _Watched(
         "contrast",
         ("watch/contrast",),
-        "watch/contrast_truth",
         lambda truth: (watch.contrast_limit(truth),),
-    ),
-    _Watched(
-        "color_distance",
-        ("watch/color_distance",),
         "watch/contrast_truth",
-        lambda truth: (),
     ),
+    _Watched("color_distance", ("watch/color_distance",), truth="watch/contrast_truth"),
     _Watched(
-        "coverage", ("watch/coverage",), "watch/coverage_truth", watch.coverage_limits
+        "coverage", ("watch/coverage",), watch.coverage_limits, "watch/coverage_truth"
     ),
-    _Watched("opacity", ("watch/opacity_p50", "watch/opacity_p95"), None, lambda _: ()),
-    _Watched(
-        "steps not taken", ("watch/not_taken",), None, lambda _: (watch.NOT_TAKEN,)
-    ),
-    _Watched(
-        "background_error",
-        ("watch/background_error",),
-        None,
-        lambda _: (watch.BACKGROUND,),
-    ),
-    _Watched(
-        "own_view_share",
-        ("inputs/own_view_share",),
-        None,
-        lambda _: (watch.OWN_SHARE,),
-    ),
-    _Watched("lovo_drop", ("inputs/lovo_drop",), None, lambda _: (watch.OWN_DROP,)),
+    _Watched("opacity", ("watch/opacity_p50", "watch/opacity_p95")),
+    _Watched("steps not taken", ("watch/not_taken",), (watch.NOT_TAKEN,)),
+    _Watched("background_error", ("watch/background_error",), (watch.BACKGROUND,)),
+    _Watched("own_view_share", ("inputs/own_view_share",), (watch.OWN_SHARE,)),
+    _Watched("lovo_drop", ("inputs/lovo_drop",), (watch.OWN_DROP,)),
 )
 
 
@@ -114,7 +97,8 @@ def _draw_watch(axes: Sequence[Axes], rows: Rows) -> None:
             truth = (low + high) / 2
         for name in shown.names:
             _draw(panel, rows, name, name.partition("/")[2])
-        for number, limit in enumerate(shown.limits(truth)):
+        limits = shown.limits(truth) if callable(shown.limits) else shown.limits
+        for number, limit in enumerate(limits):
             label = "alarm" if number == 0 else None
             panel.axhline(limit, ls=":", color=_ALARM, label=label)
         panel.set_title(f"watch: {shown.title}")
