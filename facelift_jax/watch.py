@@ -94,7 +94,7 @@ class Setting:
     Attributes:
       num_inputs: views the network is given.
       has_silhouettes: whether a loss term compares silhouettes.
-      patience: steps before what a network paints is judged; all begin as fog.
+      patience: steps before what a network paints is judged; most begin as fog.
     """
 
     num_inputs: int

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from facelift_jax.geometry.rays import nearest_point_rays, pixel_directions
 from facelift_jax.models.attention import attend, is_attention
-from facelift_jax.models.heads import GSLRM_HEADS, activate, num_channels
+from facelift_jax.models.heads import GSLRM_HEADS, activate, adjusted, num_channels
 from facelift_jax.models.inputs import check_square
 from facelift_jax.models.layers import Dense, gelu
 from facelift_jax.numerics import normalize
@@ -189,6 +189,7 @@ class Model(nn.Module):
       head_dim: width of one attention head.
       patch_size: side of a patch, pixels.
       num_global: learned tokens, each a Gaussian of its own.
+      scale_factor: on all scales and their cap; the original's is 1.
       ray_rounding: None, or the half type ("float16", "bfloat16") that the original's
         mixed precision rounds ray directions to, for comparisons.
       attention: an implementation of `attention.attend`; None is the fastest that fits.
@@ -204,6 +205,7 @@ class Model(nn.Module):
     head_dim: int = 64
     patch_size: int = 8
     num_global: int = 2
+    scale_factor: float = 1.0
     ray_rounding: str | None = None
     attention: str | None = None
     remat: bool = False
@@ -218,6 +220,10 @@ class Model(nn.Module):
         for name in ("num_global", "adapter_rank"):
             if getattr(self, name) < 0:
                 raise ValueError(f"gslrm: {name}={getattr(self, name)}: must be >= 0")
+        if not self.scale_factor > 0:
+            raise ValueError(
+                f"gslrm: scale_factor={self.scale_factor}: must be positive"
+            )
         if self.width % self.head_dim:
             raise ValueError(
                 f"gslrm: width={self.width} is not a multiple of head_dim="
@@ -276,7 +282,8 @@ class Model(nn.Module):
             "directions": rays[..., :3],
             "masks": inputs.masks,
         }
-        channels = num_channels(GSLRM_HEADS)
+        heads = adjusted(GSLRM_HEADS, self.scale_factor)
+        channels = num_channels(heads)
         per_token = self.patch_size**2 * channels
         b, num_global = x.shape[0], self.num_global
         pixels = GaussianHead(per_token, name="pixel_head")(x[:, num_global:])
@@ -291,7 +298,7 @@ class Model(nn.Module):
         if num_global:
             learned = GaussianHead(channels, name="global_head")(x[:, :num_global])
             raw, placed = (jnp.concatenate([learned, y], axis=1) for y in (raw, placed))
-        return activate(placed, GSLRM_HEADS), {"raw": raw, **aux}
+        return activate(placed, heads), {"raw": raw, **aux}
 
     def _transform(self, patches: Float[Array, "b l p"]) -> Float[Array, "b l2 d"]:
         """Patches to tokens through all blocks, learned tokens first."""

@@ -77,6 +77,21 @@ GSLRM_HEADS = (
 )
 
 
+def adjusted(
+    heads: tuple[Head, ...], scale_factor: float = 1.0, opacity_logit: float = 0.0
+) -> tuple[Head, ...]:
+    """The table with scales times a factor, and a constant on the opacities' logits."""
+
+    def adjust(head: Head) -> Head:
+        if head.field == "scales":
+            return head._replace(activate=lambda x: scale_factor * head.activate(x))
+        if head.field == "opacities":
+            return head._replace(activate=lambda x: head.activate(x + opacity_logit))
+        return head
+
+    return tuple(map(adjust, heads))
+
+
 def num_channels(heads: tuple[Head, ...]) -> int:
     """Channels that a table takes."""
     return sum(head.size for head in heads)

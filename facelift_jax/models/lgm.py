@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from facelift_jax.geometry.rays import nearest_point_rays, plucker_rays
 from facelift_jax.models import layers
-from facelift_jax.models.heads import LGM_HEADS, activate, num_channels
+from facelift_jax.models.heads import LGM_HEADS, activate, adjusted, num_channels
 from facelift_jax.models.inputs import check_square
 from facelift_jax.structs import Cameras, Gaussians, Views
 
@@ -248,6 +248,8 @@ class Model(nn.Module):
 
     `anchor` is what predicted positions are relative to: "origin", the world's (LGM),
     or "ray", the point nearest the origin on the ray of the Gaussian's pixel.
+    `scale_factor` and `opacity_logit` adjust the head (`heads.adjusted`); LGM's are 1
+    and 0.
     """
 
     down_channels: tuple[int, ...]
@@ -259,6 +261,8 @@ class Model(nn.Module):
     num_heads: int = 16
     num_groups: int = 32
     anchor: str = "origin"
+    scale_factor: float = 1.0
+    opacity_logit: float = 0.0
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
@@ -299,6 +303,7 @@ class Model(nn.Module):
         x = jnp.concatenate(
             [(inputs.images - mean) / std, plucker_rays(inputs.cameras)], axis=-1
         )
+        heads = adjusted(LGM_HEADS, self.scale_factor, self.opacity_logit)
         raw = UNet(
             self.down_channels,
             self.down_attention,
@@ -308,17 +313,17 @@ class Model(nn.Module):
             self.layers_per_block,
             self.num_heads,
             self.num_groups,
-            out_channels=num_channels(LGM_HEADS),
+            out_channels=num_channels(heads),
             dtype=self.dtype,
             name="unet",
         )(x.reshape(b * v, side, side, -1), v)
-        raw = layers.Conv(num_channels(LGM_HEADS), 1, name="conv")(raw)
+        raw = layers.Conv(num_channels(heads), 1, name="conv")(raw)
         raw = raw.reshape(b, v, *raw.shape[1:])
         placed = raw
         if self.anchor == "ray":
             points = nearest_point_rays(resized(inputs.cameras, raw.shape[-2]))[..., 3:]
             placed = jnp.concatenate([points + raw[..., :3], raw[..., 3:]], axis=-1)
-        gaussians = activate(placed.reshape(b, -1, placed.shape[-1]), LGM_HEADS)
+        gaussians = activate(placed.reshape(b, -1, placed.shape[-1]), heads)
         return gaussians, {"raw": raw}
 
 
@@ -329,6 +334,8 @@ def _check_sizes(model: Model) -> None:
     for name in ("layers_per_block", "num_heads", "num_groups"):
         if getattr(model, name) < 1:
             raise ValueError(f"lgm: {name}={getattr(model, name)}: must be at least 1")
+    if not model.scale_factor > 0:
+        raise ValueError(f"lgm: scale_factor={model.scale_factor}: must be positive")
     down, up = tuple(model.down_channels), tuple(model.up_channels)
     for name, channels, attention in (
         ("down", down, model.down_attention),

@@ -207,6 +207,7 @@ def test_adapters_start_at_nothing_and_merge_into_the_kernels():
         ({"depth": 0}, "gslrm: depth=0: must be >= 1"),
         ({"adapter_rank": -1}, "gslrm: adapter_rank=-1: must be >= 0"),
         ({"num_global": -1}, "gslrm: num_global=-1: must be >= 0"),
+        ({"scale_factor": -1.0}, "gslrm: scale_factor=-1.0: must be positive"),
         (
             {"ray_rounding": "half"},
             "gslrm: ray_rounding='half': known: None, float16, bfloat16",

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from lgm_recipe import GOLDENS
+import pytest
+from lgm_recipe import GOLDENS, random_views
 
 from facelift_jax import structs
+from facelift_jax.models import get_model
 from facelift_jax.models.heads import LGM_HEADS, activate, num_channels
 from facelift_jax.numerics import SH_C0
 
@@ -44,3 +46,26 @@ def test_position_gradient_stops_at_the_box():
     raw = jnp.zeros((3, 14)).at[:, 0].set(jnp.float32([0.5, 1.5, -1.5]))
     grad = jax.grad(lambda raw: activate(raw, LGM_HEADS).means.sum())(raw)
     np.testing.assert_array_equal(grad[:, 0], [1, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "adjustments"),
+    [
+        ("lgm", {"scale_factor": 0.25, "opacity_logit": -2.0}),
+        ("gslrm", {"scale_factor": 0.25}),
+    ],
+)
+def test_adjusted_networks_differ_in_scales_and_opacities_alone(name, adjustments):
+    inputs = random_views(1, 2, 32)
+    usual, other = get_model(name, "mini"), get_model(name, "mini", **adjustments)
+    params = usual.init(jax.random.key(0), inputs)["params"]
+    params = jax.tree.map(lambda leaf: 3 * leaf, params)  # GS-LRM's cap is reached
+    (before, _), (after, _) = (
+        m.apply({"params": params}, inputs) for m in (usual, other)
+    )
+    np.testing.assert_array_equal(after.scales, 0.25 * before.scales)
+    logit = np.log(before.opacities / (1 - before.opacities))
+    logit += adjustments.get("opacity_logit", 0.0)
+    np.testing.assert_allclose(after.opacities, 1 / (1 + np.exp(-logit)), rtol=1e-4)
+    for field in ("means", "quats", "sh"):
+        np.testing.assert_array_equal(getattr(after, field), getattr(before, field))

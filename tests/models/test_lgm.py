@@ -240,11 +240,15 @@ def test_freeze_presets_cover_every_variant(variant):
             {"name": "lgm", "up_chanels": (1024,), "depth": 3},
             "unknown lgm override depth, up_chanels; known: anchor, down_attention, "
             "down_channels, layers_per_block, mid_attention, num_groups, num_heads, "
-            "up_attention, up_channels",
+            "opacity_logit, scale_factor, up_attention, up_channels",
         ),
         (
             {"name": "lgm", "anchor": "pixel"},
             "lgm: anchor='pixel': known: origin, ray",
+        ),
+        (
+            {"name": "lgm", "scale_factor": 0.0},
+            "lgm: scale_factor=0.0: must be positive",
         ),
         (
             {"name": "lgm", "up_attention": (True,)},
