@@ -61,7 +61,7 @@ def get_config(argument: str = "") -> ConfigDict:
 def _fit_two_cores(config: Any) -> None:
     """The mini network on two CPU cores: small batches, colour weighed by coverage."""
     config.model.dtype = "float32"
-    # from LGM's own start 95 % of the opacities end below .01 and stay there
+    # from LGM's own start 95 % of the opacities end below .01
     config.model.overrides.update({"scale_factor": 0.25, "opacity_logit": -2.0})
     config.loss.update({"rgb_mse": 0.0, "rgb_mse_fg": 1.0})
     config.data.num_scenes = 200

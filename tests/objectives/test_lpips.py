@@ -103,6 +103,8 @@ def test_values_and_gradients_are_the_formulas(params, pair, lpips_folder):
     np.testing.assert_allclose(found.ravel(), expected, rtol=TOLERANCE)
     error = np.asarray(gradient(x, t, params) - wanted)
     assert np.linalg.norm(error) <= KINKS * np.linalg.norm(wanted)
+    is_off = np.abs(error) > TOLERANCE * np.abs(wanted).max()
+    assert is_off.mean() <= 0.1  # what such a unit sees; the rest keeps the bound
 
 
 def test_it_is_a_distance(params, pair):
