@@ -282,8 +282,7 @@ class Model(nn.Module):
             "directions": rays[..., :3],
             "masks": inputs.masks,
         }
-        heads = adjusted(GSLRM_HEADS, self.scale_factor)
-        channels = num_channels(heads)
+        channels = num_channels(GSLRM_HEADS)
         per_token = self.patch_size**2 * channels
         b, num_global = x.shape[0], self.num_global
         pixels = GaussianHead(per_token, name="pixel_head")(x[:, num_global:])
@@ -298,6 +297,7 @@ class Model(nn.Module):
         if num_global:
             learned = GaussianHead(channels, name="global_head")(x[:, :num_global])
             raw, placed = (jnp.concatenate([learned, y], axis=1) for y in (raw, placed))
+        heads = adjusted(GSLRM_HEADS, self.scale_factor)
         return activate(placed, heads), {"raw": raw, **aux}
 
     def _transform(self, patches: Float[Array, "b l p"]) -> Float[Array, "b l2 d"]:

@@ -303,7 +303,6 @@ class Model(nn.Module):
         x = jnp.concatenate(
             [(inputs.images - mean) / std, plucker_rays(inputs.cameras)], axis=-1
         )
-        heads = adjusted(LGM_HEADS, self.scale_factor, self.opacity_logit)
         raw = UNet(
             self.down_channels,
             self.down_attention,
@@ -313,16 +312,17 @@ class Model(nn.Module):
             self.layers_per_block,
             self.num_heads,
             self.num_groups,
-            out_channels=num_channels(heads),
+            out_channels=num_channels(LGM_HEADS),
             dtype=self.dtype,
             name="unet",
         )(x.reshape(b * v, side, side, -1), v)
-        raw = layers.Conv(num_channels(heads), 1, name="conv")(raw)
+        raw = layers.Conv(num_channels(LGM_HEADS), 1, name="conv")(raw)
         raw = raw.reshape(b, v, *raw.shape[1:])
         placed = raw
         if self.anchor == "ray":
             points = nearest_point_rays(resized(inputs.cameras, raw.shape[-2]))[..., 3:]
             placed = jnp.concatenate([points + raw[..., :3], raw[..., 3:]], axis=-1)
+        heads = adjusted(LGM_HEADS, self.scale_factor, self.opacity_logit)
         gaussians = activate(placed.reshape(b, -1, placed.shape[-1]), heads)
         return gaussians, {"raw": raw}
 
