@@ -19,10 +19,13 @@ REORDERED = {"rtol": 0, "atol": 2e-5}  # float32 sums in another order, values n
 
 
 @pytest.fixture(scope="module")
-def nano():
+def nano(usual_compiler):
     model = get_model("lgm", **NANO)
     params = random_params(model)
-    apply = jax.jit(lambda params, inputs: model.apply({"params": params}, inputs))
+    apply = jax.jit(
+        lambda params, inputs: model.apply({"params": params}, inputs),
+        compiler_options=usual_compiler,
+    )
     return model, params, apply
 
 

@@ -211,16 +211,17 @@ def test_values_and_gradients_are_finite_where_nothing_is_known(make_scene, name
 
 @pytest.mark.parametrize("name", PICTURE_TERMS)
 def test_scenes_do_not_mix_and_vmap_agrees(make_scene, name):
+    """They agree to rounding: sums of thousands in another order, 1.5e-6 here."""
     render, targets = make_scene(9)
     both = term(name, render, targets)
     for b in range(2):
         alone = jax.tree.map(lambda a, b=b: a[b : b + 1], (render, targets))
-        np.testing.assert_allclose(term(name, *alone)[0], both[b], rtol=1e-6)
+        np.testing.assert_allclose(term(name, *alone)[0], both[b], rtol=1e-5)
 
     def one(render, targets):
         return TERMS[name](*jax.tree.map(lambda a: a[None], (render, targets)), {})[0]
 
-    np.testing.assert_allclose(jax.vmap(one)(render, targets), both, rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(one)(render, targets), both, rtol=1e-5)
 
 
 def test_weighted_sum_and_what_is_left_out(make_scene):

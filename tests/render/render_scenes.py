@@ -15,16 +15,6 @@ SCENES = ("edges", "single_offcentre", "small", "rand200")
 BACKENDS = ("reference", "xla", "pallas")
 SH_C0 = 0.28209479177387814
 
-# Compiling is nearly all of these tests' time; this makes it three times faster.
-# test_goldens also runs as users compile it. JAX 0.11 has no such choice of emitters.
-QUICK: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):
-    QUICK["xla_cpu_use_fusion_emitters"] = False
-
-
-def quick_jit(function, **kwargs):
-    return jax.jit(function, compiler_options=QUICK, **kwargs)
-
 
 def settings(backend, **config):
     """RenderConfig under which a backend runs on this machine."""
@@ -108,7 +98,7 @@ def _compiled(width, height, config, backend):
         out = render(gaussians, cameras, background, config=config, backend=backend)
         return picture_loss(out, weights), out
 
-    return quick_jit(jax.grad(loss, argnums=(0, 1, 3), has_aux=True))
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 3), has_aux=True))
 
 
 def render_and_grad(gaussians, cameras, background, *, backend, **config):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
-from render_scenes import cloud, cotangents, picture_loss, quick_jit, ring, settings
+from render_scenes import cloud, cotangents, picture_loss, ring, settings
 
 from facelift_jax.render import RenderConfig, api, composite_pallas, render
 from facelift_jax.render.constants import ALPHA_MIN
@@ -27,8 +27,8 @@ TARGET = pathlib.Path(__file__).parents[1] / "goldens" / "h200_target.txtpb"
 def all_lists(splats, is_open, config):
     """Lists of all slices, for tiles that stay open or closed throughout."""
     sizes = composite_pallas.make_sizes(*splats.depths.shape, (WIDTH, HEIGHT, config))
-    scene = quick_jit(lambda s: composite_pallas._prepare(sizes, s))(splats)
-    make = quick_jit(lambda *args: composite_pallas.make_lists(sizes, *args))
+    scene = jax.jit(lambda s: composite_pallas._prepare(sizes, s))(splats)
+    make = jax.jit(lambda *args: composite_pallas.make_lists(sizes, *args))
     found, first = [[] for _ in range(sizes.num_tiles)], 0
     num_slices = 0
     while first < int(scene.num_visible[0]):
@@ -65,7 +65,7 @@ def test_lists_hold_every_contributing_pair_once_and_in_order(seed, slice_entrie
     )
     cameras = ring(VIEWS, WIDTH, HEIGHT, radius=1.2)
     config = settings("pallas", slice_entries=slice_entries)
-    splats = quick_jit(lambda g, c: api.project_all(g, c, (VIEWS,), config, "pallas"))(
+    splats = jax.jit(lambda g, c: api.project_all(g, c, (VIEWS,), config, "pallas"))(
         gaussians, cameras
     )
     is_open = (rng.random(VIEWS * 28) < 0.8).astype(np.int32)

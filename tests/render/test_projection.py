@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from render_scenes import cloud, intrinsics, quick_jit, ring, worst
+from render_scenes import cloud, intrinsics, ring, worst
 
 from facelift_jax.geometry.rotations import covariances
 from facelift_jax.render.config import RenderConfig
@@ -134,14 +134,14 @@ def test_derivatives_against_finite_differences(antialiased):
         shift = np.zeros((4, 4))
         shift[:3, 3] = rng.standard_normal(3)
         step = (jax.tree.map(lambda x: rng.standard_normal(x.shape), gaussians), shift)
-        gradients = quick_jit(jax.grad(loss, argnums=(0, 1)))(*inputs)
+        gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(*inputs)
         slope = sum(
             float(np.sum(np.asarray(g) * d))
             for g, d in zip(
                 jax.tree.leaves(gradients), jax.tree.leaves(step), strict=True
             )
         )
-        value, h = quick_jit(loss), 1e-6
+        value, h = jax.jit(loss), 1e-6
         ahead = value(*jax.tree.map(lambda x, d: x + h * d, inputs, step))
         behind = value(*jax.tree.map(lambda x, d: x - h * d, inputs, step))
         assert abs(slope - (ahead - behind) / (2 * h)) < 1e-6 * abs(slope)
@@ -173,7 +173,7 @@ def test_extremes_are_finite(antialiased):
         splats = project(gaussians, cam, config)
         return sum(jnp.sum(x) for x in splats[:5]), splats
 
-    gradient = quick_jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
     for name, gaussians in EXTREMES.items():
         gradients, splats = gradient(gaussians, jnp.eye(4))
         for leaf in jax.tree.leaves((gradients, splats)):

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from render_scenes import quick_jit
 
 from facelift_jax.render import tiling
 from facelift_jax.render.config import RenderConfig
@@ -33,10 +32,10 @@ def splats_of(seed, scale, thinness, spread):
     return _project(gaussians, cam)
 
 
-_project = quick_jit(lambda g, c: project(g, c, RenderConfig()))
+_project = jax.jit(lambda g, c: project(g, c, RenderConfig()))
 
 
-@functools.partial(quick_jit, static_argnums=(3, 4))
+@functools.partial(jax.jit, static_argnums=(3, 4))
 def list_slice(splats, first, is_open, window, capacity):
     order = tiling.depth_order(splats)
     corners = tiling.tile_rectangles(splats, GRID)
