@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import peers, scenes
-from facelift_jax import command
+from benchmarks import gsplat_baseline, scenes
+from facelift_jax.io import command
 from facelift_jax.render import RenderConfig, api, render
-from facelift_jax.render import composite_pallas as pallas
-from facelift_jax.render.triton import blending, listing
-from facelift_jax.render.triton.launch import RECORD
+from facelift_jax.render import rasterize_pallas as pallas
+from facelift_jax.render.kernels import binning, blending
+from facelift_jax.render.kernels.launch import RECORD
 
 REPEATS = 20
 
@@ -118,7 +118,7 @@ def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
     @jax.jit
     def count(scene, is_open):
         table = pallas._open_table(sizes, is_open)
-        return listing.count_tiles(sizes, scene.records, scene.order, table, first)
+        return binning.count_tiles(sizes, scene.records, scene.order, table, first)
 
     def of_sizes(function):
         return jax.jit(functools.partial(function, sizes))
@@ -141,7 +141,7 @@ def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
         "list": (lister, scene, is_open, first),
         "list_count": (count, scene, is_open),
         "list_emit": (
-            of_sizes(listing.emit_entries),
+            of_sizes(binning.emit_entries),
             *(scene.records, scene.order, is_open, *listed),
         ),
         "blend": (of_sizes(blending.blend), *blended),
@@ -209,8 +209,10 @@ def main(arguments: list[str]) -> None:
     options += ["--stages"] if flags.stages else []
     for name in flags.loads:
         rows[name] = in_child("benchmarks.render", [name, *options])
-        if peers.is_installed():
-            rows[name] |= in_child("benchmarks.peers", [name, str(flags.repeats)])
+        if gsplat_baseline.is_installed():
+            rows[name] |= in_child(
+                "benchmarks.gsplat_baseline", [name, str(flags.repeats)]
+            )
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {flags.backend}")
     print(table(rows))
     if flags.out:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from facelift_jax.numerics import SH_C0
+from facelift_jax.geometry.numerics import SH_C0
 from facelift_jax.structs import Cameras, Gaussians
 
 FOV_Y = 49.1  # degrees

@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from facelift_jax import atomic, command, scene_pictures
-from facelift_jax.data.contract import Figures, SceneReport
-from facelift_jax.data.sources import FolderSource, open_source
-from facelift_jax.data.splits import HELD_OUT, TRAIN, check_together
-from facelift_jax.data.verdicts import check_source
-from facelift_jax.training import writer
+from facelift_jax.data.scenes import FolderSource, open_source
+from facelift_jax.data.validation import visualize
+from facelift_jax.data.validation.checks import Figures, SceneReport
+from facelift_jax.data.validation.dataset_report import check_source
+from facelift_jax.data.validation.leakage import HELD_OUT, TRAIN, check_together
+from facelift_jax.io import atomic, command
+from facelift_jax.io.progress import show_progress
 
 FIRST_DRAWN = 8  # good scenes are drawn too, to show how a right rig looks
 LEGEND = """\
@@ -139,7 +140,7 @@ def main(arguments: list[str]) -> int:
         if not 0 < num_held_out < num_scenes:
             raise ValueError(f"--held-out {num_held_out} of {num_scenes} scenes")
     found = {
-        path: check_source(path, source, background, writer.show_progress)
+        path: check_source(path, source, background, show_progress)
         for path, source in sources.items()
     }
     reports = [report for group in found.values() for report in group]
@@ -180,8 +181,8 @@ def _draw(
     directory.mkdir(parents=True, exist_ok=True)
     for done, (prefix, source, index, report) in enumerate(readable, start=1):
         path = directory / f"{prefix}{report.name}.png"
-        scene_pictures.write_scene(path, source[index], report)
-        writer.show_progress(f"drawn {done}/{len(readable)} scenes")
+        visualize.write_scene(path, source[index], report)
+        show_progress(f"drawn {done}/{len(readable)} scenes")
     left_out = len(chosen) - len(readable)
     note = f"; {left_out} cannot be read, so not drawn" if left_out else ""
     print(f"{directory}: pictures of {len(readable)} scenes{note}")

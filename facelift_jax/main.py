@@ -4,26 +4,32 @@ python -m facelift_jax.main --config configs/lgm.py:demo --workdir runs/demo
 """
 
 import dataclasses
-import json
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from facelift_jax import atomic, command, cost, evaluate
-from facelift_jax.data import rodent
-from facelift_jax.data.mix import Part, check_mix, join
-from facelift_jax.data.pipeline import require_evaluation_views
-from facelift_jax.data.sources import FolderSource, open_source, split_source
-from facelift_jax.data.verdicts import VERDICTS, require_contract
-from facelift_jax.objectives import asks_for_lpips, load_lpips
-from facelift_jax.report import Judged
-from facelift_jax.results import Evaluation, table
-from facelift_jax.train import check_settings, plain, train
-from facelift_jax.training.checkpoint import load_params
+from facelift_jax.builders import build_model, data_options, make_renderer
+from facelift_jax.checkpoints.checkpoint import load_params
+from facelift_jax.data.mixture import (
+    check_data_settings,
+    join,
+    open_checked,
+    open_parts,
+)
+from facelift_jax.data.validation.leakage import leave_out_trained
+from facelift_jax.evaluation.evaluator import count_breaches, report
+from facelift_jax.evaluation.report import Judged
+from facelift_jax.evaluation.results import Evaluation, table
+from facelift_jax.evaluation.steps import make_eval_step
+from facelift_jax.io import command
+from facelift_jax.losses import asks_for_lpips
+from facelift_jax.metrics import load_lpips
+from facelift_jax.training import cost_estimate
+from facelift_jax.training.train import check_settings, plain, train
 
 config_flags.DEFINE_config_file(
     "config",
@@ -51,8 +57,10 @@ def main(arguments: Sequence[str]) -> None:
             evaluation = evaluate_run(config, workdir)
         else:
             check_settings(config)
-            cost.announce(config)
-            evaluation = train(config, workdir, lambda: open_checked(config, workdir))
+            cost_estimate.announce(config)
+            options = data_options(config.data, config.eval.num_targets)
+            open_data = functools.partial(open_checked, config.data, options, workdir)
+            evaluation = train(config, workdir, open_data)
     except (ValueError, OSError, RuntimeError) as error:
         command.fail(NAME, error)
     print(table(evaluation))
@@ -67,61 +75,6 @@ def default_workdir() -> str:
     name = config_flags.get_config_filename(FLAGS["config"])
     file, _, argument = name.partition(":")
     return "-".join(["runs/" + Path(file).stem, *argument.split(",")]).rstrip("-")
-
-
-def check_data_settings(section: Any) -> None:
-    """Refuses a `data` section whose sets are not there; none may be, or be made.
-
-    Raises:
-      ValueError: one line.
-    """
-    mixed = [path for path, _ in check_mix(section.mix)]
-    if section.path and mixed:
-        raise ValueError("data.path and data.mix are given: choose one")
-    for path in mixed or filter(None, [section.path]):
-        if not Path(path).exists():
-            raise ValueError(f"{path}: there is no such folder or list")
-
-
-def open_parts(section: Any) -> list[Part]:
-    """The sets that a config names, each split; makes the rodents where it has none."""
-    wanted = check_mix(section.mix)
-    if section.path:
-        wanted = ((Path(section.path), 1.0),)
-    sources = [(path, weight, open_source(path)) for path, weight in wanted]
-    if not wanted:
-        path = Path(f"data/rodent-{section.size}")
-        rodent.generate(path, section.num_scenes, section.size)
-        source = open_source(path)
-        # another recipe may have made more: this one keeps to its own number
-        first = slice(section.num_scenes)
-        source = FolderSource(source.folders[first], source.names[first])
-        sources = [(path, 1.0, source)]
-    return [
-        Part(path, weight, *split_source(source, section.num_held_out_scenes))
-        for path, weight, source in sources
-    ]
-
-
-def open_checked(config: Any, workdir: Path) -> tuple[FolderSource, FolderSource]:
-    """Scenes to train on and held-out scenes, all as good as the data contract asks.
-
-    `contract.json` in the run says how.
-
-    Raises:
-      ValueError: it does not; names the first reason and the command that shows all.
-    """
-    parts = open_parts(config.data)
-    options = evaluate.data_options(config.data, config.eval.num_targets)
-    is_writer = jax.process_index() == 0
-    record = require_contract(parts, options, evaluate.show_progress, is_writer)
-    if is_writer:
-        atomic.write_text(workdir / VERDICTS, json.dumps(record, indent=2) + "\n")
-    train_on, held_out = join(parts)
-    require_evaluation_views(held_out, options)
-    names = {name for part in record["sets"].values() for name in part["held_out"]}
-    breaches = len(names & record["used_all_the_same"].keys())
-    return train_on, dataclasses.replace(held_out, breaches=breaches)
 
 
 def evaluate_run(config: Any, workdir: Path) -> Evaluation:
@@ -145,17 +98,16 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
             "was started with"
         )
     parts = open_parts(config.data)
-    options = evaluate.data_options(config.data, config.eval.num_targets)
-    held_out = evaluate.leave_out_trained(join(parts)[1], stored["trained_on"])
+    options = data_options(config.data, config.eval.num_targets)
+    held_out = leave_out_trained(join(parts)[1], stored["trained_on"])
     breaches = [
-        evaluate.count_breaches(part.path, part.held_out, options.background)
-        for part in parts
+        count_breaches(part.path, part.held_out, options.background) for part in parts
     ]
-    render_fn = evaluate.make_renderer(options.background, **config.render)
-    model = evaluate.build_model(config.model)
-    return evaluate.report(
+    render_fn = make_renderer(options.background, **config.render)
+    model = build_model(config.model)
+    return report(
         workdir / "evaluation",
-        evaluate.make_eval_step(model, render_fn, lpips),
+        make_eval_step(model, render_fn, lpips),
         params,
         dataclasses.replace(held_out, breaches=sum(breaches)),
         options,

@@ -21,17 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from facelift_jax import atomic, command
-from facelift_jax.data.layouts import OPENCV_FILE, PARTS
-from facelift_jax.data.preparation import (
-    Moment,
-    Options,
-    picture_path,
-    plan,
-    survey,
-    write_scene,
-)
-from facelift_jax.data.recordings import (
+from facelift_jax.data.formats import OPENCV_FILE, PARTS
+from facelift_jax.data.recordings.footage import (
     Footage,
     Recording,
     open_recording,
@@ -39,9 +30,18 @@ from facelift_jax.data.recordings import (
     read_pictures,
     together,
 )
-from facelift_jax.data.virtual import pixel_points
+from facelift_jax.data.recordings.scenes import (
+    Moment,
+    Options,
+    picture_path,
+    plan,
+    survey,
+    write_scene,
+)
+from facelift_jax.data.recordings.virtual_cameras import pixel_points
 from facelift_jax.data.writing import MARKER, claim_folder, read_marker, write_json
-from facelift_jax.progress import in_order, watched
+from facelift_jax.io import atomic, command
+from facelift_jax.io.progress import in_order, watched
 
 KIND, VERSION = "facelift_jax prepared recording", 3
 SURVEY = "survey.json"

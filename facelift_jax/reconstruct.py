@@ -19,29 +19,29 @@ import jax
 import numpy as np
 from absl import logging
 
-from facelift_jax import atomic, command, evaluate, export
+from facelift_jax.builders import restore
+from facelift_jax.data.examples import normalised_from_stored, reconstruction_example
 from facelift_jax.data.options import DataOptions
-from facelift_jax.data.sources import FolderSource, Scene, StoredScene, open_source
-from facelift_jax.data.transforms import (
-    normalised_from_stored,
-    reconstruction_example,
-)
-from facelift_jax.data.verdicts import source_digests
+from facelift_jax.data.scenes import FolderSource, Scene, StoredScene, open_source
+from facelift_jax.data.validation.dataset_report import source_digests
 from facelift_jax.data.writing import read_marker
-from facelift_jax.judge import (
+from facelift_jax.evaluation.evaluator import refuse_dropped
+from facelift_jax.evaluation.results import write_record, write_scene, write_sheets
+from facelift_jax.evaluation.steps import (
     EvalStep,
     Turntable,
     make_eval_step,
     make_turntable,
     scene_row,
 )
-from facelift_jax.objectives import (
+from facelift_jax.export import ply
+from facelift_jax.io import atomic, command
+from facelift_jax.metrics import (
     HEALTH_DEFINITIONS,
     OWN_VIEW_DEFINITIONS,
     TURNTABLE_DEFINITIONS,
     turntable_metrics,
 )
-from facelift_jax.results import write_record, write_scene, write_sheets
 from facelift_jax.structs import Batch, Gaussians, RenderOutput
 
 FIGURES = "figures.json"  # written last: a scene that has it is complete
@@ -91,10 +91,10 @@ def reconstruct_scene(
     start = time.monotonic()
     gaussians, found = jax.device_get(step(params, batch))
     seconds = time.monotonic() - start
-    evaluate.refuse_dropped(scene.name, found.output)
+    refuse_dropped(scene.name, found.output)
     figures, _ = scene_row(found, options.num_inputs)
     gaussians = jax.tree.map(lambda x: x[0], gaussians)
-    is_seen = gaussians.opacities >= export.MIN_OPACITY
+    is_seen = gaussians.opacities >= ply.MIN_OPACITY
     figures["num_gaussians"] = len(is_seen)
     figures["share_opaque"] = float(np.mean(is_seen))
     figures["seconds"] = seconds
@@ -110,7 +110,7 @@ def write_reconstruction(
     name: str,
     found: Reconstruction,
     turn: Turntable,
-    chosen: export.Filter,
+    chosen: ply.Filter,
     layout: str,
     made_by: Mapping[str, Any],
 ) -> dict[str, float]:
@@ -205,13 +205,13 @@ def parse(arguments: list[str]) -> Any:
     parser.add_argument(
         "--filter",
         default="opacity",
-        choices=sorted(export.FILTERS),
+        choices=sorted(ply.FILTERS),
         help="what scene.ply leaves out; the file says so",
     )
     parser.add_argument(
         "--layout",
         default="lgm",
-        choices=sorted(export.LAYOUTS),
+        choices=sorted(ply.LAYOUTS),
         help="fields of scene.ply: LGM's, or FaceLift's with bytes of colour and "
         "harmonics of degree 3, four times the size",
     )
@@ -229,9 +229,9 @@ def main(arguments: list[str]) -> None:
     command.log_own_lines()
     if flags.turntable_frames < 1:
         raise ValueError(f"--turntable-frames {flags.turntable_frames}: at least 1")
-    restored = evaluate.restore(flags.checkpoint, 1, flags.inputs)
+    restored = restore(flags.checkpoint, 1, flags.inputs)
     params, options, render_fn = restored.params, restored.options, restored.render_fn
-    frames, chosen = flags.turntable_frames, export.FILTERS[flags.filter]
+    frames, chosen = flags.turntable_frames, ply.FILTERS[flags.filter]
     if flags.filter != "opacity" and options.frame != "world":
         raise ValueError(
             f"--filter {flags.filter}: made for a world whose z axis points up, but "

@@ -9,12 +9,14 @@ coefficients.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from facelift_jax.numerics import Array, invert_rigid, is_concrete
+from facelift_jax.geometry.numerics import Array, is_concrete
+from facelift_jax.geometry.rotations import invert_rigid
 
 RIGID_TOLERANCE = 1e-4  # float32 poses read from JSON are orthonormal to about 1e-6
 
@@ -116,6 +118,8 @@ class RenderOutput:
     depths: Array
     dropped: Array
 
+
+RenderFn = Callable[[Gaussians, Cameras], RenderOutput]
 
 _PATTERNS = {
     Cameras: {"viewmats": "*b 4 4", "Ks": "*b 3 3"},

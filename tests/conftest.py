@@ -55,7 +55,7 @@ def lpips_folder(tmp_path_factory):
     """LPIPS' two weight files, from a recipe: normal numbers seeded by their names."""
     import h5py
 
-    from facelift_jax.objectives.lpips import tensor_shapes
+    from facelift_jax.metrics.lpips import tensor_shapes
 
     folder = tmp_path_factory.mktemp("lpips")
     for file_name, shapes in tensor_shapes().items():

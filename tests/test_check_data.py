@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facelift_jax import check_data, scene_pictures
+from facelift_jax import check_data
 from facelift_jax.data import rodent
-from facelift_jax.data.contract import check_scene
-from facelift_jax.data.sources import open_source
+from facelift_jax.data.scenes import open_source
+from facelift_jax.data.validation import visualize
+from facelift_jax.data.validation.checks import check_scene
 
 ROOT = Path(__file__).parent.parent
 WHITE = (1.0, 1.0, 1.0)
@@ -154,15 +155,15 @@ def test_a_picture_shows_what_is_contradicted(rodents, tmp_path):
     scene = open_source(rodents)[0]
     scene = dataclasses.replace(scene.take(np.arange(9)), name=r"$a\q$")  # no formula
     good, bad, lost = (tmp_path / f"{name}.png" for name in ("good", "bad", "lost"))
-    scene_pictures.write_scene(good, scene, check_scene(scene, WHITE))
+    visualize.write_scene(good, scene, check_scene(scene, WHITE))
     assert red_share(good) == 0
     rgba = scene.rgba.copy()
     rgba[3] = np.roll(rgba[3], 6, axis=1)
     other = dataclasses.replace(scene, rgba=rgba)
-    scene_pictures.write_scene(bad, other, check_scene(other, WHITE))
+    visualize.write_scene(bad, other, check_scene(other, WHITE))
     assert 0.1 < red_share(bad) < 0.9
     inverse = np.linalg.inv(scene.cameras.viewmats)
     cameras = dataclasses.replace(scene.cameras, viewmats=inverse)
     other = dataclasses.replace(scene, cameras=cameras)
-    scene_pictures.write_scene(lost, other, check_scene(other, WHITE))
+    visualize.write_scene(lost, other, check_scene(other, WHITE))
     assert lost.stat().st_size > 10_000

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facelift_jax.data.resample import to_views
-from facelift_jax.data.sources import Scene
+from facelift_jax.data.resize import to_views
+from facelift_jax.data.scenes import Scene
 from facelift_jax.geometry import paths, rays
-from facelift_jax.numerics import invert_rigid
+from facelift_jax.geometry.rotations import invert_rigid
 from facelift_jax.render import render
 from facelift_jax.structs import Cameras, Gaussians
 

@@ -11,14 +11,16 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import networks, planted, render
+from benchmarks import networks, render, synthetic_failures
 from configs import gslrm
 from configs.lgm import get_config
-from facelift_jax import check_data, evaluate, merge, prepare, reconstruct
+from facelift_jax import check_data, evaluate, prepare, reconstruct
+from facelift_jax.builders import build_model
 from facelift_jax.convert import __main__ as convert
-from facelift_jax.data import dataset
+from facelift_jax.convert import merge_lora
+from facelift_jax.data import pack
 from facelift_jax.data.rodent import __main__ as rodent
-from facelift_jax.objectives import validate_weights
+from facelift_jax.losses import validate_weights
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -34,14 +36,14 @@ COMMANDS = {
     "facelift_jax.check_data": check_data.main,
     "facelift_jax.evaluate": evaluate.main,
     "facelift_jax.convert": convert.main,
-    "facelift_jax.merge": merge.main,
+    "facelift_jax.convert.merge_lora": merge_lora.main,
     "facelift_jax.prepare": prepare.main,
     "facelift_jax.reconstruct": reconstruct.main,
-    "facelift_jax.data.dataset": dataset.main,
+    "facelift_jax.data.pack": pack.main,
     "facelift_jax.data.rodent": rodent.main,
     "benchmarks.render": render.main,
     "benchmarks.networks": networks.main,
-    "benchmarks.planted": planted.main,
+    "benchmarks.synthetic_failures": synthetic_failures.main,
 }
 
 
@@ -65,7 +67,7 @@ def of_module(name):
 
 
 def test_every_documented_command_exists():
-    known = {*COMMANDS, "facelift_jax.main", "benchmarks.peers", "pytest"}
+    known = {*COMMANDS, "facelift_jax.main", "benchmarks.gsplat_baseline", "pytest"}
     for path, words in documented():
         if words[0] == "bash":
             assert (ROOT / words[1]).is_file(), (path, words)
@@ -124,7 +126,7 @@ def test_flags_of_schedules_and_of_overrides():
     config = parse(*(" ".join(shlex.split(flag)) for flag in inline))
     assert config.loss.rgb_mse == (1.0,)
     validate_weights(config.loss.to_dict())
-    assert evaluate.build_model(config.model).remat
+    assert build_model(config.model).remat
     config = parse("--config.loss.points_distance=(0.2, 3, 9)")
     assert config.loss.points_distance == (0.2, 3, 9)
     with pytest.raises(flags.IllegalFlagValueError, match="could not convert string"):

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facelift_jax import results
+from facelift_jax.checkpoints.checkpoint import all_steps, load_params, save_params
+from facelift_jax.checkpoints.tree import flatten_names
 from facelift_jax.data import rodent
-from facelift_jax.export import read_ply
-from facelift_jax.objectives import DEFINITIONS
-from facelift_jax.training.checkpoint import all_steps, load_params, save_params
-from facelift_jax.training.tree import flatten_names
+from facelift_jax.evaluation import results
+from facelift_jax.export.ply import read_ply
+from facelift_jax.metrics import DEFINITIONS
 
 ROOT = Path(__file__).parent.parent
 METRICS = tuple(name for name in DEFINITIONS if name != "lpips_vgg16")

@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 
 from configs.lgm import get_config
-from facelift_jax import command, evaluate
+from facelift_jax import evaluate as command_evaluate
+from facelift_jax.builders import data_options
 from facelift_jax.data import rodent
-from facelift_jax.data.sources import open_source
+from facelift_jax.data.mixture import open_checked
+from facelift_jax.data.pipeline import evaluation_batches
+from facelift_jax.data.scenes import open_source
+from facelift_jax.evaluation.evaluator import evaluate
+from facelift_jax.evaluation.steps import make_eval_step
+from facelift_jax.io import command
 from facelift_jax.models import get_model
 from facelift_jax.render import RenderConfig, render
 
@@ -26,21 +32,21 @@ SIZES = {
 def test_dropped_entries_end_an_evaluation(tmp_path):
     rodent.generate(tmp_path / "data", 1, 16, workers=1)
     source = open_source(tmp_path / "data")
-    options = evaluate.data_options({"input_size": 16, "target_size": 16}, 1)
+    options = data_options({"input_size": 16, "target_size": 16}, 1)
     model = get_model("lgm", "mini", **SIZES)
-    inputs = next(evaluate.evaluation_batches(source, options, 1)).inputs
+    inputs = next(evaluation_batches(source, options, 1)).inputs
     params = model.init(jax.random.key(0), inputs)["params"]
     capped = functools.partial(
         render,
         background=np.ones(3, np.float32),
         config=RenderConfig(max_entries=16),
     )
-    step = evaluate.make_eval_step(model, capped)
+    step = make_eval_step(model, capped)
     with pytest.raises(
         ValueError,
         match=r"scene scene_000000: the renderer dropped \d+ list entries, so its",
     ):
-        evaluate.evaluate(step, params, source, options)
+        evaluate(step, params, source, options)
 
 
 def repeat_a_view(scene):
@@ -54,7 +60,6 @@ def test_a_run_counts_the_held_out_scenes_that_break_the_contract(
     tmp_path, monkeypatch, capsys
 ):
     """In every process; the first one speaks and writes."""
-    from facelift_jax import main
 
     rodent.generate(tmp_path / "data", 4, 24, workers=1, views=3)
     for name in ("scene_000001", "scene_000003"):
@@ -67,7 +72,7 @@ def test_a_run_counts_the_held_out_scenes_that_break_the_contract(
         assert not list(tmp_path.rglob("contract.json"))
         assert "against the data contract" not in capsys.readouterr().err
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        train_on, held_out = main.open_checked(config, tmp_path / "run")
+        train_on, held_out = open_checked(config.data, options, tmp_path / "run")
         assert (len(train_on), len(held_out), held_out.breaches) == (2, 2, 1)
     assert len(list(tmp_path.rglob("contract.json"))) == 2
     assert "against the data contract" in capsys.readouterr().err
@@ -80,11 +85,11 @@ def test_the_hull_is_judged_without_a_network(tmp_path, monkeypatch, capsys, cap
     repeat_a_view(tmp_path / "data" / "scene_000001")
     arguments = [str(tmp_path / "data"), "--out", str(tmp_path / "hull")]
     with pytest.raises(ValueError, match="give --checkpoint, or --baseline hull to ju"):
-        evaluate.main(arguments)
+        command_evaluate.main(arguments)
     arguments += ["--baseline", "hull", "--inputs", "5"]
     with pytest.raises(ValueError, match="--turntable-frames 0: at least 1"):
-        evaluate.main([*arguments, "--turntable-frames", "0"])
-    evaluate.main([*arguments, "--turntable-frames", "4"])
+        command_evaluate.main([*arguments, "--turntable-frames", "0"])
+    command_evaluate.main([*arguments, "--turntable-frames", "4"])
     (warning,) = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
     assert warning.startswith(
         f"judged all the same: {tmp_path}/data: 1 of 2 scenes break the data contract; "

@@ -7,18 +7,21 @@ import jax
 import numpy as np
 import pytest
 
-from facelift_jax import command, evaluate, reconstruct
+from facelift_jax import reconstruct
+from facelift_jax.builders import restore
+from facelift_jax.checkpoints.checkpoint import save_params
 from facelift_jax.convert import rule_table
 from facelift_jax.data import rodent
-from facelift_jax.data.sources import open_source
+from facelift_jax.data.scenes import open_source
+from facelift_jax.evaluation.steps import make_eval_step
 from facelift_jax.geometry.paths import dummy_views
-from facelift_jax.models import get_model
-from facelift_jax.objectives import (
+from facelift_jax.io import command
+from facelift_jax.metrics import (
     HEALTH_DEFINITIONS,
     OWN_VIEW_DEFINITIONS,
     TURNTABLE_DEFINITIONS,
 )
-from facelift_jax.training.checkpoint import save_params
+from facelift_jax.models import get_model
 
 SIZES = {"width": 32, "depth": 1, "head_dim": 16}
 MODEL = {"name": "gslrm", "variant": "mini", "dtype": "float32", "overrides": SIZES}
@@ -51,24 +54,24 @@ def weights(tmp_path_factory):
 
 def test_converted_weights_get_the_pictures_they_were_trained_on(weights):
     """FaceLift's: cameras 2.7 from the origin of a world that keeps its axes."""
-    options = evaluate.restore(str(weights[1]), 3).options
+    options = restore(str(weights[1]), 3).options
     assert (options.radius, options.frame) == (2.7, "world")
     assert (options.input_size, options.target_size) == (512, 512)
     assert (options.num_inputs, options.eval_targets) == (6, 3)
     assert options.background == (1.0, 1.0, 1.0)
-    options = evaluate.restore(str(weights[0]), 3, num_inputs=4).options
+    options = restore(str(weights[0]), 3, num_inputs=4).options
     assert (options.input_size, options.num_inputs) == (16, 4)
 
 
 def test_a_checkpoint_without_a_network_is_refused(tmp_path):
     save_params(tmp_path / "w", {"a": np.zeros(1, np.float32)}, {})
     with pytest.raises(ValueError, match="its metadata do not name a network"):
-        evaluate.restore(str(tmp_path / "w"), 1)
+        restore(str(tmp_path / "w"), 1)
 
 
 def test_a_scene_is_reconstructed_in_the_world_of_its_rig(weights, scenes):
-    restored = evaluate.restore(str(weights[0]), 1, num_inputs=4)
-    step = evaluate.make_eval_step(restored.model, restored.render_fn)
+    restored = restore(str(weights[0]), 1, num_inputs=4)
+    step = make_eval_step(restored.model, restored.render_fn)
     scene = open_source(scenes[0])[0]
     found = reconstruct.reconstruct_scene(
         step, restored.params, scene, restored.options
@@ -116,7 +119,7 @@ def test_a_complete_scene_is_left_and_other_folders_are_refused(
     moved = tmp_path / "moved" / "scene_000000"
     shutil.copytree(scenes[0], moved)
     config = {"model": MODEL, "data": DATA | {"min_held_out": 0, "max_angle": 90.0}}
-    params = evaluate.restore(str(weights[0]), 1).params
+    params = restore(str(weights[0]), 1).params
     save_params(tmp_path / "same", params, config)
     same = [str(moved), "--checkpoint", str(tmp_path / "same"), *arguments[3:]]
     reconstruct.main(same)
@@ -146,7 +149,7 @@ def test_other_weights_are_told_apart():
 def test_bad_arguments_are_refused_before_anything_is_made(weights, scenes, tmp_path):
     out = tmp_path / "out"
     data = DATA | {"frame": "first_camera"}
-    params = evaluate.restore(str(weights[0]), 1).params
+    params = restore(str(weights[0]), 1).params
     save_params(tmp_path / "y_up", params, {"model": MODEL, "data": data})
     flags = ["--checkpoint", str(tmp_path / "y_up"), "--filter", "facelift"]
     with pytest.raises(ValueError, match="--filter facelift: made for a world whose z"):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from facelift_jax.convert.rules import Rule, convert_tensors
+from facelift_jax.losses import vgg19_shapes
 from facelift_jax.models import get_model
-from facelift_jax.objectives import vgg19_shapes
 from facelift_jax.structs import Cameras, Views
 
 VGG19 = "vgg19"  # where the perceptual network's tensors go beside the parameters

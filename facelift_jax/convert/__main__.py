@@ -17,11 +17,11 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-from facelift_jax import atomic, command
+from facelift_jax.checkpoints.checkpoint import save_params
 from facelift_jax.convert import convert_state, rule_table
 from facelift_jax.convert.files import open_tensors
+from facelift_jax.io import atomic, command
 from facelift_jax.models import DEFAULT_VARIANTS, get_model
-from facelift_jax.training.checkpoint import save_params
 
 NOTE = "conversion.json"
 PERCEPTUAL = "vgg19.safetensors"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from facelift_jax.training.tree import flatten_names, nest_names
+from facelift_jax.checkpoints.tree import flatten_names, nest_names
 
 
 def unchanged(tensor: np.ndarray) -> np.ndarray:

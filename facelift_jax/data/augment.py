@@ -10,9 +10,9 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from facelift_jax.data.resample import sample_bilinear
+from facelift_jax.data.resize import sample_bilinear
+from facelift_jax.geometry.numerics import einsum
 from facelift_jax.geometry.rotations import rotation_vector_to_matrix
-from facelift_jax.numerics import einsum
 from facelift_jax.structs import Cameras, Views
 
 GRID_STRENGTH = 0.5  # largest shift of a grid line, in cells

@@ -3,7 +3,7 @@
 A set is a folder as TensorFlow Datasets writes it, one record a scene: its name and its
 files as they were, camera file, pictures, masks and depth maps. `metadata.json` has
 the names and fingerprints of all scenes, so that nothing else is read before its time.
-`facelift_jax.data.dataset` makes it.
+`facelift_jax.data.pack` makes it.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from facelift_jax.data.files import (
+from facelift_jax.data.formats import camera_file
+from facelift_jax.data.io import (
     DataError,
     PackedPath,
     ScenePath,
@@ -22,7 +23,6 @@ from facelift_jax.data.files import (
     path_inside,
     read_json,
 )
-from facelift_jax.data.layouts import camera_file
 
 NAME = SPLIT = "scenes"  # of the set, and of its one split, in TFDS' terms
 MARKER = "dataset_info.json"  # TFDS writes it last

@@ -15,11 +15,11 @@ import jax
 import numpy as np
 from absl import logging
 
-from facelift_jax.data.files import DataError
+from facelift_jax.data.examples import evaluation_example, training_example
+from facelift_jax.data.io import DataError
 from facelift_jax.data.options import DataOptions
-from facelift_jax.data.selection import evaluation_positions
-from facelift_jax.data.sources import Scene, StoredScene
-from facelift_jax.data.transforms import evaluation_example, training_example
+from facelift_jax.data.scenes import Scene, StoredScene
+from facelift_jax.data.view_selection import evaluation_positions
 from facelift_jax.structs import Batch
 
 _Made = TypeVar("_Made")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from facelift_jax import atomic
+from facelift_jax.io import atomic
 from facelift_jax.structs import Cameras
 
 MARKER = "dataset.json"

@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
+from facelift_jax.geometry.numerics import normalize
 from facelift_jax.geometry.rigid import rig_up
-from facelift_jax.numerics import normalize
 from facelift_jax.structs import Cameras, Views
 
 

@@ -2,7 +2,7 @@
 
 from jaxtyping import Float
 
-from facelift_jax.numerics import Array, einsum, namespace, normalize
+from facelift_jax.geometry.numerics import Array, einsum, namespace, normalize
 from facelift_jax.structs import Cameras
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from facelift_jax.numerics import Array, einsum, namespace
+from facelift_jax.geometry.numerics import Array, einsum, namespace
 from facelift_jax.structs import Cameras
 
 

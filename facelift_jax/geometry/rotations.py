@@ -2,7 +2,13 @@
 
 from jaxtyping import Float
 
-from facelift_jax.numerics import Array, einsum, namespace, normalize, safe_sqrt
+from facelift_jax.geometry.numerics import (
+    Array,
+    einsum,
+    namespace,
+    normalize,
+    safe_sqrt,
+)
 
 
 def quat_to_matrix(quats: Float[Array, "*b 4"]) -> Float[Array, "*b 3 3"]:
@@ -41,3 +47,12 @@ def rotation_vector_to_matrix(
     sin, cos = xp.sin(angle)[..., None, None], xp.cos(angle)[..., None, None]
     eye = xp.broadcast_to(xp.eye(3, dtype=vectors.dtype), cross.shape)
     return eye + sin * cross + (1 - cos) * einsum("...ij,...jk->...ik", cross, cross)
+
+
+def invert_rigid(transform: Array) -> Array:
+    """Inverse of rigid [*b 4 4] transforms: world-to-camera <-> camera-to-world."""
+    xp = namespace(transform)
+    rotation = xp.swapaxes(transform[..., :3, :3], -1, -2)
+    translation = -einsum("...ij,...j->...i", rotation, transform[..., :3, 3])
+    top = xp.concatenate([rotation, translation[..., None]], axis=-1)
+    return xp.concatenate([top, transform[..., 3:, :]], axis=-2)

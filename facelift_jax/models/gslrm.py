@@ -16,12 +16,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from facelift_jax.geometry.numerics import normalize
 from facelift_jax.geometry.rays import nearest_point_rays, pixel_directions
 from facelift_jax.models.attention import attend, is_attention
 from facelift_jax.models.heads import GSLRM_HEADS, activate, adjusted, num_channels
 from facelift_jax.models.inputs import check_square
 from facelift_jax.models.layers import Dense, gelu
-from facelift_jax.numerics import normalize
 from facelift_jax.structs import Cameras, Gaussians, Views
 
 INIT_STD = 0.02  # of every linear map and the learned tokens

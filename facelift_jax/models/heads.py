@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from facelift_jax.numerics import SH_C0, Array, normalize
+from facelift_jax.geometry.numerics import SH_C0, Array, normalize
 from facelift_jax.structs import Gaussians
 
 LGM_BOX = 1.0  # objects lie in [-1, 1]^3 (LGM, arXiv 2402.05054, released code)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from facelift_jax.geometry.numerics import einsum
 from facelift_jax.models.attention import attend
-from facelift_jax.numerics import einsum
 
 RESIDUAL_SCALE = 0.5**0.5  # keeps the variance of a sum of two branches (LGM's U-Net)
 GROUP_NORM_EPS = 1e-5  # PyTorch's default; Flax's own is 1e-6

@@ -8,19 +8,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from facelift_jax.numerics import Array, safe_divide
-from facelift_jax.render import composite_pallas, composite_reference, composite_xla
+from facelift_jax.geometry.numerics import Array, safe_divide
+from facelift_jax.render import rasterize_pallas, rasterize_reference, rasterize_xla
+from facelift_jax.render.batching import map_scenes, vary_alike
 from facelift_jax.render.config import RenderConfig
-from facelift_jax.render.manual_axes import vary_alike
-from facelift_jax.render.one_by_one import map_scenes
 from facelift_jax.render.projection import project
 from facelift_jax.render.records import Pixels, Splats
 from facelift_jax.structs import Cameras, Gaussians, RenderOutput, check
 
 _COMPOSITE = {
-    "reference": composite_reference.composite,
-    "xla": composite_xla.composite,
-    "pallas": composite_pallas.composite,
+    "reference": rasterize_reference.composite,
+    "xla": rasterize_xla.composite,
+    "pallas": rasterize_pallas.composite,
 }
 
 BACKENDS = tuple(_COMPOSITE)

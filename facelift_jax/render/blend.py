@@ -30,9 +30,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float, Int
 
-from facelift_jax.numerics import Array
+from facelift_jax.geometry.numerics import Array
+from facelift_jax.render.batching import vary_like
 from facelift_jax.render.constants import ALPHA_MIN, TRANSMITTANCE_MIN
-from facelift_jax.render.manual_axes import vary_like
 
 GROUP = 32  # tiles worked on together
 NUM_FIELDS = 10  # u, v, A, B, C, opacity, red, green, blue, depth

@@ -8,8 +8,8 @@ fuses that into one loop over Gaussians, and no device lowers its precision.
 import jax
 import jax.numpy as jnp
 
+from facelift_jax.geometry.numerics import safe_sqrt
 from facelift_jax.geometry.rotations import quat_to_matrix
-from facelift_jax.numerics import safe_sqrt
 from facelift_jax.render.config import RenderConfig
 from facelift_jax.render.constants import (
     ALPHA_MIN,

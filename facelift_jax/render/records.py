@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from jaxtyping import Bool, Float, Int
 
-from facelift_jax.numerics import Array
+from facelift_jax.geometry.numerics import Array
 
 
 class Splats(NamedTuple):

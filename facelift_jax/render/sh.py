@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from facelift_jax.numerics import SH_C0, Array, normalize
+from facelift_jax.geometry.numerics import SH_C0, Array, normalize
 
 _C1 = 0.4886025119029199  # sqrt(3 / (4 pi))
 _C2 = (1.0925484305920792, 0.31539156525252005, 0.5462742152960396)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Int
 
-from facelift_jax.numerics import Array
+from facelift_jax.geometry.numerics import Array
 from facelift_jax.render.records import Splats
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from facelift_jax.training import tree
+from facelift_jax.checkpoints import tree
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 

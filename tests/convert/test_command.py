@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 from test_convert import KEYS, MICRO, micro_state
 
+from facelift_jax.checkpoints.checkpoint import load_params
 from facelift_jax.convert import from_torch, lgm
 from facelift_jax.convert.__main__ import main
-from facelift_jax.training.checkpoint import load_params
 
 
 def run_command(capsys, *arguments):

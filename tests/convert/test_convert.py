@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
+from facelift_jax.checkpoints.tree import flatten_names
 from facelift_jax.convert import abstract_params, from_torch
 from facelift_jax.convert.lgm import RULES
 from facelift_jax.convert.rules import Rule, convert_tensors
 from facelift_jax.models import get_model
-from facelift_jax.training.tree import flatten_names
 
 GOLDENS = Path(__file__).parent.parent / "goldens/lgm"
 KEYS = json.loads(gzip.decompress((GOLDENS / "keys.json.gz").read_bytes()))

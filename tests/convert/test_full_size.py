@@ -7,17 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+import gslrm_recipe
+import lgm_recipe
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from facelift_jax.objectives import vgg19_shapes
-from facelift_jax.training.checkpoint import load_params
-from facelift_jax.training.tree import flatten_names
-
-sys.path.append(str(Path(__file__).parents[1] / "models"))
-import gslrm_recipe
-import lgm_recipe
+from facelift_jax.checkpoints.checkpoint import load_params
+from facelift_jax.checkpoints.tree import flatten_names
+from facelift_jax.losses import vgg19_shapes
 
 ROOT = Path(__file__).parents[2]
 PREFIX = "loss_calculator.perceptual_loss_module.net."

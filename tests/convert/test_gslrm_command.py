@@ -1,21 +1,17 @@
 """GS-LRM's published weights, with the perceptual network that travels in them."""
 
 import json
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from gslrm_recipe import TINY, state_dict
 from safetensors.numpy import save_file
 
+from facelift_jax.checkpoints.checkpoint import load_params
 from facelift_jax.convert import from_torch
 from facelift_jax.convert.__main__ import main
-from facelift_jax.objectives import load_vgg19, vgg19_shapes
-from facelift_jax.training.checkpoint import load_params
-
-sys.path.append(str(Path(__file__).parents[1] / "models"))
-from gslrm_recipe import TINY, state_dict
+from facelift_jax.losses import load_vgg19, vgg19_shapes
 
 PREFIX = "loss_calculator.perceptual_loss_module.net."
 

@@ -3,7 +3,7 @@
 import pytest
 from tiny_scenes import write_scene
 
-from facelift_jax.data.sources import open_source
+from facelift_jax.data.scenes import open_source
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from facelift_jax.data.augment import augment, grid_line_map, jitter_poses
-from facelift_jax.data.resample import sample_bilinear
+from facelift_jax.data.resize import sample_bilinear
 from facelift_jax.geometry.rigid import opengl_to_opencv_c2w
-from facelift_jax.numerics import invert_rigid
+from facelift_jax.geometry.rotations import invert_rigid
 from facelift_jax.structs import Cameras, Views
 
 GOLDEN = np.load(Path(__file__).parent.parent / "goldens" / "data" / "lgm.npz")

@@ -23,7 +23,7 @@ from breakers import (
 from PIL import ExifTags, Image
 from tiny_scenes import write_cameras, write_scene, write_scenes
 
-from facelift_jax.data.sources import open_source
+from facelift_jax.data.scenes import open_source
 
 
 def truncate(path):

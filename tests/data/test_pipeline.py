@@ -10,11 +10,11 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny_scenes import write_scene, write_scenes
 
-from facelift_jax.data.files import DataError
+from facelift_jax.data.examples import evaluation_example
+from facelift_jax.data.io import DataError
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.pipeline import evaluation_batches, training_batches
-from facelift_jax.data.sources import FolderSource, open_source
-from facelift_jax.data.transforms import evaluation_example
+from facelift_jax.data.scenes import FolderSource, open_source
 from facelift_jax.structs import check
 
 NUM_SCENES = 7

@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from facelift_jax.geometry import paths, rays, rigid, rotations
-from facelift_jax.numerics import invert_rigid
+from facelift_jax.geometry.rotations import invert_rigid
 from facelift_jax.structs import Cameras
 
 GOLDEN = np.load(Path(__file__).parent.parent / "goldens/geometry/lgm_cameras.npz")

@@ -11,10 +11,10 @@ from gslrm_recipe import TINY, random_params
 from jax.sharding import Mesh, PartitionSpec
 from lgm_recipe import random_views
 
+from facelift_jax.checkpoints.tree import first_match, flatten_names
 from facelift_jax.convert import abstract_params
 from facelift_jax.models import get_model, gslrm
 from facelift_jax.models.layers import merge_adapters
-from facelift_jax.training.tree import first_match, flatten_names
 
 REORDERED = {"rtol": 0, "atol": 2e-5}  # float32 sums in another order, values near 2
 

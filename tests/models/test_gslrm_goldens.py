@@ -16,6 +16,7 @@ from gslrm_recipe import (
     state_dict,
 )
 
+from facelift_jax.checkpoints.tree import flatten_names
 from facelift_jax.convert import convert_state, from_torch
 from facelift_jax.convert.gslrm import RULES
 from facelift_jax.convert.rules import convert_tensors
@@ -23,7 +24,6 @@ from facelift_jax.geometry.rays import nearest_point_rays
 from facelift_jax.models import get_model
 from facelift_jax.models.attention import attend
 from facelift_jax.models.gslrm import rounded_rays, to_patches
-from facelift_jax.training.tree import flatten_names
 
 # The goldens are float32 themselves, 3e-6 from a float64 run at values of a few units.
 TOLERANCE = 2e-5

@@ -7,9 +7,9 @@ import pytest
 from lgm_recipe import GOLDENS, random_views
 
 from facelift_jax import structs
+from facelift_jax.geometry.numerics import SH_C0
 from facelift_jax.models import get_model
 from facelift_jax.models.heads import LGM_HEADS, activate, num_channels
-from facelift_jax.numerics import SH_C0
 
 
 def test_lgm_rows_match_the_original():

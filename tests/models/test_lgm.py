@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from lgm_recipe import MICRO, NANO, random_params, random_views
 
+from facelift_jax.checkpoints.tree import first_match, flatten_names
 from facelift_jax.convert import abstract_params
 from facelift_jax.geometry.rays import nearest_point_rays
 from facelift_jax.models import get_model, layers
 from facelift_jax.models.lgm import FREEZE_PRESETS, VARIANTS
-from facelift_jax.training.tree import first_match, flatten_names
 
 REORDERED = {"rtol": 0, "atol": 2e-5}  # float32 sums in another order, values near 2
 

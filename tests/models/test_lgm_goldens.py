@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from lgm_recipe import GOLDENS, KEYS, MICRO, generator, golden_views, weight
 
+from facelift_jax.checkpoints.tree import flatten_names
 from facelift_jax.convert import convert_state, from_torch
 from facelift_jax.convert.lgm import RULES
 from facelift_jax.convert.rules import convert_tensors
+from facelift_jax.geometry.numerics import SH_C0
 from facelift_jax.models import get_model
-from facelift_jax.numerics import SH_C0
-from facelift_jax.training.tree import flatten_names
 
 # The goldens are float32 themselves: 2e-5 from a float64 run at values of std 1.2.
 RAW_TOLERANCE = 4e-5

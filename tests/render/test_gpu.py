@@ -142,7 +142,7 @@ def test_batch_layout_changes_no_bit():
 
 def test_processes_agree_to_the_bit():
     code = (
-        "import sys, dataclasses, hashlib, jax; sys.path[:0] = ['.', 'tests/render']\n"
+        "import sys, dataclasses, hashlib, jax; sys.path[:0] = ['.', 'tests/support']\n"
         "from test_gpu import draw, scenes, SMALL\n"
         "load = dataclasses.replace(scenes.LOADS['n64k'], **SMALL)\n"
         "leaves = jax.tree.leaves(draw(load))\n"

@@ -14,10 +14,10 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from render_scenes import cloud, cotangents, picture_loss, ring, settings
 
-from facelift_jax.render import RenderConfig, api, composite_pallas, render
+from facelift_jax.render import RenderConfig, api, rasterize_pallas, render
 from facelift_jax.render.constants import ALPHA_MIN
+from facelift_jax.render.kernels.warp_ops import LANES, Warp
 from facelift_jax.render.tiling import Grid, reaches_tile
-from facelift_jax.render.triton.warp import LANES, Warp
 
 WIDTH, HEIGHT, VIEWS = 53, 30, 2
 KERNELS = ("pack", "count", "emit", "starts", "blend", "differentiate", "sum_rows")
@@ -26,9 +26,9 @@ TARGET = pathlib.Path(__file__).parents[1] / "goldens" / "h200_target.txtpb"
 
 def all_lists(splats, is_open, config):
     """Lists of all slices, for tiles that stay open or closed throughout."""
-    sizes = composite_pallas.make_sizes(*splats.depths.shape, (WIDTH, HEIGHT, config))
-    scene = jax.jit(lambda s: composite_pallas._prepare(sizes, s))(splats)
-    make = jax.jit(lambda *args: composite_pallas.make_lists(sizes, *args))
+    sizes = rasterize_pallas.make_sizes(*splats.depths.shape, (WIDTH, HEIGHT, config))
+    scene = jax.jit(lambda s: rasterize_pallas._prepare(sizes, s))(splats)
+    make = jax.jit(lambda *args: rasterize_pallas.make_lists(sizes, *args))
     found, first = [[] for _ in range(sizes.num_tiles)], 0
     num_slices = 0
     while first < int(scene.num_visible[0]):

@@ -10,8 +10,7 @@ import optax
 import pytest
 
 from configs import gslrm
-from facelift_jax import train
-from facelift_jax.training import optim
+from facelift_jax.training import optim, train
 
 GOLDENS = Path(__file__).parents[1] / "goldens/training"
 TOLERANCE = {

@@ -5,7 +5,7 @@ One scene's way, in reading order: `scene` (parameters of an index), `pose`
 like), `picture` (rays to pixels), `write` (pixels to files), `dataset` (many scenes).
 """
 
-from facelift_jax.data.rodent.dataset import generate
+from facelift_jax.data.rodent.generate import generate
 from facelift_jax.data.rodent.scene import (
     Options,
     RodentScene,

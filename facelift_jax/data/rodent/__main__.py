@@ -7,8 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from facelift_jax import command
-from facelift_jax.data.rodent.dataset import generate
+from facelift_jax.data.rodent.generate import generate
+from facelift_jax.io import command
 
 
 def _arguments() -> command.Parser:

@@ -1,4 +1,4 @@
-"""Scenes to files, in the layout that `facelift_jax.data.layouts` reads."""
+"""Scenes to files, in the layout that `facelift_jax.data.formats` reads."""
 
 import math
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from facelift_jax.data.files import ScenePath, located, read_json
-from facelift_jax.data.layouts import OPENCV_FILE
+from facelift_jax.data.formats import OPENCV_FILE
+from facelift_jax.data.io import ScenePath, located, read_json
 from facelift_jax.data.rodent.scene import RodentScene
 from facelift_jax.data.writing import camera_entry, write_json, write_picture
-from facelift_jax.numerics import Array
+from facelift_jax.geometry.numerics import Array
 
 _DEPTH_LEVELS = 2**16 - 1
 

@@ -1,0 +1,88 @@
+"""Times gsplat, where it is installed, on the loads of `benchmarks.render`.
+
+    python -m benchmarks.gsplat_baseline lgm 20
+
+A load and a number of repeats. One line of JSON: whole public call, RGB + alpha +
+depth, gradients to means, quats, scales, opacities and colours, unpacked and dense, as
+`benchmarks.render` does it.
+"""
+
+import importlib
+import importlib.util
+import json
+import sys
+import time
+
+import numpy as np
+
+from benchmarks import scenes
+from facelift_jax.geometry.numerics import SH_C0
+
+
+def is_installed() -> bool:
+    """Whether there is a peer to time."""
+    return all(importlib.util.find_spec(name) for name in ("torch", "gsplat"))
+
+
+def measure(name: str, repeats: int) -> dict[str, float]:
+    """Milliseconds of forward and forward + backward, and peak memory, of gsplat."""
+    torch, gsplat = (importlib.import_module(x) for x in ("torch", "gsplat"))
+
+    def on_gpu(values):
+        return torch.tensor(np.asarray(values), device="cuda")
+
+    gaussians, cameras, cotangents = scenes.make(scenes.LOADS[name])
+    inputs = {
+        "means": gaussians.means,
+        "quats": gaussians.quats,
+        "scales": gaussians.scales,
+        "opacities": gaussians.opacities,
+        "colors": 0.5 + SH_C0 * gaussians.sh[..., 0, :],
+    }
+    inputs = {key: on_gpu(x).requires_grad_() for key, x in inputs.items()}
+    weights = [on_gpu(x) for x in cotangents]
+    background = torch.ones((*cameras.viewmats.shape[:-2], 3), device="cuda")
+    fixed = {
+        "viewmats": on_gpu(cameras.viewmats),
+        "Ks": on_gpu(cameras.Ks),
+        "width": cameras.width,
+        "height": cameras.height,
+        "packed": False,
+        "backgrounds": background,
+        "render_mode": "RGB+ED",
+    }
+
+    def forward():
+        return gsplat.rasterization(**inputs, **fixed)[:2]
+
+    def without_gradients():
+        with torch.no_grad():
+            forward()
+
+    def both():
+        pictures, alphas = forward()
+        outputs = (pictures[..., :3], alphas, pictures[..., 3:])
+        pairs = zip(outputs, weights, strict=True)
+        loss = sum((p * w).sum() for p, w in pairs)
+        torch.autograd.grad(loss, list(inputs.values()))
+
+    def milliseconds(function):
+        times = []
+        for repeat in range(repeats + 2):  # two to warm up
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            function()
+            torch.cuda.synchronize()
+            if repeat >= 2:
+                times.append(time.perf_counter() - start)
+        return 1e3 * float(np.median(times))
+
+    return {
+        "gsplat_forward_ms": milliseconds(without_gradients),
+        "gsplat_both_ms": milliseconds(both),
+        "gsplat_peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))

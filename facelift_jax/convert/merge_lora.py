@@ -1,0 +1,56 @@
+"""Command: adds the low-rank adapters of a trained network to its kernels.
+
+    python -m facelift_jax.convert.merge_lora --checkpoint runs/x --dst weights/merged
+
+The result is a checkpoint of the network without adapters, which computes the same but
+for rounding; whatever takes converted weights takes it.
+"""
+
+import sys
+from pathlib import Path
+
+from facelift_jax.checkpoints.checkpoint import load_params, save_params
+from facelift_jax.io import command
+from facelift_jax.models.layers import merge_adapters
+
+
+def merge(checkpoint: Path, dst: Path) -> int:
+    """Writes the merged parameters of the latest step to `dst`; returns the rank.
+
+    The metadata stay, so that nothing is judged by scenes it was trained on.
+
+    Raises:
+      ValueError, OSError: no adapters, or a `dst` that holds something; one line.
+    """
+    params, metadata = load_params(checkpoint)
+    model = metadata.get("model", {})
+    overrides = model.get("overrides", {})
+    rank = overrides.get("adapter_rank", 0)
+    if not rank:
+        raise ValueError(f"{checkpoint}: a network without adapters: nothing to merge")
+    model = {**model, "overrides": {**overrides, "adapter_rank": 0}}
+    merged = {**metadata, "model": model, "merged_adapter_rank": rank}
+    save_params(dst, merge_adapters(params), merged)
+    return rank
+
+
+def main(arguments: list[str]) -> None:
+    """The command."""
+    parser = command.Parser(
+        prog="python -m facelift_jax.convert.merge_lora",
+        description="Add a network's low-rank adapters to its kernels.",
+    )
+    parser.add_argument("--checkpoint", required=True, type=Path, help="run directory")
+    parser.add_argument(
+        "--dst", required=True, type=Path, help="new or empty folder for the checkpoint"
+    )
+    flags = parser.parse_args(arguments)
+    rank = merge(flags.checkpoint, flags.dst)
+    print(f"{flags.dst}: adapters of rank {rank} from {flags.checkpoint} merged")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError, RuntimeError) as error:
+        command.fail("merge", error)

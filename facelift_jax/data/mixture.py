@@ -1,0 +1,149 @@
+"""The data sets of one run: opened or made, split, checked, and joined with weights."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from facelift_jax.data import rodent
+from facelift_jax.data.io import DataError
+from facelift_jax.data.options import DataOptions
+from facelift_jax.data.pipeline import require_evaluation_views
+from facelift_jax.data.scenes import (
+    FolderSource,
+    Part,
+    open_source,
+    set_name,
+    split_source,
+)
+from facelift_jax.data.validation.dataset_report import VERDICTS, require_contract
+from facelift_jax.io import atomic
+from facelift_jax.io.progress import show_on_first_process
+
+
+def check_mix(mix: Sequence[Any]) -> tuple[tuple[Path, float], ...]:
+    """The sets and weights of a config's `data.mix`.
+
+    Raises:
+      ValueError: it is no sequence of (path, weight), or two sets are named alike.
+    """
+    parts = []
+    for entry in mix:
+        match entry:
+            case [str(path), int(weight) | float(weight)] if 0 < weight < math.inf:
+                parts.append((Path(path), float(weight)))
+            case _:
+                raise ValueError(
+                    f"data.mix: {entry!r} is not a (path, weight) of positive weight"
+                )
+    names = [set_name(path) for path, _ in parts]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"data.mix: sets are told apart by their names, found {', '.join(names)}; "
+            "rename one"
+        )
+    return tuple(parts)
+
+
+def join(parts: Sequence[Part]) -> tuple[FolderSource, FolderSource]:
+    """Scenes to train on and held-out scenes of all sets, one after the other.
+
+    Names get that of their set in front. Where a set is without depth maps, the mix is:
+    the scenes of a batch must be alike.
+    """
+    if len(parts) == 1:
+        return parts[0].train, parts[0].held_out
+    flat = [part for part in parts if not _has_depth(part.train)]
+    has_depth = not flat
+    if 0 < len(flat) < len(parts):
+        logging.warning(
+            "no depth maps in %s: the whole mix is used without",
+            ", ".join(str(part.path) for part in flat),
+        )
+    joined = []
+    for side in ("train", "held_out"):
+        sources = [getattr(part, side) for part in parts]
+        joined.append(
+            FolderSource(
+                folders=tuple(x for source in sources for x in source.folders),
+                names=tuple(
+                    f"{set_name(part.path)}--{name}"
+                    for part, source in zip(parts, sources, strict=True)
+                    for name in source.names
+                ),
+                has_depth=has_depth,
+            )
+        )
+    shares = tuple((len(part.train), part.weight) for part in parts)
+    return dataclasses.replace(joined[0], shares=shares), joined[1]
+
+
+def _has_depth(source: FolderSource) -> bool:
+    """Whether the first scene that can be read has depth maps."""
+    for index in range(len(source)):
+        try:
+            return source[index].depth_unit is not None
+        except DataError:  # counted where it is used
+            continue
+    return False
+
+
+def check_data_settings(section: Any) -> None:
+    """Refuses a `data` section whose sets are not there; none may be, or be made.
+
+    Raises:
+      ValueError: one line.
+    """
+    mixed = [path for path, _ in check_mix(section.mix)]
+    if section.path and mixed:
+        raise ValueError("data.path and data.mix are given: choose one")
+    for path in mixed or filter(None, [section.path]):
+        if not Path(path).exists():
+            raise ValueError(f"{path}: there is no such folder or list")
+
+
+def open_parts(section: Any) -> list[Part]:
+    """The sets that a config names, each split; makes the rodents where it has none."""
+    wanted = check_mix(section.mix)
+    if section.path:
+        wanted = ((Path(section.path), 1.0),)
+    sources = [(path, weight, open_source(path)) for path, weight in wanted]
+    if not wanted:
+        path = Path(f"data/rodent-{section.size}")
+        rodent.generate(path, section.num_scenes, section.size)
+        source = open_source(path)
+        # another recipe may have made more: this one keeps to its own number
+        first = slice(section.num_scenes)
+        source = FolderSource(source.folders[first], source.names[first])
+        sources = [(path, 1.0, source)]
+    return [
+        Part(path, weight, *split_source(source, section.num_held_out_scenes))
+        for path, weight, source in sources
+    ]
+
+
+def open_checked(
+    section: Any, options: DataOptions, workdir: Path
+) -> tuple[FolderSource, FolderSource]:
+    """Scenes to train on and held-out scenes, all as good as the data contract asks.
+
+    `contract.json` in the run says how.
+
+    Raises:
+      ValueError: it does not; names the first reason and the command that shows all.
+    """
+    parts = open_parts(section)
+    is_writer = jax.process_index() == 0
+    record = require_contract(parts, options, show_on_first_process, is_writer)
+    if is_writer:
+        atomic.write_text(workdir / VERDICTS, json.dumps(record, indent=2) + "\n")
+    train_on, held_out = join(parts)
+    require_evaluation_views(held_out, options)
+    names = {name for part in record["sets"].values() for name in part["held_out"]}
+    breaches = len(names & record["used_all_the_same"].keys())
+    return train_on, dataclasses.replace(held_out, breaches=breaches)

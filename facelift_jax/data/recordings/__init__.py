@@ -1,0 +1,1 @@
+"""A lab's calibrated recording to scenes: calibration, footage, virtual cameras."""

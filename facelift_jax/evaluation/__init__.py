@@ -1,0 +1,1 @@
+"""Evaluation: metrics of held-out views, the visual hull baseline, reports, images."""

@@ -1,0 +1,64 @@
+"""The exact shape and images of a synthetic scene, for metrics that need them."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from facelift_jax.data import rodent
+from facelift_jax.data.normalize import Similarity
+from facelift_jax.data.options import DataOptions
+from facelift_jax.data.scenes import Scene, StoredScene
+from facelift_jax.data.view_selection import evaluation_world
+from facelift_jax.geometry.rigid import transform_world
+from facelift_jax.structs import Cameras, RenderOutput
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """The object of a synthetic scene, in the world it is judged in.
+
+    Attributes:
+      vertices, faces: its mesh, [n 3] and [m 3].
+      parameters: the rodent's, in the stored world.
+      world: from the stored world to this one.
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    parameters: dict[str, Any]
+    world: Similarity
+
+    def photograph(
+        self, cameras: Cameras, background: tuple[float, ...]
+    ) -> RenderOutput:
+        """Its pictures from cameras [f] in the shape of a rendering; none dropped."""
+        inverse = self.world.inverse()
+        exact = dataclasses.replace(cameras, viewmats=np.float64(cameras.viewmats))
+        stored = transform_world(exact, *inverse)
+        rgba, depths = rodent.photograph(self.parameters, stored)
+        alphas = rgba[..., 3:] / np.float32(255)
+        colors = rgba[..., :3] / np.float32(255) * alphas
+        return RenderOutput(
+            colors + (1 - alphas) * np.asarray(background, np.float32),
+            alphas,
+            depths[..., None] * np.float32(self.world.scale),
+            np.zeros(len(rgba), np.int32),
+        )
+
+
+def scene_truth(scene: Scene | StoredScene, options: DataOptions) -> Truth | None:
+    """The mesh of a scene of ours; None where the scene does not know it.
+
+    Raises:
+      ValueError: the scene's parameters make no rodent; one line that names it.
+    """
+    parameters = rodent.read_parameters(scene.path)
+    if parameters is None:
+        return None
+    try:
+        vertices, faces = rodent.posed_mesh(parameters)
+    except ValueError as error:
+        raise ValueError(f"scene {scene.name} ({scene.path}): {error}") from error
+    world = evaluation_world(scene, options)
+    return Truth(world.apply(vertices), faces, parameters, world)

@@ -1,0 +1,1 @@
+"""Gaussians in the file formats of other programs."""

@@ -1,0 +1,52 @@
+"""Metrics: how good a rendering is, view by view and scene by scene."""
+
+from facelift_jax.metrics.aggregation import (
+    by_angle,
+    paired_interval,
+    scene_figures,
+    summarize_scenes,
+)
+from facelift_jax.metrics.collapse import WATCH_DEFINITIONS, watch_figures
+from facelift_jax.metrics.image import (
+    DEFINITIONS,
+    METRICS,
+    object_radius,
+    ssim,
+    view_metrics,
+)
+from facelift_jax.metrics.lpips import load_lpips
+from facelift_jax.metrics.multiview import (
+    HEALTH_DEFINITIONS,
+    OWN_VIEW_DEFINITIONS,
+    blend_weights,
+    gaussian_health,
+    nearest_input_angles,
+    own_view_metrics,
+)
+from facelift_jax.metrics.surface import SURFACE_DEFINITIONS, surface_metrics
+from facelift_jax.metrics.turntable import TURNTABLE_DEFINITIONS, turntable_metrics
+
+__all__ = [
+    "DEFINITIONS",
+    "HEALTH_DEFINITIONS",
+    "METRICS",
+    "OWN_VIEW_DEFINITIONS",
+    "SURFACE_DEFINITIONS",
+    "TURNTABLE_DEFINITIONS",
+    "WATCH_DEFINITIONS",
+    "blend_weights",
+    "by_angle",
+    "gaussian_health",
+    "load_lpips",
+    "nearest_input_angles",
+    "object_radius",
+    "own_view_metrics",
+    "paired_interval",
+    "scene_figures",
+    "ssim",
+    "summarize_scenes",
+    "surface_metrics",
+    "turntable_metrics",
+    "view_metrics",
+    "watch_figures",
+]

@@ -1,0 +1,40 @@
+"""Gaussians along a path of cameras, in calls of one shape."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from facelift_jax.structs import Cameras, Gaussians, RenderOutput
+
+PATH_CHUNK = 8  # frames rendered per call
+
+
+def render_path(
+    render_fn: Callable[[Gaussians, Cameras], RenderOutput],
+    gaussians: Gaussians,
+    cameras: Cameras,
+) -> RenderOutput:
+    """Frames [f] of Gaussians [n] from cameras [f], NumPy, `PATH_CHUNK` a call.
+
+    Every call has the same shapes, so a jitted `render_fn` compiles once.
+
+    Raises:
+      ValueError: the renderer dropped something.
+    """
+    num_frames = len(cameras.viewmats)
+    chunk = min(PATH_CHUNK, num_frames)
+    chunks = []
+    for start in range(0, num_frames, chunk):
+        index = np.minimum(np.arange(start, start + chunk), num_frames - 1)
+        part = jax.tree.map(lambda x, index=index: np.asarray(x)[index], cameras)
+        output = jax.device_get(render_fn(gaussians, part))
+        dropped = int(output.dropped.sum())
+        if dropped:
+            raise ValueError(
+                f"path: the renderer dropped {dropped} entries in frames {start} "
+                f"to {index[-1]}; leave RenderConfig.max_entries at None"
+            )
+        left = num_frames - start
+        chunks.append(jax.tree.map(lambda x, left=left: x[:left], output))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)

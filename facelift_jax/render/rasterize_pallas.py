@@ -1,0 +1,373 @@
+"""Tile lists by kernels, all pictures in one launch: runs on NVIDIA GPUs.
+
+One depth order over all pictures; a slice takes as many Gaussians of it as fit, lists
+them in the tiles that still have a pixel to draw, and blends them. Slices go on until
+all Gaussians are drawn or all pixels have ended. The backward pass walks the same
+slices, writes a gradient row per entry and adds up each Gaussian's rows in fixed order.
+It finds the lists of the first slices kept and makes those of the others again.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Float, Int
+
+from facelift_jax.geometry.numerics import Array
+from facelift_jax.render.batching import fold, folding_vmap, unfold, vary_like
+from facelift_jax.render.config import RenderConfig
+from facelift_jax.render.kernels import binning, blending
+from facelift_jax.render.kernels.launch import RECORD, ROW, Sizes, need_gpu
+from facelift_jax.render.records import Pixels, Splats
+from facelift_jax.render.tiling import Grid, depth_order, drop_farthest
+
+_ENTRIES_PER_RECORD = 8  # list entries a slice has room for, per Gaussian and picture
+_MIN_ENTRIES = 2**22  # of one slice, so that few large Gaussians take few slices
+_MAX_ENTRIES = 3 * 2**23  # an entry takes about 90 bytes
+_NUM_KEPT = 3  # slices whose lists wait for the backward pass
+_TILE_SIZES = (8, 16)  # one warp draws a tile: 2 or 8 pixels a lane
+_MOST_TILES = 2**20  # of a picture: what `emit_entries` finds a tile's row for exactly
+_SAFE_TOTAL = 2.0**30  # running totals beyond it are not trusted to int32
+
+
+class Lists(NamedTuple):
+    """Tile lists of one slice.
+
+    Attributes:
+      tiles: [m] tile of each entry as emitted; num_tiles where there is none.
+      entries: [m] record of each entry in list order.
+      slots: [m] where each entry in list order was emitted.
+      starts: [tiles] where each tile's list begins.
+      ends: [tiles] where it ends.
+      counts: [r] entries of the Gaussian at each depth rank, 0 where not taken.
+      firsts: [r] slot of the first of them.
+      num_taken: [pictures] Gaussians taken, the same number in each.
+    """
+
+    tiles: Int[Array, "m"]
+    entries: Int[Array, "m"]
+    slots: Int[Array, "m"]
+    starts: Int[Array, "tiles"]
+    ends: Int[Array, "tiles"]
+    counts: Int[Array, "r"]
+    firsts: Int[Array, "r"]
+    num_taken: Int[Array, "pictures"]
+
+
+class Scene(NamedTuple):
+    """What every slice reads.
+
+    Attributes:
+      records: [r RECORD] what the kernels know of every splat.
+      order: [r] records near to far, all pictures together.
+      num_visible: [pictures] ranks that can be seen, the same number in each.
+    """
+
+    records: Float[Array, "r 16"]
+    order: Int[Array, "r"]
+    num_visible: Int[Array, "pictures"]
+
+
+def composite(splats: Splats, width: int, height: int, config: RenderConfig) -> Pixels:
+    """Blends the pictures of splats [i n ...] through their tile lists."""
+    num_pictures, n = splats.depths.shape
+    if n == 0 or num_pictures == 0:
+        blank = jnp.zeros((num_pictures, height, width), splats.depths.dtype)
+        colors = jnp.zeros((*blank.shape, 3), blank.dtype)
+        return Pixels(colors, blank, blank + 1, jnp.zeros(num_pictures, jnp.int32))
+    return _composite((width, height, config), splats)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _composite(settings, splats):
+    return folding_vmap(_forward, settings)(splats)
+
+
+def _composite_fwd(settings, splats):
+    pixels, kept = folding_vmap(_forward_and_keep, settings)(splats)
+    return pixels, (splats, pixels, kept)
+
+
+def _composite_bwd(settings, residuals, cotangent):
+    d_pixels = (cotangent.colors, cotangent.depths, cotangent.transmittances)
+    return (_folding_backward(settings)(*residuals, d_pixels),)
+
+
+def _folding_backward(settings):
+    """`_backward` whose `vmap` folds the new axis into the pictures'.
+
+    What the forward pass kept belongs to the pictures that it drew together. Where it
+    saw no such axis, only the backward pass does, all is made again for all pictures.
+    """
+    backward = jax.custom_batching.custom_vmap(functools.partial(_backward, settings))
+
+    @backward.def_vmap
+    def _fold(axis_size, is_batched, splats, pixels, kept, d_pixels):
+        on_splats, on_pixels, on_kept, on_d_pixels = is_batched
+        args = (splats, pixels, d_pixels)
+        args = fold(args, (on_splats, on_pixels, on_d_pixels), axis_size)
+        if all(jax.tree.leaves(on_kept)):
+            kept = fold(kept, on_kept, axis_size)
+            out = backward(args[0], args[1], kept, args[2])
+        else:
+            out = folding_vmap(_backward_anew, settings)(*args)
+        return unfold(out, axis_size)
+
+    return backward
+
+
+_composite.defvjp(_composite_fwd, _composite_bwd)
+
+
+def make_sizes(pictures: int, n: int, settings: tuple[int, int, RenderConfig]) -> Sizes:
+    """Static sizes of pictures of n Gaussians; `settings` is (width, height, config).
+
+    The memory that lists take follows from `capacity`.
+
+    Raises:
+      ValueError: a tile size without a kernel, or more tiles or entries than fit.
+    """
+    width, height, config = settings
+    if config.tile_size not in _TILE_SIZES:
+        raise ValueError(
+            f'RenderConfig.tile_size: backend "pallas" draws tiles of 8 or 16 pixels, '
+            f"found {config.tile_size}"
+        )
+    grid = Grid(width, height, config.tile_size)
+    if grid.num_tiles > _MOST_TILES:
+        raise ValueError(
+            f'render: backend "pallas" draws pictures of at most {_MOST_TILES} tiles, '
+            f"{width} x {height} px have {grid.num_tiles}; draw them in parts"
+        )
+    wanted = max(_MIN_ENTRIES, _ENTRIES_PER_RECORD * pictures * n)
+    wanted = min(_MAX_ENTRIES, wanted)
+    if config.slice_entries is not None:
+        wanted = config.slice_entries * pictures
+    capacity = min(max(wanted, grid.num_tiles), pictures * n * grid.num_tiles)
+    capacity = -(-capacity // pictures) * pictures  # what is kept is split by picture
+    if capacity * ROW >= 2**31:
+        raise ValueError(
+            f"RenderConfig.slice_entries: {pictures} pictures together hold at most "
+            f"{(2**31 - 1) // ROW} entries, found {capacity}; leave it None"
+        )
+    return Sizes(grid, n, pictures, capacity, config.alpha_max, config.interpret)
+
+
+def _forward(settings, splats):
+    return _draw(settings, splats, num_kept=0)[0]
+
+
+def _forward_and_keep(settings, splats):
+    return _draw(settings, splats, num_kept=_NUM_KEPT)
+
+
+def _draw(settings, splats, num_kept):
+    """Pixels; scene and lists of the first slices, every array split by picture."""
+    num_pictures, n = splats.depths.shape
+    sizes = make_sizes(num_pictures, n, settings)
+    splats, dropped = _cap(sizes, splats, settings[-1].max_entries)
+    scene = _prepare(sizes, splats)
+    shape = (5, num_pictures, sizes.grid.height, sizes.grid.width)
+    state = jnp.zeros(shape, jnp.float32).at[0].set(1)
+
+    def one_slice(carry):
+        first, is_open, state = carry
+        lists = make_lists(sizes, scene, is_open, first)
+        state, is_open = blending.blend(
+            sizes, scene.records, lists.entries, lists.starts, lists.ends, state
+        )
+        return (first + lists.num_taken[0], is_open, state), lists
+
+    carry, kept = _start(sizes, scene, state), []
+    for _ in range(num_kept):
+        carry, lists = lax.cond(
+            _is_going(scene, carry), one_slice, _skip_slice(one_slice, carry), carry
+        )
+        kept.append(lists)
+    carry = lax.while_loop(
+        functools.partial(_is_going, scene), lambda c: one_slice(c)[0], carry
+    )
+    transmittances, red, green, blue, depths = carry[-1]
+    colors = jnp.stack([red, green, blue], axis=-1)
+    pixels = Pixels(colors, depths, jnp.abs(transmittances), dropped)
+    kept = jax.tree.map(lambda x: x.reshape(num_pictures, -1), (scene, kept))
+    return pixels, kept
+
+
+def _backward(settings, splats, pixels, kept, d_pixels):
+    num_pictures, n = splats.depths.shape
+    sizes = make_sizes(num_pictures, n, settings)
+    scene, lists_kept = jax.tree.map(jnp.ravel, kept)
+    scene = scene._replace(records=scene.records.reshape(-1, RECORD))
+    return _differentiate(sizes, scene, lists_kept, splats, pixels, d_pixels)
+
+
+def _backward_anew(settings, splats, pixels, d_pixels):
+    num_pictures, n = splats.depths.shape
+    sizes = make_sizes(num_pictures, n, settings)
+    left, _ = _cap(sizes, splats, settings[-1].max_entries)
+    scene = _prepare(sizes, left)
+    return _differentiate(sizes, scene, [], splats, pixels, d_pixels)
+
+
+def _differentiate(sizes, scene, lists_kept, splats, pixels, d_pixels):
+    """Gradients to splats; lists that are not among those kept are made again."""
+    d_colors, d_depths, d_transmittances = d_pixels
+    rest = jnp.sum(pixels.colors * d_colors, axis=-1) + pixels.depths * d_depths
+    rest = rest + pixels.transmittances * d_transmittances
+    state = jnp.stack([jnp.ones_like(rest), rest])
+    d_sums = jnp.stack([*jnp.moveaxis(d_colors, -1, 0), d_depths])
+
+    def differentiate(lists, carry):
+        first, _, (state, sums) = carry
+        state, is_open, rows, ends = blending.differentiate(
+            sizes,
+            scene.records,
+            lists.entries,
+            lists.slots,
+            lists.starts,
+            lists.ends,
+            state,
+            d_sums,
+        )
+        sums = blending.sum_rows(
+            sizes,
+            rows,
+            ends,
+            lists.tiles,
+            scene.order,
+            lists.counts,
+            lists.firsts,
+            sums,
+        )
+        return first + lists.num_taken[0], is_open, (state, sums)
+
+    def one_slice(carry):
+        return differentiate(make_lists(sizes, scene, carry[1], carry[0]), carry)
+
+    sums = jnp.zeros((sizes.num_records, RECORD), jnp.float32)
+    carry = _start(sizes, scene, (state, sums))
+    for lists in lists_kept:
+        carry = lax.cond(
+            _is_going(scene, carry),
+            functools.partial(differentiate, lists),
+            lambda carry: carry,
+            carry,
+        )
+    carry = lax.while_loop(functools.partial(_is_going, scene), one_slice, carry)
+    return _record_gradients(splats, carry[-1][1])
+
+
+def _cap(sizes, splats, max_entries):
+    """Splats that an explicit cap leaves, and the entries it cost each picture."""
+    if max_entries is None:
+        return splats, jnp.zeros_like(splats.is_visible[:, 0], jnp.int32)
+    drop = functools.partial(drop_farthest, grid=sizes.grid, max_entries=max_entries)
+    return jax.vmap(drop)(splats)
+
+
+def _start(sizes, scene, state):
+    """(first rank, open tiles, state) before the first slice."""
+    # the barrier keeps the compiler from evaluating the first slice's tables itself
+    is_open = lax.optimization_barrier(jnp.ones(sizes.num_tiles, jnp.int32))
+    return vary_like((jnp.int32(0), is_open, state), scene.records)
+
+
+def _is_going(scene, carry):
+    return (carry[0] < scene.num_visible[0]) & (jnp.max(carry[1]) > 0)
+
+
+def _skip_slice(one_slice, carry):
+    """The branch for pictures that are done: the same carry, empty lists."""
+    shapes = jax.eval_shape(one_slice, carry)[1]
+    return lambda carry: (
+        carry,
+        vary_like(jax.tree.map(jnp.zeros_like, shapes), carry[0]),
+    )
+
+
+def _prepare(sizes, splats) -> Scene:
+    depths = splats.depths if sizes.interpret else need_gpu(splats.depths)
+    together = splats._replace(
+        depths=depths.reshape(-1), is_visible=splats.is_visible.reshape(-1)
+    )
+    num_visible = jnp.sum(splats.is_visible, dtype=jnp.int32)
+    return Scene(
+        records=binning.pack_records(sizes, splats),
+        order=depth_order(together),
+        num_visible=jnp.broadcast_to(num_visible, sizes.pictures),
+    )
+
+
+def make_lists(
+    sizes: Sizes, scene: Scene, is_open: Int[Array, "tiles"], first: Int[Array, ""]
+) -> Lists:
+    """Lists of as many Gaussians from depth rank `first` on as fit.
+
+    Tiles where `is_open` is 0 receive nothing.
+    """
+    table = _open_table(sizes, is_open)
+    counts = binning.count_tiles(sizes, scene.records, scene.order, table, first)
+    ranks = jnp.arange(sizes.num_records, dtype=jnp.int32)
+    ends, is_trusted = _running_totals(counts)
+    is_taken = is_trusted & (ends <= sizes.capacity) & (ranks >= first)
+    counts = jnp.where(is_taken, counts, 0)
+    total = jnp.sum(counts, dtype=jnp.int32)
+    tiles, records = binning.emit_entries(
+        sizes, scene.records, scene.order, is_open, counts, ends - counts
+    )
+    slots = jnp.arange(sizes.capacity, dtype=jnp.int32)
+    records = jnp.where(slots < total, records, 0)
+    tiles = jnp.where(slots < total, tiles, sizes.num_tiles)
+    small = sizes.num_tiles < 2**16  # half the passes of the sort
+    keys = tiles.astype(jnp.uint16 if small else jnp.uint32)
+    keys, slots = lax.sort((keys, slots), num_keys=1, is_stable=True)
+    bounds = binning.list_starts(sizes, keys)
+    num_taken = jnp.sum(is_taken, dtype=jnp.int32)
+    return Lists(
+        tiles=tiles,
+        entries=records[slots],
+        slots=slots,
+        starts=bounds[:-1],
+        ends=bounds[1:],
+        counts=counts,
+        firsts=ends - counts,
+        num_taken=jnp.broadcast_to(num_taken, sizes.pictures),
+    )
+
+
+def _open_table(sizes, is_open):
+    """[corners] open tiles above and left of each corner, picture by picture."""
+    grid = sizes.grid
+    table = is_open.reshape(sizes.pictures, grid.rows, grid.columns)
+    for axis in (1, 2):
+        table = jnp.cumsum(table, axis=axis, dtype=jnp.int32)
+    return jnp.pad(table, ((0, 0), (1, 0), (1, 0))).reshape(-1)
+
+
+def _running_totals(counts):
+    """Inclusive sums in int32, and where they cannot have overflowed."""
+    sums = jnp.cumsum(counts, dtype=jnp.int32)
+    rough = jnp.cumsum(counts.astype(jnp.float32))
+    return sums, rough < _SAFE_TOTAL
+
+
+def _record_gradients(splats, sums):
+    """Moments of each Gaussian's d_exponent to gradients of its splat."""
+    sums = sums.reshape(*splats.depths.shape, RECORD)
+    total, sum_x, sum_y, sum_xx, sum_xy, sum_yy = jnp.moveaxis(sums[..., :6], -1, 0)
+    A, B, C = jnp.moveaxis(splats.conics, -1, 0)
+    is_visible, opacities = splats.is_visible, splats.opacities
+    return Splats(
+        means2d=jnp.stack([-A * sum_x - B * sum_y, -B * sum_x - C * sum_y], axis=-1),
+        conics=jnp.stack([-0.5 * sum_xx, -sum_xy, -0.5 * sum_yy], axis=-1),
+        opacities=jnp.where(is_visible, total / jnp.where(is_visible, opacities, 1), 0),
+        colors=sums[..., 6:9],
+        depths=sums[..., 9],
+        radii=jnp.zeros_like(splats.radii),
+        levels=jnp.zeros_like(splats.levels),
+        is_visible=np.zeros(splats.is_visible.shape, jax.dtypes.float0),
+    )

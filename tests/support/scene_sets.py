@@ -1,0 +1,26 @@
+"""Small sets of scenes on disk, and one way to break their cameras."""
+
+import json
+
+import numpy as np
+from PIL import Image
+from tiny_scenes import write_cameras, write_scene
+
+
+def make_set(root, num_scenes=3):
+    """Scenes whose pictures differ: another ball is nearer to each."""
+    for i in range(num_scenes):
+        document = write_scene(root / f"{i:03}", num_views=5, depth=False)
+        for frame in document["frames"]:
+            path = root / f"{i:03}" / frame["file_path"]
+            rgba = np.array(Image.open(path))
+            rgba[..., 0] ^= np.uint8(i)
+            Image.fromarray(rgba).save(path)
+    return root
+
+
+def turn_poses(folder):
+    document = json.loads((folder / "opencv_cameras.json").read_text())
+    for frame in document["frames"]:
+        frame["w2c"] = np.linalg.inv(frame["w2c"]).tolist()
+    write_cameras(folder, document)
