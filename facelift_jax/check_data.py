@@ -7,7 +7,6 @@ Exit code 0: it does. 1: it does not, and a line for every reason says what to c
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -189,10 +188,4 @@ def _draw(
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (ValueError, OSError) as error:
-        command.fail("check_data", error)
-    except KeyboardInterrupt:
-        print("interrupted: the same command again goes on", file=sys.stderr)
-        sys.exit(130)
+    command.run("check_data", main)

@@ -7,7 +7,6 @@ Figures of input views and of held-out views have different names, always.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError, RuntimeError) as error:
-        command.fail("evaluate", error)
+    command.run("evaluate", main)

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
             options = data_options(config.data, config.eval.num_targets)
             open_data = functools.partial(open_checked, config.data, options, workdir)
             evaluation = train(config, workdir, open_data)
-    except (ValueError, OSError, RuntimeError) as error:
+    except command.USER_ERRORS as error:
         command.fail(NAME, error)
     print(table(evaluation))
     print(

@@ -13,7 +13,6 @@ gaps between. The same command again goes on where it was stopped.
 import argparse
 import hashlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -225,10 +224,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        command.fail("prepare", error)
-    except KeyboardInterrupt:
-        print("interrupted: start the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    command.run("prepare", main)

@@ -9,7 +9,6 @@ a scene need have none: `facelift_jax.evaluate` does that.
 import dataclasses
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -269,7 +268,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError, RuntimeError) as error:
-        command.fail("reconstruct", error)
+    command.run("reconstruct", main)

@@ -6,7 +6,6 @@ The result is a checkpoint of the network without adapters, which computes the s
 for rounding; whatever takes converted weights takes it.
 """
 
-import sys
 from pathlib import Path
 
 from facelift_jax.checkpoints.checkpoint import load_params, save_params
@@ -50,7 +49,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError, RuntimeError) as error:
-        command.fail("merge", error)
+    command.run("merge_lora", main)

@@ -178,10 +178,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        command.fail("dataset", error)
-    except KeyboardInterrupt:
-        print("interrupted: the same command again starts anew", file=sys.stderr)
-        sys.exit(130)
+    command.run("pack", main)

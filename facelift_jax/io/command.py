@@ -3,16 +3,34 @@
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from absl import logging
 
 BAD_INPUT = 2
+INTERRUPTED = 130  # what shells report for a process ended by Ctrl-C
+USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
+
+
+def run(name: str, main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Runs a command's `main` on the command line and exits with its status.
+
+    An error that a user can mend ends with one line on stderr and exit code 2, Ctrl-C
+    with one line and exit code 130. Other exceptions are bugs and keep their traceback.
+    """
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except USER_ERRORS as error:
+        fail(name, error)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; run the same command again", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def fail(name: str, error: object) -> NoReturn:
-    """One line on stderr, `name: error`; exit code 2."""
+    """Prints `name: error` as one line on stderr; exit code 2."""
     print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(BAD_INPUT)
 
