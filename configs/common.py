@@ -118,6 +118,6 @@ def run_section(num_steps: int, batch_size: int) -> ConfigDict:
             "lpips": "",
             # a checkpoint to start from, and regexes of leaves that may differ from it
             "init_from": "",
-            "init_excuses": (),
+            "init_ignore": (),
         }
     )

@@ -71,7 +71,7 @@ def get_config(argument: str = "") -> ConfigDict:
         config.run.init_from = common.NEEDED
     if "lora" in options:
         config.optim.freeze = "lora"
-        config.run.init_excuses = (".*/adapter_[ab]",)
+        config.run.init_ignore = (".*/adapter_[ab]",)
     if small:
         _fit_two_cores(config)
     if "smoke" in small:

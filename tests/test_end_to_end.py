@@ -255,7 +255,7 @@ def test_weights_of_another_shape_are_refused_by_name(run, rodents, tmp_path):
     assert code == 2
     assert last_line(err) == (
         f"main: {tmp_path / 'weights'}: does not fit: reshaped conv/bias float32[14], "
-        "found float32[13]: or excuse them"
+        "found float32[13]; allow differences by run.init_ignore"
     )
 
 

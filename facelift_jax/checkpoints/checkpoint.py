@@ -156,28 +156,38 @@ def load_params(directory: str | Path) -> tuple[dict[str, Any], Metadata]:
 
 
 def init_from(
-    directory: str | Path, params_like: Any, excuses: Sequence[str] = ()
+    directory: str | Path, params_like: Any, ignore: Sequence[str] = ()
 ) -> tuple[Any, list[str]]:
-    """A checkpoint's parameters in the structure of `params_like`; what was excused.
+    """Parameters from a checkpoint in the structure of `params_like`.
 
-    A missing, extra or reshaped leaf must be excused by a regular expression that
-    matches its whole name: a missing or reshaped one then keeps its value in
-    `params_like` (concrete arrays), an extra one is left out. Raises ValueError listing
-    the leaves not excused, and excuses that excuse nothing.
+    A missing, extra or reshaped leaf is an error unless a regular expression of
+    `ignore` matches its whole name. A missing or reshaped leaf then keeps its value in
+    `params_like` (concrete arrays), an extra leaf is left out.
+
+    Returns:
+      The parameters, and one line per ignored difference.
+
+    Raises:
+      ValueError: leaves that differ and are not ignored, or an expression of `ignore`
+        that matches no difference.
     """
     saved, _ = load_params(directory)
     difference = tree.structure_diff(params_like, saved)
     bad = {
         name: line
         for name, line in difference.items()
-        if not any(re.fullmatch(excuse, name) for excuse in excuses)
+        if not any(re.fullmatch(pattern, name) for pattern in ignore)
     }
     if bad:
-        raise ValueError(f"{directory}: does not fit: {_list(bad)}: or excuse them")
-    for excuse in excuses:
-        if not any(re.fullmatch(excuse, name) for name in difference):
+        raise ValueError(
+            f"{directory}: does not fit: {_list(bad)}; allow differences by "
+            "run.init_ignore"
+        )
+    for pattern in ignore:
+        if not any(re.fullmatch(pattern, name) for name in difference):
             raise ValueError(
-                f"{directory}: excuse {excuse!r} excuses nothing: remove it"
+                f"{directory}: run.init_ignore: {pattern!r} matches no difference: "
+                "remove it"
             )
     loaded = tree.flatten_names(saved)
     leaves = [

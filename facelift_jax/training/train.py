@@ -199,11 +199,13 @@ def train(
         bad_scenes.update(metadata["bad_scenes"])
         logging.info("resumed at step %d", int(state.step))
     elif run.init_from:
-        params, excused = checkpoint.init_from(
-            run.init_from, state.params, run.init_excuses
+        params, ignored = checkpoint.init_from(
+            run.init_from, state.params, run.init_ignore
         )
         state = dataclasses.replace(state, params=params)
-        logging.info("initialised from %s; excused: %s", run.init_from, excused)
+        logging.info(
+            "initialised from %s; ignored differences: %s", run.init_from, ignored
+        )
     start = int(state.step)
     if is_writer:
         run_dir.cut_metrics(workdir, start)

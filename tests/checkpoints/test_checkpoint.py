@@ -294,24 +294,24 @@ def test_init_from_takes_all_and_places_it(tmp_path, mesh):
     checkpoint.save_params(tmp_path, params, METADATA)
     everywhere = NamedSharding(mesh, PartitionSpec())
     like = jax.device_put(make_state(0).params, everywhere)
-    started, excused = checkpoint.init_from(tmp_path, like)
-    assert excused == []
+    started, ignored = checkpoint.init_from(tmp_path, like)
+    assert ignored == []
     assert_same(started, params)
     assert started["a"]["kernel"].sharding == everywhere
 
 
-def test_init_from_needs_an_excuse_for_every_difference(tmp_path):
+def test_init_from_refuses_differences_that_are_not_ignored(tmp_path):
     saved = {"body": jnp.full(3, 2.0), "old": jnp.ones(1), "head": jnp.ones((2, 2))}
     checkpoint.save_params(tmp_path, saved, {})
     like = {"body": jnp.zeros(3), "new": jnp.full(1, 5.0), "head": jnp.zeros((2, 3))}
     with pytest.raises(ValueError) as error:  # noqa: PT011  (the line is compared)
         checkpoint.init_from(tmp_path, like, ["head"])
     assert str(error.value) == (
-        f"{tmp_path}: does not fit: missing new float32[1], extra old float32[1]: "
-        "or excuse them"
+        f"{tmp_path}: does not fit: missing new float32[1], extra old float32[1]; "
+        "allow differences by run.init_ignore"
     )
-    started, excused = checkpoint.init_from(tmp_path, like, ["head", "old|new"])
-    assert excused == [
+    started, ignored = checkpoint.init_from(tmp_path, like, ["head", "old|new"])
+    assert ignored == [
         "reshaped head float32[2,3], found float32[2,2]",
         "missing new float32[1]",
         "extra old float32[1]",
@@ -319,8 +319,10 @@ def test_init_from_needs_an_excuse_for_every_difference(tmp_path):
     assert_same(started, like | {"body": saved["body"]})
 
 
-def test_an_excuse_that_excuses_nothing(tmp_path):
+def test_an_ignore_pattern_that_matches_no_difference(tmp_path):
     params = {"a": jnp.ones(2)}
     checkpoint.save_params(tmp_path, params, {})
-    with pytest.raises(ValueError, match="excuse 'a' excuses nothing: remove it"):
+    with pytest.raises(
+        ValueError, match=r"run\.init_ignore: 'a' matches no difference: remove it"
+    ):
         checkpoint.init_from(tmp_path, params, ["a"])
