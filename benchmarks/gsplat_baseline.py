@@ -31,7 +31,7 @@ def measure(name: str, repeats: int) -> dict[str, float]:
     def on_gpu(values):
         return torch.tensor(np.asarray(values), device="cuda")
 
-    gaussians, cameras, cotangents = scenes.make(scenes.LOADS[name])
+    gaussians, cameras, cotangents = scenes.make_scenes(scenes.WORKLOADS[name])
     inputs = {
         "means": gaussians.means,
         "quats": gaussians.quats,
@@ -60,8 +60,8 @@ def measure(name: str, repeats: int) -> dict[str, float]:
             forward()
 
     def both():
-        pictures, alphas = forward()
-        outputs = (pictures[..., :3], alphas, pictures[..., 3:])
+        images, alphas = forward()
+        outputs = (images[..., :3], alphas, images[..., 3:])
         pairs = zip(outputs, weights, strict=True)
         loss = sum((p * w).sum() for p, w in pairs)
         torch.autograd.grad(loss, list(inputs.values()))

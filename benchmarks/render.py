@@ -31,7 +31,7 @@ REPEATS = 20
 def parse(arguments: list[str]):
     """Flags of the command."""
     parser = command.Parser(prog="python -m benchmarks.render", description=__doc__)
-    parser.add_argument("loads", nargs="+", choices=sorted(scenes.LOADS))
+    parser.add_argument("loads", nargs="+", choices=sorted(scenes.WORKLOADS))
     parser.add_argument("--backend", default="pallas")
     parser.add_argument("--tile-size", type=int, default=RenderConfig.tile_size)
     parser.add_argument("--slice-entries", type=int)
@@ -65,7 +65,9 @@ def measure(name: str, flags) -> dict[str, float]:
         slice_entries=flags.slice_entries,
         interpret=flags.interpret,
     )
-    gaussians, cameras, cotangents = jax.device_put(scenes.make(scenes.LOADS[name]))
+    gaussians, cameras, cotangents = jax.device_put(
+        scenes.make_scenes(scenes.WORKLOADS[name])
+    )
     white = jnp.ones(3)
 
     @jax.jit
@@ -74,8 +76,8 @@ def measure(name: str, flags) -> dict[str, float]:
 
     def loss(gaussians, cameras):
         out = forward(gaussians, cameras)
-        pictures = (out.colors, out.alphas, out.depths)
-        pairs = zip(pictures, cotangents, strict=True)
+        images = (out.colors, out.alphas, out.depths)
+        pairs = zip(images, cotangents, strict=True)
         total = sum(jnp.sum(p * jnp.broadcast_to(w, p.shape)) for p, w in pairs)
         return total, out.dropped.sum()
 
@@ -109,9 +111,9 @@ def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
         return api.project_all(gaussians, cameras, lead, config, "pallas")
 
     splats = project(gaussians, cameras)
-    pictures, n = splats.depths.shape
-    sizes = pallas.make_sizes(pictures, n, (cameras.width, cameras.height, config))
-    prepare = jax.jit(lambda s: pallas._prepare(sizes, s))
+    images, n = splats.depths.shape
+    sizes = pallas.make_sizes(images, n, (cameras.width, cameras.height, config))
+    prepare = jax.jit(lambda s: pallas._pack_and_sort(sizes, s))
     scene = prepare(splats)
     is_open, first = jnp.ones(sizes.num_tiles, jnp.int32), jnp.int32(0)
 
@@ -125,7 +127,7 @@ def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
 
     lister = of_sizes(pallas.make_lists)
     lists = lister(scene, is_open, first)
-    shape = (5, pictures, cameras.height, cameras.width)
+    shape = (5, images, cameras.height, cameras.width)
     state = jnp.zeros(shape, jnp.float32).at[0].set(1)
     d_pixels = jnp.ones((4, *shape[1:]), jnp.float32)
     bounds = (lists.starts, lists.ends)

@@ -19,7 +19,7 @@ SEED = 1234
 
 
 @dataclasses.dataclass(frozen=True)
-class Load:
+class Workload:
     """Scenes x views of `size` pixels squared, n Gaussians each."""
 
     scenes: int
@@ -78,15 +78,15 @@ def untrained_cloud(n, seed):
     }
 
 
-LOADS = {
-    "smoke": Load(2, 512, 2, 64, surface_cloud(0.05)),
-    "n16k": Load(1, 2**14, 8, 512, surface_cloud(0.03)),
-    "n64k": Load(1, 2**16, 8, 512, surface_cloud(0.015)),
-    "n256k": Load(1, 2**18, 8, 512, surface_cloud(0.0075)),
-    "n1m": Load(1, 2**20, 8, 512, surface_cloud(0.00375)),
-    "lgm": Load(8, 2**16, 8, 512, surface_cloud(0.015)),
-    "lgm_init": Load(8, 2**16, 8, 512, untrained_cloud),
-    "gslrm": Load(1, 6 * 512 * 512, 8, 512, surface_cloud(0.004, jitter=0.004)),
+WORKLOADS = {
+    "smoke": Workload(2, 512, 2, 64, surface_cloud(0.05)),
+    "n16k": Workload(1, 2**14, 8, 512, surface_cloud(0.03)),
+    "n64k": Workload(1, 2**16, 8, 512, surface_cloud(0.015)),
+    "n256k": Workload(1, 2**18, 8, 512, surface_cloud(0.0075)),
+    "n1m": Workload(1, 2**20, 8, 512, surface_cloud(0.00375)),
+    "lgm": Workload(8, 2**16, 8, 512, surface_cloud(0.015)),
+    "lgm_init": Workload(8, 2**16, 8, 512, untrained_cloud),
+    "gslrm": Workload(1, 6 * 512 * 512, 8, 512, surface_cloud(0.004, jitter=0.004)),
 }
 
 
@@ -115,7 +115,7 @@ def orbit(num_views, seed):
     return np.stack(poses)
 
 
-def make(load: Load):
+def make_scenes(load: Workload):
     """(gaussians [b n], cameras [b v], (colour, alpha, depth) cotangents [h w c])."""
     clouds = [load.cloud(load.n, SEED + scene) for scene in range(load.scenes)]
     stacked = {key: np.stack([c[key] for c in clouds]) for key in clouds[0]}

@@ -1,4 +1,4 @@
-"""Gaussians and cameras to pictures, differentiably."""
+"""Gaussians and cameras to images, differentiably."""
 
 from facelift_jax.render.api import BACKENDS, render
 from facelift_jax.render.config import RenderConfig

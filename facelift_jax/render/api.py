@@ -10,19 +10,19 @@ from jaxtyping import Float
 
 from facelift_jax.geometry.numerics import Array, safe_divide
 from facelift_jax.render import rasterize_pallas, rasterize_reference, rasterize_xla
-from facelift_jax.render.batching import map_scenes, vary_alike
+from facelift_jax.render.batching import map_scenes, unify_varying_axes
 from facelift_jax.render.config import RenderConfig
 from facelift_jax.render.projection import project
-from facelift_jax.render.records import Pixels, Splats
+from facelift_jax.render.splats import Pixels, Splats
 from facelift_jax.structs import Cameras, Gaussians, RenderOutput, check
 
-_COMPOSITE = {
-    "reference": rasterize_reference.composite,
-    "xla": rasterize_xla.composite,
-    "pallas": rasterize_pallas.composite,
+_RASTERIZERS = {
+    "reference": rasterize_reference.rasterize,
+    "xla": rasterize_xla.rasterize,
+    "pallas": rasterize_pallas.rasterize,
 }
 
-BACKENDS = tuple(_COMPOSITE)
+BACKENDS = tuple(_RASTERIZERS)
 
 _log = logging.getLogger(__name__)
 
@@ -56,17 +56,17 @@ def render(
       ValueError: shapes, dtypes or the backend's name do not fit.
       NotImplementedError: the backend cannot run where the program does.
     """
-    backend = _choose(backend)
+    backend = _choose_backend(backend)
     lead = _check_axes(gaussians, cameras)
     dtype = _check_dtypes(gaussians, cameras, backend)
     background = _check_background(background, lead, dtype)
     splats = project_all(gaussians, cameras, lead, config, backend)
-    splats = vary_alike(splats)
-    pixels = _COMPOSITE[backend](splats, cameras.width, cameras.height, config)
-    return _finish(pixels, background, lead)
+    splats = unify_varying_axes(splats)
+    pixels = _RASTERIZERS[backend](splats, cameras.width, cameras.height, config)
+    return _add_background(pixels, background, lead)
 
 
-def _choose(backend: str | None) -> str:
+def _choose_backend(backend: str | None) -> str:
     if backend is None:
         backend = "pallas" if _has_nvidia_gpu() else "xla"
         _log_choice(backend)
@@ -90,7 +90,7 @@ def _log_choice(backend: str) -> None:
 
 
 def _check_axes(gaussians: Gaussians, cameras: Cameras) -> tuple[int, ...]:
-    """Leading axes [*b v] of the pictures."""
+    """Leading axes [*b v] of the images."""
     scenes = check(gaussians, "gaussians")["b"]
     views = check(cameras, "cameras")["b"]
     if len(views) != len(scenes) + 1 or views[:-1] != scenes:
@@ -152,7 +152,7 @@ def project_all(
     config: RenderConfig,
     backend: str,
 ) -> Splats:
-    """Splats [i n ...] of all i = scenes x views pictures, as a backend takes them.
+    """Splats [i n ...] of all i = scenes x views images, as a backend takes them.
 
     The backward pass keeps the Gaussians, not the arithmetic between.
     """
@@ -169,13 +169,13 @@ def project_all(
         return jax.vmap(lambda camera: project(gaussians, camera, config))(cameras)
 
     if backend == "pallas":
-        splats = map_scenes(project_scene, vary_alike((gaussians, cameras)))
+        splats = map_scenes(project_scene, unify_varying_axes((gaussians, cameras)))
     else:
         splats = jax.vmap(jax.checkpoint(project_scene))((gaussians, cameras))
     return jax.tree.map(lambda x: x.reshape(scenes * views, *x.shape[2:]), splats)
 
 
-def _finish(pixels: Pixels, background, lead: tuple[int, ...]) -> RenderOutput:
+def _add_background(pixels: Pixels, background, lead: tuple[int, ...]) -> RenderOutput:
     pixels = jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), pixels)
     transmittances = pixels.transmittances[..., None]
     alphas = 1 - transmittances

@@ -76,27 +76,27 @@ def _loop(function, scenes):
     blank = jax.tree.map(
         lambda x: jnp.zeros((leaf.shape[0], *x.shape), x.dtype), shapes
     )
-    return lax.fori_loop(0, stop, write, vary_like(blank, leaf))
+    return lax.fori_loop(0, stop, write, match_varying_axes(blank, leaf))
 
 
-def fold(tree: Any, is_batched: Any, axis_size: int) -> Any:
+def flatten_batch(tree: Any, is_batched: Any, axis_size: int) -> Any:
     """[axis i ...] arrays as [axis * i ...]; those without the axis are repeated."""
 
-    def fold_one(x, has_axis):
+    def flatten(x, has_axis):
         x = x if has_axis else jnp.broadcast_to(x[None], (axis_size, *x.shape))
         return x.reshape(-1, *x.shape[2:])
 
-    return jax.tree.map(fold_one, tree, is_batched)
+    return jax.tree.map(flatten, tree, is_batched)
 
 
-def unfold(tree: Any, axis_size: int) -> tuple[Any, Any]:
+def unflatten_batch(tree: Any, axis_size: int) -> tuple[Any, Any]:
     """[axis * i ...] arrays as [axis i ...], and that all of them have the axis."""
     tree = jax.tree.map(lambda x: x.reshape(axis_size, -1, *x.shape[1:]), tree)
     return tree, jax.tree.map(lambda _: True, tree)
 
 
-def folding_vmap(function: Callable[..., Any], settings: Any) -> Callable[..., Any]:
-    """function(settings, *pictures) whose `vmap` folds the new axis into the pictures'.
+def vmap_over_images(function: Callable[..., Any], settings: Any) -> Callable[..., Any]:
+    """function(settings, *images) whose `vmap` folds the new axis into the images'.
 
     A while loop under plain `vmap` would run every member until the last one ends and
     select between old and new carry each time.
@@ -104,14 +104,14 @@ def folding_vmap(function: Callable[..., Any], settings: Any) -> Callable[..., A
     folding = jax.custom_batching.custom_vmap(functools.partial(function, settings))
 
     @folding.def_vmap
-    def _fold(axis_size, is_batched, *args):
-        out = folding(*fold(args, tuple(is_batched), axis_size))
-        return unfold(out, axis_size)
+    def _batching_rule(axis_size, is_batched, *args):
+        out = folding(*flatten_batch(args, tuple(is_batched), axis_size))
+        return unflatten_batch(out, axis_size)
 
     return folding
 
 
-def vary_like(tree: Tree, like: Array) -> Tree:
+def match_varying_axes(tree: Tree, like: Array) -> Tree:
     """Marks arrays as differing between devices wherever `like` does.
 
     A loop's carry must have the same type before and after an iteration; constants
@@ -126,10 +126,10 @@ def vary_like(tree: Tree, like: Array) -> Tree:
     return jax.tree.map(vary, tree)
 
 
-def vary_alike(tree: Tree) -> Tree:
+def unify_varying_axes(tree: Tree) -> Tree:
     """Marks all arrays of a tree as differing between devices wherever one does."""
     for leaf in jax.tree.leaves(tree):
-        tree = vary_like(tree, leaf)
+        tree = match_varying_axes(tree, leaf)
     return tree
 
 

@@ -3,7 +3,7 @@
 Memory layout: pixel arrays are [row in tile, column in tile, tile], tiles last, so that
 one record per tile broadcasts over pixels and a sum over pixels runs over leading axes;
 both vectorise over tiles. Tiles are sorted by list length and worked on in groups, each
-group in a loop as long as its longest list. A lane is one tile of one picture.
+group in a loop as long as its longest list. A lane is one tile of one image.
 
 Per pixel and record (mean u v, conic A B C, opacity o, colour c, depth z):
 
@@ -31,15 +31,15 @@ from jax import lax
 from jaxtyping import Float, Int
 
 from facelift_jax.geometry.numerics import Array
-from facelift_jax.render.batching import vary_like
+from facelift_jax.render.batching import match_varying_axes
 from facelift_jax.render.constants import ALPHA_MIN, TRANSMITTANCE_MIN
 
 GROUP = 32  # tiles worked on together
 NUM_FIELDS = 10  # u, v, A, B, C, opacity, red, green, blue, depth
 
 
-class Lists(NamedTuple):
-    """Tile lists over lanes; a lane is one tile of one picture.
+class TileLists(NamedTuple):
+    """Tile lists over lanes; a lane is one tile of one image.
 
     Attributes:
       starts: [lanes] first entry of each lane's list in `entries`.
@@ -56,23 +56,23 @@ class Lists(NamedTuple):
     corners: Float[Array, "2 lanes"]
 
 
-class Rows(NamedTuple):
+class GradientRows(NamedTuple):
     """One gradient row per list entry, in the order of the walk.
 
     Attributes:
       rows: [walks GROUP 10] gradients with respect to a record.
       firsts: [groups] where the walk of each group begins in `rows`.
       num_ranks: [groups] how far it went before all pixels had ended.
-      places: [lanes] where each lane went: group * GROUP + position.
+      positions: [lanes] where each lane went: group * GROUP + position.
     """
 
     rows: Float[Array, "walks group 10"]
     firsts: Int[Array, "groups"]
     num_ranks: Int[Array, "groups"]
-    places: Int[Array, "lanes"]
+    positions: Int[Array, "lanes"]
 
 
-def blend_lists(state, lists: Lists, alpha_max: float):
+def blend_lists(state, lists: TileLists, alpha_max: float):
     """Draws one slice's lists over `state`: T [y x lanes] and sums [4 y x lanes].
 
     The sums are of red, green, blue and depth; lanes are a multiple of GROUP.
@@ -87,16 +87,18 @@ def blend_lists(state, lists: Lists, alpha_max: float):
             record = _fetch(lists, lanes, rank)
             return rank + 1, _blend(state, record, lanes.corners, alpha_max)
 
-        def is_going(carry):
-            return _is_going(carry[0], carry[1][0], lanes)
+        def has_work(carry):
+            return _has_work(carry[0], carry[1][0], lanes)
 
-        return lax.while_loop(is_going, body, (jnp.int32(0), state))[1]
+        return lax.while_loop(has_work, body, (jnp.int32(0), state))[1]
 
     grouped = jax.tree.map(lambda x: _to_groups(x, order), (state, _lanes(lists)))
     return _from_groups(lax.map(blend_group, grouped), order)
 
 
-def differentiate_lists(state, d_pixels, lists: Lists, alpha_max: float, window: int):
+def differentiate_lists(
+    state, d_pixels, lists: TileLists, alpha_max: float, window: int
+):
     """Gradient rows of one slice's lists, and the state behind them.
 
     Args:
@@ -114,7 +116,7 @@ def differentiate_lists(state, d_pixels, lists: Lists, alpha_max: float, window:
     # the longest of the next: behind the first group, walks add up to entries / GROUP.
     num_walks = window + -(-lists.entries.shape[0] // GROUP)
     rows = jnp.zeros((num_walks, GROUP, NUM_FIELDS), lists.records.dtype)
-    rows = vary_like(rows, lists.records)
+    rows = match_varying_axes(rows, lists.records)
 
     def walk_group(carry, group):
         first, rows = carry
@@ -129,27 +131,29 @@ def differentiate_lists(state, d_pixels, lists: Lists, alpha_max: float, window:
             rows = lax.dynamic_update_index_in_dim(rows, row, first + rank, 0)
             return rank + 1, state, rows
 
-        def is_going(carry):
-            return _is_going(carry[0], carry[1][0], lanes)
+        def has_work(carry):
+            return _has_work(carry[0], carry[1][0], lanes)
 
         start = (jnp.int32(0), state, rows)
-        num_ranks, state, rows = lax.while_loop(is_going, body, start)
+        num_ranks, state, rows = lax.while_loop(has_work, body, start)
         return (first + num_ranks, rows), (state, first, num_ranks)
 
     (_, rows), (state, firsts, num_ranks) = lax.scan(
         walk_group, (jnp.int32(0), rows), grouped
     )
     lane_index = jnp.arange(order.shape[0], dtype=jnp.int32)
-    places = jnp.zeros_like(lane_index).at[order].set(lane_index, unique_indices=True)
-    return _from_groups(state, order), Rows(rows, firsts, num_ranks, places)
+    positions = (
+        jnp.zeros_like(lane_index).at[order].set(lane_index, unique_indices=True)
+    )
+    return _from_groups(state, order), GradientRows(rows, firsts, num_ranks, positions)
 
 
 def row_index(
-    rows: Rows, lanes: Int[Array, "*m"], ranks: Int[Array, "*m"]
+    rows: GradientRows, lanes: Int[Array, "*m"], ranks: Int[Array, "*m"]
 ) -> Int[Array, "*m"]:
     """Flat index into `rows` of list entries (lane, rank); -1 where not reached."""
-    places = rows.places[lanes]
-    group, position = places // GROUP, places % GROUP
+    positions = rows.positions[lanes]
+    group, position = positions // GROUP, positions % GROUP
     index = (rows.firsts[group] + ranks) * GROUP + position
     return jnp.where(ranks < rows.num_ranks[group], index, -1)
 
@@ -182,7 +186,7 @@ def _from_groups(tree, order):
     return jax.tree.map(back, tree)
 
 
-def _is_going(rank, transmittance, lanes):
+def _has_work(rank, transmittance, lanes):
     return (rank < jnp.max(lanes.counts)) & jnp.any(transmittance > 0)
 
 

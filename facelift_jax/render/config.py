@@ -14,11 +14,11 @@ class RenderConfig:
       alpha_max: cap on one Gaussian's alpha; its gradient is zero where the cap acts.
       antialiased: keep a Gaussian's total opacity under the blur (Mip-Splatting):
         opacity *= sqrt(det / det_blurred).
-      max_entries: cap on the (tile, Gaussian) entries of one picture; the farthest
+      max_entries: cap on the (tile, Gaussian) entries of one image; the farthest
         Gaussians beyond it are dropped and counted. None never drops anything.
       interpret: run the Pallas kernels in the interpreter, on any machine.
       tile_size: side of a square tile in pixels.
-      slice_entries: (tile, Gaussian) entries of one picture held at a time; None
+      slice_entries: (tile, Gaussian) entries of one image held at a time; None
         chooses. Changes speed and memory, never what is drawn.
     """
 

@@ -18,8 +18,8 @@ from facelift_jax.render.constants import (
     MEANS2D_LIMIT,
     ROUNDING_SLACK,
 )
-from facelift_jax.render.records import Splats
 from facelift_jax.render.sh import sh_colors
+from facelift_jax.render.splats import Splats
 from facelift_jax.structs import Cameras, Gaussians
 
 
@@ -45,7 +45,7 @@ def project(gaussians: Gaussians, camera: Cameras, config: RenderConfig) -> Spla
     v = K[1, 1] * (y / z) + K[1, 2]
     is_visible = in_range & (det > 0) & jnp.isfinite(a + c) & (opacities >= ALPHA_MIN)
     is_visible &= (jnp.abs(u) < MEANS2D_LIMIT) & (jnp.abs(v) < MEANS2D_LIMIT)
-    levels, radii = _reach(opacities, (a, c, det), is_visible)
+    levels, radii = _footprint(opacities, (a, c, det), is_visible)
     a, c, det = (jnp.where(is_visible, value, 1) for value in (a, c, det))
     b, u, v = (jnp.where(is_visible, value, 0) for value in (b, u, v))
     return Splats(
@@ -65,8 +65,8 @@ def _image_plane_factors(gaussians, camera, point):
     x, y, z = point
     V, K, scales = camera.viewmats[:3, :3], camera.Ks, gaussians.scales
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-    ratio_x = _follow(x / z, cx, fx, camera.width)
-    ratio_y = _follow(y / z, cy, fy, camera.height)
+    ratio_x = _clamp_ratio(x / z, cx, fx, camera.width)
+    ratio_y = _clamp_ratio(y / z, cy, fy, camera.height)
     R = quat_to_matrix(gaussians.quats)
     rotated = [
         [sum(V[i, k] * R[:, k, j] for k in range(3)) for j in range(3)]
@@ -89,8 +89,8 @@ def _image_plane_factors(gaussians, camera, point):
     )
 
 
-def _follow(ratio, principal, focal, size):
-    """x / z clamped to just outside the picture, where the Jacobian is still sane."""
+def _clamp_ratio(ratio, principal, focal, size):
+    """x / z clamped to just outside the image, where the Jacobian is still sane."""
     margin = FRUSTUM_MARGIN * 0.5 * size / focal
     lowest = -(principal / focal + margin)
     return jnp.clip(ratio, lowest, (size - principal) / focal + margin)
@@ -113,7 +113,7 @@ def _blurred_covariance(factors, eps2d):
     return (xx + eps2d, xy, yy + eps2d), det, det_sharp
 
 
-def _reach(opacities, covariance, is_visible):
+def _footprint(opacities, covariance, is_visible):
     """Exponent level and box outside which alpha < ALPHA_MIN; constants for gradients.
 
     The exponent of a thin ellipse is a small difference of large terms, whose float32

@@ -2,7 +2,7 @@
 
 No tile lists and no hand-written derivative. The scan over depth-sorted Gaussians runs
 in chunks that are rematerialised in the backward pass, so differentiation keeps (chunk
-length + number of chunks) pictures instead of one per Gaussian.
+length + number of chunks) images instead of one per Gaussian.
 """
 
 import math
@@ -11,18 +11,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from facelift_jax.render.batching import vary_like
+from facelift_jax.render.batching import match_varying_axes
 from facelift_jax.render.config import RenderConfig
 from facelift_jax.render.constants import ALPHA_MIN, TRANSMITTANCE_MIN
-from facelift_jax.render.records import Pixels, Splats
+from facelift_jax.render.splats import Pixels, Splats
 
 
-def composite(splats: Splats, width: int, height: int, config: RenderConfig) -> Pixels:
-    """Blends the pictures of splats [i n ...], one after the other."""
-    return lax.map(lambda one: _composite_one(one, width, height, config), splats)
+def rasterize(splats: Splats, width: int, height: int, config: RenderConfig) -> Pixels:
+    """Blends the images of splats [i n ...], one after the other."""
+    return lax.map(lambda one: _rasterize_image(one, width, height, config), splats)
 
 
-def _composite_one(splats, width, height, config):
+def _rasterize_image(splats, width, height, config):
     order = jnp.argsort(jnp.where(splats.is_visible, splats.depths, jnp.inf))
     sources = (splats.means2d, splats.conics, splats.opacities, splats.colors)
     chunks = _in_chunks([field[order] for field in (*sources, splats.depths)])
@@ -40,7 +40,7 @@ def _composite_one(splats, width, height, config):
     colors = jnp.zeros((height, width, 3), dtype)
     depths = jnp.zeros((height, width), dtype)
     start = (colors, depths, jnp.ones_like(depths), jnp.zeros(depths.shape, bool))
-    start = vary_like(start, splats.means2d)
+    start = match_varying_axes(start, splats.means2d)
     (colors, depths, transmittances, _), _ = lax.scan(blend_chunk, start, chunks)
     return Pixels(colors, depths, transmittances, jnp.zeros((), jnp.int32))
 

@@ -15,24 +15,24 @@ import numpy as np
 from jax import lax
 
 from facelift_jax.render import blend, tiling
-from facelift_jax.render.batching import folding_vmap, vary_like
+from facelift_jax.render.batching import match_varying_axes, vmap_over_images
 from facelift_jax.render.config import RenderConfig
-from facelift_jax.render.records import Pixels, Splats
-from facelift_jax.render.tiling import Grid, Slice
+from facelift_jax.render.splats import Pixels, Splats
+from facelift_jax.render.tiling import DepthSlice, Grid
 
 _WINDOW = 16384  # Gaussians a slice considers
 _ENTRIES_PER_GAUSSIAN = 8  # list entries a slice has room for, per Gaussian considered
-_BLOCK_ENTRIES = 2**20  # list entries of the pictures worked on together
+_BLOCK_ENTRIES = 2**20  # list entries of the images worked on together
 
 
-class Plan(NamedTuple):
+class BlockPlan(NamedTuple):
     """Static sizes; the memory that lists take follows from them.
 
     Attributes:
-      grid: tiles of one picture.
+      grid: tiles of one image.
       window: Gaussians that a slice considers.
-      capacity: list entries of one picture in one slice.
-      pictures: worked on together at most.
+      capacity: list entries of one image in one slice.
+      images: worked on together at most.
       is_capped: one slice only, what does not fit is dropped and counted.
       alpha_max: cap on alpha.
     """
@@ -40,13 +40,13 @@ class Plan(NamedTuple):
     grid: Grid
     window: int
     capacity: int
-    pictures: int
+    images: int
     is_capped: bool
     alpha_max: float
 
 
-def make_plan(n: int, width: int, height: int, config: RenderConfig) -> Plan:
-    """Sizes of slices and blocks for pictures of n Gaussians."""
+def plan_blocks(n: int, width: int, height: int, config: RenderConfig) -> BlockPlan:
+    """Sizes of slices and blocks for images of n Gaussians."""
     grid = Grid(width, height, config.tile_size)
     if config.max_entries is not None:
         window, wanted = n, config.max_entries
@@ -56,35 +56,35 @@ def make_plan(n: int, width: int, height: int, config: RenderConfig) -> Plan:
         wanted = max(wanted, grid.num_tiles)
     is_capped = config.max_entries is not None
     capacity = min(wanted, window * grid.num_tiles)
-    pictures = max(1, _BLOCK_ENTRIES // capacity)
-    return Plan(grid, window, capacity, pictures, is_capped, config.alpha_max)
+    images = max(1, _BLOCK_ENTRIES // capacity)
+    return BlockPlan(grid, window, capacity, images, is_capped, config.alpha_max)
 
 
-def composite(splats: Splats, width: int, height: int, config: RenderConfig) -> Pixels:
-    """Blends the pictures of splats [i n ...] through their tile lists."""
-    num_pictures, n = splats.depths.shape
+def rasterize(splats: Splats, width: int, height: int, config: RenderConfig) -> Pixels:
+    """Blends the images of splats [i n ...] through their tile lists."""
+    num_images, n = splats.depths.shape
     if n == 0:
         dtype = splats.depths.dtype
-        blank = jnp.zeros((num_pictures, height, width), dtype)
+        blank = jnp.zeros((num_images, height, width), dtype)
         colors = jnp.zeros((*blank.shape, 3), dtype)
-        return Pixels(colors, blank, blank + 1, jnp.zeros(num_pictures, jnp.int32))
-    return _composite(make_plan(n, width, height, config), splats)
+        return Pixels(colors, blank, blank + 1, jnp.zeros(num_images, jnp.int32))
+    return _rasterize(plan_blocks(n, width, height, config), splats)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _composite(plan, splats):
-    return folding_vmap(functools.partial(_in_blocks, _forward), plan)(splats)
+def _rasterize(plan, splats):
+    return vmap_over_images(functools.partial(_map_blocks, _forward), plan)(splats)
 
 
-def _composite_fwd(plan, splats):
-    pixels = _composite(plan, splats)
+def _rasterize_fwd(plan, splats):
+    pixels = _rasterize(plan, splats)
     return pixels, (splats, pixels)
 
 
-def _composite_bwd(plan, residuals, cotangent):
+def _rasterize_bwd(plan, residuals, cotangent):
     splats, pixels = residuals
     d_pixels = (cotangent.colors, cotangent.depths, cotangent.transmittances)
-    backward = folding_vmap(functools.partial(_in_blocks, _backward), plan)
+    backward = vmap_over_images(functools.partial(_map_blocks, _backward), plan)
     d_records = backward(splats, pixels, d_pixels)
     d_splats = Splats(
         means2d=d_records[..., 0:2],
@@ -99,13 +99,13 @@ def _composite_bwd(plan, residuals, cotangent):
     return (d_splats,)
 
 
-_composite.defvjp(_composite_fwd, _composite_bwd)
+_rasterize.defvjp(_rasterize_fwd, _rasterize_bwd)
 
 
-def _in_blocks(function, plan, *args):
-    """Runs function(plan, *block) over blocks of pictures, one after the other."""
+def _map_blocks(function, plan, *args):
+    """Runs function(plan, *block) over blocks of images, one after the other."""
     total = jax.tree.leaves(args)[0].shape[0]
-    num_blocks = -(-total // plan.pictures)
+    num_blocks = -(-total // plan.images)
     size = -(-total // num_blocks)
 
     def split(x):
@@ -117,20 +117,18 @@ def _in_blocks(function, plan, *args):
 
 
 def _forward(plan, splats):
-    """Pixels of one block of pictures."""
-    num_pictures = splats.depths.shape[0]
+    """Pixels of one block of images."""
+    num_images = splats.depths.shape[0]
     canvas = _blank_lanes(plan, splats)
 
-    def draw(first, piece, lists, state, dropped):
+    def draw(first, depth_slice, lists, state, dropped):
         state = blend.blend_lists(state, lists, plan.alpha_max)
-        return state, dropped + piece.num_left
+        return state, dropped + depth_slice.num_remaining
 
     start = (canvas, jnp.zeros((4, *canvas.shape), canvas.dtype))
-    dropped = jnp.zeros(num_pictures, jnp.int32)
-    (canvas, sums), dropped = _walk(plan, splats, draw, start, dropped)
-    transmittances, *sums = [
-        _from_lanes(plan, x, num_pictures) for x in (canvas, *sums)
-    ]
+    dropped = jnp.zeros(num_images, jnp.int32)
+    (canvas, sums), dropped = _loop_over_slices(plan, splats, draw, start, dropped)
+    transmittances, *sums = [_from_lanes(plan, x, num_images) for x in (canvas, *sums)]
     colors, depths = jnp.stack(sums[:3], axis=-1), sums[3]
     if not plan.is_capped:  # what a slice leaves, the next one takes
         dropped = jnp.zeros_like(dropped)
@@ -138,8 +136,8 @@ def _forward(plan, splats):
 
 
 def _backward(plan, splats, pixels, d_pixels):
-    """Gradient rows [i n 10] of one block of pictures."""
-    num_pictures, n = splats.depths.shape
+    """Gradient rows [i n 10] of one block of images."""
+    num_images, n = splats.depths.shape
     d_colors, d_depths, d_transmittances = d_pixels
     rest = jnp.sum(pixels.colors * d_colors, axis=-1) + pixels.depths * d_depths
     rest = _to_lanes(plan, rest + pixels.transmittances * d_transmittances, 0)
@@ -147,17 +145,17 @@ def _backward(plan, splats, pixels, d_pixels):
     d_values = [_to_lanes(plan, d_colors[..., c], 0) for c in range(3)]
     d_values = jnp.stack([*d_values, _to_lanes(plan, d_depths, 0)])
 
-    def draw(first, piece, lists, state, d_records):
+    def draw(first, depth_slice, lists, state, d_records):
         state, rows = blend.differentiate_lists(
             state, d_values, lists, plan.alpha_max, plan.window
         )
-        d_taken = _sum_rows(plan, piece, rows)
+        d_taken = _sum_rows(plan, depth_slice, rows)
         # Gaussians not taken have zeros here; the next slice writes over them.
         return state, jax.vmap(_write)(d_records, d_taken, first)
 
-    shape = (num_pictures, n + plan.window, blend.NUM_FIELDS)
+    shape = (num_images, n + plan.window, blend.NUM_FIELDS)
     d_records = jnp.zeros(shape, canvas.dtype)
-    _, d_records = _walk(plan, splats, draw, (canvas, rest), d_records)
+    _, d_records = _loop_over_slices(plan, splats, draw, (canvas, rest), d_records)
     order = jax.vmap(tiling.depth_order)(splats)
     return jax.vmap(_scatter_rows)(order, d_records[:, :n])
 
@@ -170,80 +168,80 @@ def _scatter_rows(order, rows):
     return jnp.zeros_like(rows).at[order].set(rows, unique_indices=True)
 
 
-def _walk(plan, splats, draw, state, extra):
+def _loop_over_slices(plan, splats, draw, state, extra):
     """state, extra = draw(first, slice, lists, state, extra) for every depth slice.
 
     `state` is a tuple of lanes arrays that begins with the transmittances.
     """
     order = jax.vmap(tiling.depth_order)(splats)
     rectangles = jax.vmap(lambda s: tiling.tile_rectangles(s, plan.grid))(splats)
-    records = _pack(splats)
+    records = _pack_records(splats)
     num_visible = jnp.sum(splats.is_visible, axis=1, dtype=jnp.int32)
-    num_pictures = splats.depths.shape[0]
+    num_images = splats.depths.shape[0]
     sizes = {"grid": plan.grid, "window": plan.window, "capacity": plan.capacity}
     next_slices = jax.vmap(functools.partial(tiling.next_slice, **sizes))
 
-    def one_slice(carry):
+    def draw_slice(carry):
         first, state, extra = carry
         lanes = jnp.any(state[0] > 0, axis=(0, 1))
-        is_open = lanes[: num_pictures * plan.grid.num_tiles]
-        is_open = is_open.reshape(num_pictures, plan.grid.num_tiles)
-        piece = next_slices(splats, rectangles, order, first, is_open)
-        lists = _lists(plan, piece, records)
-        state, extra = draw(first, piece, lists, state, extra)
-        return first + piece.num_taken, state, extra
+        is_open = lanes[: num_images * plan.grid.num_tiles]
+        is_open = is_open.reshape(num_images, plan.grid.num_tiles)
+        depth_slice = next_slices(splats, rectangles, order, first, is_open)
+        lists = _tile_lists(plan, depth_slice, records)
+        state, extra = draw(first, depth_slice, lists, state, extra)
+        return first + depth_slice.num_taken, state, extra
 
-    def is_going(carry):
+    def has_work(carry):
         first, state, _ = carry
         return jnp.any(first < num_visible) & jnp.any(state[0] > 0)
 
-    carry = (jnp.zeros(num_pictures, jnp.int32), state, extra)
-    carry = vary_like(carry, records)
+    carry = (jnp.zeros(num_images, jnp.int32), state, extra)
+    carry = match_varying_axes(carry, records)
     if plan.is_capped:
-        return one_slice(carry)[1:]
-    return lax.while_loop(is_going, one_slice, carry)[1:]
+        return draw_slice(carry)[1:]
+    return lax.while_loop(has_work, draw_slice, carry)[1:]
 
 
-def _pack(splats):
+def _pack_records(splats):
     """[i n 10], the record of each splat: what blending needs, in blend's order."""
     columns = [splats.opacities[..., None], splats.colors, splats.depths[..., None]]
     return jnp.concatenate([splats.means2d, splats.conics, *columns], axis=-1)
 
 
-def _lists(plan: Plan, piece: Slice, records) -> blend.Lists:
-    """Tile lists of all pictures of a block in one address space."""
-    num_pictures, n = records.shape[:2]
-    picture = jnp.arange(num_pictures, dtype=jnp.int32)[:, None]
-    owners = jnp.take_along_axis(piece.owners, piece.order, axis=1)
-    entries = jnp.take_along_axis(piece.gaussians, owners, axis=1) + picture * n
-    starts = piece.starts[:, :-1] + picture * plan.capacity
+def _tile_lists(plan: BlockPlan, depth_slice: DepthSlice, records) -> blend.TileLists:
+    """Tile lists of all images of a block in one address space."""
+    num_images, n = records.shape[:2]
+    image = jnp.arange(num_images, dtype=jnp.int32)[:, None]
+    owners = jnp.take_along_axis(depth_slice.owners, depth_slice.order, axis=1)
+    entries = jnp.take_along_axis(depth_slice.gaussians, owners, axis=1) + image * n
+    starts = depth_slice.starts[:, :-1] + image * plan.capacity
     tile = jnp.arange(plan.grid.num_tiles, dtype=jnp.int32)
     corners = jnp.stack([tile % plan.grid.columns, tile // plan.grid.columns])
-    corners = jnp.tile(corners * plan.grid.tile_size, (1, num_pictures))
-    return blend.Lists(
+    corners = jnp.tile(corners * plan.grid.tile_size, (1, num_images))
+    return blend.TileLists(
         starts=_pad_lanes(starts.reshape(-1), 0),
-        counts=_pad_lanes(jnp.diff(piece.starts, axis=1).reshape(-1), 0),
+        counts=_pad_lanes(jnp.diff(depth_slice.starts, axis=1).reshape(-1), 0),
         entries=entries.reshape(-1),
         records=records.reshape(-1, blend.NUM_FIELDS),
         corners=_pad_lanes(corners, 0).astype(records.dtype),
     )
 
 
-def _sum_rows(plan, piece, rows):
+def _sum_rows(plan, depth_slice, rows):
     """[i window 10]: rows of one slice added up by Gaussian in a fixed order."""
     num_tiles = plan.grid.num_tiles
-    num_pictures = piece.order.shape[0]
-    picture = jnp.arange(num_pictures, dtype=jnp.int32)[:, None]
-    is_entry = piece.tiles < num_tiles
-    tiles = jnp.minimum(piece.tiles, num_tiles - 1)
+    num_images = depth_slice.order.shape[0]
+    image = jnp.arange(num_images, dtype=jnp.int32)[:, None]
+    is_entry = depth_slice.tiles < num_tiles
+    tiles = jnp.minimum(depth_slice.tiles, num_tiles - 1)
     slots = jnp.arange(plan.capacity, dtype=jnp.int32)[None]
-    ranks = slots - jnp.take_along_axis(piece.starts, tiles, axis=1)
-    index = blend.row_index(rows, tiles + picture * num_tiles, ranks)
+    ranks = slots - jnp.take_along_axis(depth_slice.starts, tiles, axis=1)
+    index = blend.row_index(rows, tiles + image * num_tiles, ranks)
     index = jnp.where(is_entry, index, -1)
-    index = jax.vmap(_scatter_rows)(piece.order, index)
+    index = jax.vmap(_scatter_rows)(depth_slice.order, index)
     flat = rows.rows.reshape(-1, blend.NUM_FIELDS)
     values = jnp.where(index[..., None] >= 0, flat[jnp.maximum(index, 0)], 0)
-    return _segment_sums(values, piece.counts, piece.owners)
+    return _segment_sums(values, depth_slice.counts, depth_slice.owners)
 
 
 def _segment_sums(values, counts, owners):
@@ -284,22 +282,22 @@ def _pad_lanes(x, value):
     return jnp.pad(x, padding, constant_values=value)
 
 
-def _to_lanes(plan, pictures, outside):
-    """[i h w] -> [tile_size tile_size lanes], `outside` beyond the picture's border."""
+def _to_lanes(plan, images, outside):
+    """[i h w] -> [tile_size tile_size lanes], `outside` beyond the image's border."""
     grid, size = plan.grid, plan.grid.tile_size
     right, bottom = grid.columns * size - grid.width, grid.rows * size - grid.height
     padding = ((0, 0), (0, bottom), (0, right))
-    x = jnp.pad(pictures, padding, constant_values=outside)
+    x = jnp.pad(images, padding, constant_values=outside)
     x = x.reshape(-1, grid.rows, size, grid.columns, size)
     x = x.transpose(2, 4, 0, 1, 3).reshape(size, size, -1)
     return _pad_lanes(x, outside)
 
 
-def _from_lanes(plan, x, num_pictures):
+def _from_lanes(plan, x, num_images):
     """Inverse of `_to_lanes`."""
     grid, size = plan.grid, plan.grid.tile_size
-    x = x[..., : num_pictures * grid.num_tiles]
-    x = x.reshape(size, size, num_pictures, grid.rows, grid.columns)
+    x = x[..., : num_images * grid.num_tiles]
+    x = x.reshape(size, size, num_images, grid.rows, grid.columns)
     x = x.transpose(2, 3, 0, 4, 1)
-    x = x.reshape(num_pictures, grid.rows * size, grid.columns * size)
+    x = x.reshape(num_images, grid.rows * size, grid.columns * size)
     return x[:, : grid.height, : grid.width]

@@ -1,7 +1,7 @@
 """Which Gaussians reach which tile, in depth order and in bounded memory.
 
-Every function works on the splats of one picture ([n ...], no leading axis); callers
-`vmap` over pictures. A list entry is one (tile, Gaussian) pair of a Gaussian's bounding
+Every function works on the splats of one image ([n ...], no leading axis); callers
+`vmap` over images. A list entry is one (tile, Gaussian) pair of a Gaussian's bounding
 rectangle. Entries are emitted Gaussian by Gaussian in depth order, so those of one
 Gaussian are neighbours, and then sorted by tile with a stable sort, which keeps the
 depth order inside each tile. Nothing here is differentiated.
@@ -15,12 +15,12 @@ from jax import lax
 from jaxtyping import Bool, Int
 
 from facelift_jax.geometry.numerics import Array
-from facelift_jax.render.records import Splats
+from facelift_jax.render.splats import Splats
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Square tiles over a picture; the last row and column may reach beyond it."""
+    """Square tiles over a image; the last row and column may reach beyond it."""
 
     width: int
     height: int
@@ -42,7 +42,7 @@ class Grid:
         return self.rows * self.columns
 
 
-class Slice(NamedTuple):
+class DepthSlice(NamedTuple):
     """The list entries of some consecutive Gaussians in depth order.
 
     Attributes:
@@ -53,7 +53,7 @@ class Slice(NamedTuple):
       tiles: [capacity] tile of each entry in that order; num_tiles where there is none.
       starts: [num_tiles + 1] where each tile's run begins in `order`.
       num_taken: [] Gaussians taken; the next slice starts behind them.
-      num_left: [] entries of the window's Gaussians that were not taken, to 2^30.
+      num_remaining: [] entries of the window's Gaussians that were not taken, to 2^30.
     """
 
     gaussians: Int[Array, "*i window"]
@@ -63,7 +63,7 @@ class Slice(NamedTuple):
     tiles: Int[Array, "*i capacity"]
     starts: Int[Array, "*i bounds"]
     num_taken: Int[Array, "*i"]
-    num_left: Int[Array, "*i"]
+    num_remaining: Int[Array, "*i"]
 
 
 def depth_order(splats: Splats) -> Int[Array, "n"]:
@@ -94,7 +94,7 @@ def tile_rectangles(splats: Splats, grid: Grid) -> Int[Array, "n 4"]:
     return jnp.where(is_empty[:, None], 0, corners)
 
 
-def reaches_tile(
+def intersects_tile(
     splats: Splats, columns: Int[Array, "m"], rows: Int[Array, "m"], grid: Grid
 ) -> Bool[Array, "m"]:
     """Whether each splat's ellipse comes near any pixel centre of its tile.
@@ -149,11 +149,11 @@ def next_slice(
     grid: Grid,
     window: int,
     capacity: int,
-) -> Slice:
+) -> DepthSlice:
     """Entries of as many Gaussians from depth rank `first` on as fit, near to far.
 
     Args:
-      splats: of one picture.
+      splats: of one image.
       rectangles: from `tile_rectangles`.
       order: from `depth_order`.
       first: depth rank of the first Gaussian not yet drawn.
@@ -184,12 +184,12 @@ def next_slice(
     row = y0 + row
     tiles = row * grid.columns + column
     here = Splats(*(field[gaussians[owners]] for field in splats))
-    is_entry = (slots < total) & reaches_tile(here, column, row, grid)
+    is_entry = (slots < total) & intersects_tile(here, column, row, grid)
     is_entry &= is_open[jnp.clip(tiles, 0, grid.num_tiles - 1)]
     tiles = jnp.where(is_entry, tiles, grid.num_tiles).astype(jnp.int32)
     sorted_tiles, sorted_slots = _sort_by_tile(tiles, grid.num_tiles)
     bounds = jnp.arange(grid.num_tiles + 1, dtype=jnp.int32)
-    return Slice(
+    return DepthSlice(
         gaussians=gaussians,
         counts=counts,
         owners=owners,
@@ -197,7 +197,7 @@ def next_slice(
         tiles=sorted_tiles,
         starts=jnp.searchsorted(sorted_tiles, bounds).astype(jnp.int32),
         num_taken=jnp.sum(is_taken, dtype=jnp.int32),
-        num_left=ends[-1] - total,
+        num_remaining=ends[-1] - total,
     )
 
 

@@ -58,7 +58,7 @@ def test_tile_size_that_no_kernel_draws():
 def test_kernels_are_the_default_where_they_run(monkeypatch, capability, expected):
     device = types.SimpleNamespace(compute_capability=capability)
     monkeypatch.setattr(jax, "devices", lambda *_: [device])
-    assert api._choose(None) == expected
+    assert api._choose_backend(None) == expected
 
 
 def test_views_axis_is_missing():

@@ -15,11 +15,11 @@ from render_scenes import (
     cloud,
     cotangents,
     intrinsics,
+    max_error,
     render_and_grad,
     ring,
     settings,
     stack,
-    worst,
 )
 
 from facelift_jax.render import RenderConfig, render
@@ -78,9 +78,9 @@ def test_one_splat(backend, principal):
     out = draw(gaussians, front_camera(principal=principal), backend)
     alpha = splat(principal[0] * WIDTH, principal[1] * HEIGHT, 4.0 + 0.3, 0.7)
     color = alpha * np.array([1.0, 0.5, 0.0]) + (1 - alpha) * np.asarray(BACKGROUND)
-    assert worst(out.alphas[0], alpha) < 2e-6
-    assert worst(out.colors[0], color) < 2e-6
-    assert worst(out.depths[0], np.where(alpha > 0, 2.0, 0)) < 2e-5
+    assert max_error(out.alphas[0], alpha) < 2e-6
+    assert max_error(out.colors[0], color) < 2e-6
+    assert max_error(out.depths[0], np.where(alpha > 0, 2.0, 0)) < 2e-5
     assert (out.dropped == 0).all()
 
 
@@ -99,10 +99,10 @@ def test_two_splats_nearer_first(backend):
         + w_near * np.array([0, 0, 1])
         + left * np.asarray(BACKGROUND)
     )
-    assert worst(out.colors[0], color) < 3e-6
-    assert worst(out.alphas[0], 1 - left) < 3e-6
+    assert max_error(out.colors[0], color) < 3e-6
+    assert max_error(out.alphas[0], 1 - left) < 3e-6
     depth = (2 * w_near + 4 * w_far) / np.maximum(1 - left, 1e-9)
-    assert worst(out.depths[0], depth) < 3e-5
+    assert max_error(out.depths[0], depth) < 3e-5
 
 
 def test_stop_leaves_out_the_gaussian_that_would_pass_it(backend):
@@ -112,7 +112,7 @@ def test_stop_leaves_out_the_gaussian_that_would_pass_it(backend):
         [(0, 0, d) for d in z], [5.0] * 4, [0.9, 0.9, 0.9, 0.9001], [(0, 0, 0)] * 4
     )
     out = draw(gaussians, front_camera(), backend)
-    assert worst(out.alphas[0, HEIGHT // 2, WIDTH // 2], 0.999) < 1e-6
+    assert max_error(out.alphas[0, HEIGHT // 2, WIDTH // 2], 0.999) < 1e-6
 
 
 def test_alpha_is_capped_without_gradient(backend):
@@ -134,7 +134,7 @@ def test_equal_depths_go_to_the_lower_index(backend):
     gaussians = spheres([(0, 0, 2.0)] * 3, [5.0] * 3, [0.5] * 3, colors)
     out = draw(gaussians, front_camera(), backend, background=jnp.zeros(3))
     middle = out.colors[0, HEIGHT // 2, WIDTH // 2]
-    assert worst(middle, [0.5, 0.25, 0.125]) < 1e-3
+    assert max_error(middle, [0.5, 0.25, 0.125]) < 1e-3
 
 
 def test_finite_differences_in_float64():
@@ -157,12 +157,12 @@ def test_finite_differences_in_float64():
         weights = rng.standard_normal((2, HEIGHT, WIDTH, 5))
         h = 1e-7
 
-        def pictures(gaussians, viewmats, background):
+        def images(gaussians, viewmats, background):
             moved = Cameras(viewmats, cameras.Ks, WIDTH, HEIGHT)
             out = render(gaussians, moved, background, backend="reference")
             return jnp.concatenate([out.colors, out.alphas, out.depths], axis=-1)
 
-        both = jax.jit(pictures)
+        both = jax.jit(images)
         ahead = both(*jax.tree.map(lambda x, d: x + h * d, inputs, step))
         behind = both(*jax.tree.map(lambda x, d: x - h * d, inputs, step))
         is_smooth = np.abs(np.asarray(ahead - behind)).max(-1, keepdims=True) < 1e-4
@@ -170,7 +170,7 @@ def test_finite_differences_in_float64():
         kept = weights * is_smooth
 
         def loss(*inputs):
-            return jnp.sum(pictures(*inputs) * kept)
+            return jnp.sum(images(*inputs) * kept)
 
         gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*inputs)
         slope = sum(
@@ -203,10 +203,10 @@ def test_backgrounds_per_view(scene, backend):
     out, (_, _, d_background) = drawn(backend)
     black = draw(gaussians, cameras, backend, background=None)
     expected = black.colors + (1 - out.alphas) * background[:, None, None]
-    assert worst(out.colors, expected) < 2e-6
+    assert max_error(out.colors, expected) < 2e-6
     weights = cotangents(WIDTH, HEIGHT)[0]
     expected = np.sum((1 - np.asarray(out.alphas)) * weights[None], axis=(1, 2))
-    assert worst(d_background, expected) < 1e-3
+    assert max_error(d_background, expected) < 1e-3
 
 
 def test_a_batch_equals_its_parts(scene, backend):
@@ -262,7 +262,7 @@ def test_world_and_cameras_move_together(scene, backend):
     )
     here = draw(gaussians, cameras, backend)
     there = draw(moved, moved_cameras, backend)
-    assert worst(here.colors, there.colors) < 5e-5
+    assert max_error(here.colors, there.colors) < 5e-5
 
 
 def test_twice_the_same_bits(scene, backend):
@@ -293,7 +293,7 @@ def test_tile_size_changes_nothing(scene, backend, size):
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_slices_change_nothing(scene, backend):
-    """The smallest slices that make progress: the same pictures bit for bit.
+    """The smallest slices that make progress: the same images bit for bit.
 
     A Gaussian is never split between slices, so its gradient's sum keeps its order too.
     """
@@ -309,7 +309,7 @@ def test_slices_change_nothing(scene, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_explicit_cap_drops_the_farthest_and_counts(scene, backend):
-    """What is drawn is the picture of the nearest Gaussians whose entries fit."""
+    """What is drawn is the image of the nearest Gaussians whose entries fit."""
     gaussians, cameras, background, drawn = scene
     cap = 60
 
@@ -323,7 +323,7 @@ def test_explicit_cap_drops_the_farthest_and_counts(scene, backend):
     colors, dropped = limited(gaussians.opacities, cap)
     roomy, none_dropped = limited(gaussians.opacities, 10**6)
     assert (none_dropped == 0).all()
-    assert worst(roomy, drawn(backend)[0].colors) < 2e-6
+    assert max_error(roomy, drawn(backend)[0].colors) < 2e-6
     grid = Grid(WIDTH, HEIGHT, RenderConfig().tile_size)
     for view in range(2):
         camera = jax.tree.map(lambda x, v=view: x[v], cameras)
@@ -336,7 +336,7 @@ def test_explicit_cap_drops_the_farthest_and_counts(scene, backend):
         assert int(dropped[view]) == ends[-1] - ends[len(kept) - 1]
         opacities = jnp.zeros(30).at[kept].set(gaussians.opacities[kept])
         expected, _ = limited(opacities, 10**6)
-        assert worst(colors[view], expected[view]) < 2e-6
+        assert max_error(colors[view], expected[view]) < 2e-6
 
 
 EMPTY = {

@@ -11,8 +11,8 @@ PROGRAM = """
 import json, sys, time
 import jax, jax.numpy as jnp, numpy as np
 sys.path.insert(0, {folder!r})
-from benchmarks.scenes import Load, make, surface_cloud, untrained_cloud
-gaussians, cameras, _ = jax.device_put(make({load}))
+from benchmarks.scenes import Workload, make_scenes, surface_cloud, untrained_cloud
+gaussians, cameras, _ = jax.device_put(make_scenes({load}))
 backend = {backend!r}
 from facelift_jax.render import render
 
@@ -21,8 +21,8 @@ def forward(gaussians):
 
 def loss(gaussians):
     out = forward(gaussians)
-    pictures = (out.colors, out.alphas, out.depths)
-    return sum(jnp.sum(jnp.sin(3 * p)) for p in pictures), jnp.sum(out.dropped)
+    images = (out.colors, out.alphas, out.depths)
+    return sum(jnp.sum(jnp.sin(3 * p)) for p in images), jnp.sum(out.dropped)
 
 def seconds(function):
     jax.block_until_ready(function(gaussians))
@@ -74,7 +74,7 @@ def folder(request):
 @pytest.mark.slow
 def test_reference_stays_in_bounds(folder):
     figures = _measure(
-        folder, "Load(1, 5000, 3, 128, surface_cloud(0.03))", "reference", 1
+        folder, "Workload(1, 5000, 3, 128, surface_cloud(0.03))", "reference", 1
     )
     assert figures["first_call_s"] < 60
     assert figures["peak_gb"] < 4
@@ -83,12 +83,14 @@ def test_reference_stays_in_bounds(folder):
 @pytest.mark.slow
 def test_untrained_network_drops_nothing(folder):
     """65,536 Gaussians at the origin: tile lists of ten thousands, 8 views."""
-    figures = _measure(folder, "Load(1, 65536, 8, 64, untrained_cloud)", "xla", 1)
+    figures = _measure(folder, "Workload(1, 65536, 8, 64, untrained_cloud)", "xla", 1)
     assert figures["peak_gb"] < 4
 
 
 @pytest.mark.slow
 def test_demo_step(folder):
     """4 scenes x 4 views of 96 x 96 pixels, 3,456 Gaussians each."""
-    figures = _measure(folder, "Load(4, 3456, 4, 96, surface_cloud(0.03))", "xla", 5)
+    figures = _measure(
+        folder, "Workload(4, 3456, 4, 96, surface_cloud(0.03))", "xla", 5
+    )
     assert figures["peak_gb"] < 4

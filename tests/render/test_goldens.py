@@ -1,4 +1,4 @@
-"""Pictures and gradients against gsplat 1.5.3's rules in float64."""
+"""Images and gradients against gsplat 1.5.3's rules in float64."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from render_scenes import BACKENDS, SCENES, SH_C0, golden, settings, worst
+from render_scenes import BACKENDS, SCENES, SH_C0, golden, max_error, settings
 
 from facelift_jax.render import render
 from facelift_jax.structs import Cameras, Gaussians
@@ -26,7 +26,7 @@ GRADIENT_BOUND = {"float32": 2e-5, "float64": 1e-12}
 
 
 def _run(data, variant, backend, dtype, compiler_options):
-    """Pictures and gradients; goldens hold plain colours and accumulated depth."""
+    """Images and gradients; goldens hold plain colours and accumulated depth."""
     width, height = int(data["in/width"]), int(data["in/height"])
     config = settings(backend, alpha_max=0.999, antialiased=variant == "aa64")
     colors = data["in/colors"].astype(np.float64)
@@ -60,19 +60,19 @@ def _run(data, variant, backend, dtype, compiler_options):
 
 
 def errors(name, variant, backend, dtype, compiler_options=None):
-    """{scene: (worst output, worst depth, worst gradient)}, gradients relative."""
+    """{scene: largest errors (output, depth, relative gradient)}."""
     data = golden(name)
     outputs, gradients = _run(data, variant, backend, dtype, compiler_options)
     result = {}
     for i, scene in enumerate(data["names"]):
         off = [
-            worst(o[i], data[f"{variant}/{k}"][i], data["fragile"][i])
+            max_error(o[i], data[f"{variant}/{k}"][i], data["fragile"][i])
             for o, k in zip(outputs, ("rgb", "alpha", "depth"), strict=True)
         ]
         expected = {k: data[f"{variant}/d_{k}"][i] for k in gradients}
         largest = max(np.abs(e).max() for e in expected.values())
         relative = [
-            worst(gradients[k][i], e) / max(np.abs(e).max(), 1e-3 * largest, 1e-12)
+            max_error(gradients[k][i], e) / max(np.abs(e).max(), 1e-3 * largest, 1e-12)
             for k, e in expected.items()
         ]
         result[str(scene)] = (max(off[:2]), off[2], max(relative))
@@ -81,7 +81,7 @@ def errors(name, variant, backend, dtype, compiler_options=None):
 
 def _check(found, dtype):
     largest = np.max(list(found.values()), axis=0)
-    print("worst output {:.1e}, depth {:.1e}, gradient {:.1e}".format(*largest))
+    print("max_error output {:.1e}, depth {:.1e}, gradient {:.1e}".format(*largest))
     for scene, (output, depth, gradient) in found.items():
         assert output <= OUTPUT_BOUND[dtype], scene
         assert depth <= 2 * OUTPUT_BOUND[dtype], scene

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from render_scenes import assert_same_bits, picture_loss, worst
+from render_scenes import assert_same_bits, image_loss, max_error
 
 from benchmarks import scenes
 from facelift_jax.render import RenderConfig, api, render
@@ -24,23 +24,23 @@ SMALL = {"views": 2, "size": 64}
 
 
 def draw(load, **config):
-    """Pictures, and gradients under the benchmark's random cotangents."""
+    """Images, and gradients under the benchmark's random cotangents."""
     config = RenderConfig(**config)
-    gaussians, cameras, weights = scenes.make(load)
+    gaussians, cameras, weights = scenes.make_scenes(load)
 
     @jax.jit
     def run(gaussians, viewmats):
         def loss(gaussians, viewmats):
             moved = Cameras(viewmats, cameras.Ks, load.size, load.size)
             out = render(gaussians, moved, jnp.ones(3), config=config, backend="pallas")
-            return picture_loss(out, weights), out
+            return image_loss(out, weights), out
 
         return jax.grad(loss, (0, 1), has_aux=True)(gaussians, viewmats)
 
     return jax.device_get(run(gaussians, cameras.viewmats))
 
 
-def composited(backend, splats, size, weights, **config):
+def rasterized(backend, splats, size, weights, **config):
     """(Pixels, gradients to splats) of one backend's compositing."""
     config = RenderConfig(**config)
 
@@ -48,9 +48,9 @@ def composited(backend, splats, size, weights, **config):
     def run(splats):
         def loss(parts):
             moved = splats._replace(**parts)
-            pixels = api._COMPOSITE[backend](moved, size, size, config)
-            pictures = (pixels.colors, pixels.transmittances, pixels.depths)
-            pairs = zip(pictures, weights, strict=True)
+            pixels = api._RASTERIZERS[backend](moved, size, size, config)
+            images = (pixels.colors, pixels.transmittances, pixels.depths)
+            pairs = zip(images, weights, strict=True)
             return sum(jnp.sum(p * w.reshape(p.shape)) for p, w in pairs), pixels
 
         parts = {name: getattr(splats, name) for name in DIFFERENTIATED}
@@ -66,7 +66,7 @@ def compare(load, tile_size):
     scenes two Gaussians may swap places where rounding of their depths decides.
     Pixels where it decides a cut-off are left out.
     """
-    gaussians, cameras, cotangents = scenes.make(load)
+    gaussians, cameras, cotangents = scenes.make_scenes(load)
     lead = (1, load.views)
     splats = jax.jit(
         lambda *args: api.project_all(*args, lead, RenderConfig(), "pallas")
@@ -78,7 +78,7 @@ def compare(load, tile_size):
             lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, splats
         )
         drawn = [
-            composited(
+            rasterized(
                 "reference",
                 exact._replace(opacities=exact.opacities * factor),
                 load.size,
@@ -88,22 +88,22 @@ def compare(load, tile_size):
         ]
         keep = (np.ptp(drawn, axis=0) < 2e-5)[..., None]
         weights = [np.float32(w * keep) for w in weights]
-        expected_gradients, expected = composited(
+        expected_gradients, expected = rasterized(
             "reference", exact, load.size, [np.float64(w) for w in weights]
         )
-    found_by = composited("pallas", splats, load.size, weights, tile_size=tile_size)
+    found_by = rasterized("pallas", splats, load.size, weights, tile_size=tile_size)
     gradients, found = found_by
     assert (found.dropped == 0).all()
     keep = keep[..., 0]
     assert keep.mean() > 0.99
     errors = [
-        worst(found.colors, expected.colors, ~keep),
-        worst(found.transmittances, expected.transmittances, ~keep),
-        worst(found.depths, expected.depths, ~keep),
+        max_error(found.colors, expected.colors, ~keep),
+        max_error(found.transmittances, expected.transmittances, ~keep),
+        max_error(found.depths, expected.depths, ~keep),
     ]
     largest = max(np.abs(e).max() for e in expected_gradients.values())
     relative = {
-        name: worst(gradients[name], e) / max(np.abs(e).max(), 1e-3 * largest)
+        name: max_error(gradients[name], e) / max(np.abs(e).max(), 1e-3 * largest)
         for name, e in expected_gradients.items()
     }
     print(f"unsteady {1 - keep.mean():.1e}", *(f"{e:.1e}" for e in errors))
@@ -118,7 +118,7 @@ def test_kernels_against_the_reference(name, tile_size):
 
     Bounds are several times the rounding of sums over thousands of pixels.
     """
-    load = dataclasses.replace(scenes.LOADS[name], scenes=1, **SMALL)
+    load = dataclasses.replace(scenes.WORKLOADS[name], scenes=1, **SMALL)
     if name == "lgm_init":  # eight times as many Gaussians: fewer pixels
         load = dataclasses.replace(load, size=24)
     errors, relative = compare(load, tile_size)
@@ -129,12 +129,12 @@ def test_kernels_against_the_reference(name, tile_size):
 
 def test_slices_change_no_bit():
     """Many slices, more than are kept for the backward pass, which lists them again."""
-    load = dataclasses.replace(scenes.LOADS["n16k"], views=2, size=60)
+    load = dataclasses.replace(scenes.WORKLOADS["n16k"], views=2, size=60)
     assert_same_bits(draw(load, slice_entries=4096), draw(load))
 
 
 def test_batch_layout_changes_no_bit():
-    load = dataclasses.replace(scenes.LOADS["n16k"], scenes=2, **SMALL)
+    load = dataclasses.replace(scenes.WORKLOADS["n16k"], scenes=2, **SMALL)
     together = draw(load)
     alone = draw(dataclasses.replace(load, scenes=1))
     assert_same_bits(jax.tree.map(lambda x: x[:1], together), alone)
@@ -144,7 +144,7 @@ def test_processes_agree_to_the_bit():
     code = (
         "import sys, dataclasses, hashlib, jax; sys.path[:0] = ['.', 'tests/support']\n"
         "from test_gpu import draw, scenes, SMALL\n"
-        "load = dataclasses.replace(scenes.LOADS['n64k'], **SMALL)\n"
+        "load = dataclasses.replace(scenes.WORKLOADS['n64k'], **SMALL)\n"
         "leaves = jax.tree.leaves(draw(load))\n"
         "print(hashlib.sha256(b''.join(x.tobytes() for x in leaves)).hexdigest())"
     )

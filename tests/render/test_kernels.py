@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
-from render_scenes import cloud, cotangents, picture_loss, ring, settings
+from render_scenes import cloud, cotangents, image_loss, ring, settings
 
 from facelift_jax.render import RenderConfig, api, rasterize_pallas, render
 from facelift_jax.render.constants import ALPHA_MIN
 from facelift_jax.render.kernels.warp_ops import LANES, Warp
-from facelift_jax.render.tiling import Grid, reaches_tile
+from facelift_jax.render.tiling import Grid, intersects_tile
 
 WIDTH, HEIGHT, VIEWS = 53, 30, 2
 KERNELS = ("pack", "count", "emit", "starts", "blend", "differentiate", "sum_rows")
@@ -25,9 +25,9 @@ TARGET = pathlib.Path(__file__).parents[1] / "goldens" / "h200_target.txtpb"
 
 
 def all_lists(splats, is_open, config):
-    """Lists of all slices, for tiles that stay open or closed throughout."""
+    """SliceLists of all slices, for tiles that stay open or closed throughout."""
     sizes = rasterize_pallas.make_sizes(*splats.depths.shape, (WIDTH, HEIGHT, config))
-    scene = jax.jit(lambda s: rasterize_pallas._prepare(sizes, s))(splats)
+    scene = jax.jit(lambda s: rasterize_pallas._pack_and_sort(sizes, s))(splats)
     make = jax.jit(lambda *args: rasterize_pallas.make_lists(sizes, *args))
     found, first = [[] for _ in range(sizes.num_tiles)], 0
     num_slices = 0
@@ -48,7 +48,7 @@ def exact_reach(splats, view, listed, row, column):
         here = jax.tree.map(lambda x: jnp.asarray(x[view, listed]), splats)
         here = here._replace(levels=here.levels * 1.001)
         columns, rows = (jnp.full(len(listed), x, jnp.int32) for x in (column, row))
-        return np.asarray(reaches_tile(here, columns, rows, Grid(WIDTH, HEIGHT, 8)))
+        return np.asarray(intersects_tile(here, columns, rows, Grid(WIDTH, HEIGHT, 8)))
 
 
 @pytest.mark.parametrize("slice_entries", [None, 100])
@@ -108,7 +108,7 @@ def test_sums_over_a_warp(number, num_pixels):
     products = [(jnp.asarray(a), jnp.asarray(b)) for a, b in terms]
     products[0] = products[0][:1]
     sums = warp.sum_products(products)
-    which = warp.sum_numbers(sums, number)
+    which = warp.sum_indices(sums, number)
     expected = (terms[:, 0] * terms[:, 1]).sum(-1)
     expected[0] = terms[0, 0].sum()
     for j in range(number):
@@ -121,7 +121,7 @@ def test_sums_over_a_warp(number, num_pixels):
 def loss(gaussians, cameras, size):
     config = RenderConfig(tile_size=size)
     out = render(gaussians, cameras, jnp.ones(3), config=config, backend="pallas")
-    return picture_loss(out, cotangents(WIDTH, HEIGHT))
+    return image_loss(out, cotangents(WIDTH, HEIGHT))
 
 
 @pytest.mark.parametrize("size", [8, 16])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from render_scenes import cloud, intrinsics, ring, worst
+from render_scenes import cloud, intrinsics, max_error, ring
 
 from facelift_jax.geometry.rotations import covariances
 from facelift_jax.render.config import RenderConfig
@@ -67,14 +67,15 @@ def test_conics_against_matrices(principal):
     inverses = np.stack([A, B, B, C], axis=-1).reshape(-1, 2, 2)
     products = inverses @ _expected_covariance(gaussians, cam, 0.3)
     assert (
-        worst(products[seen], np.broadcast_to(np.eye(2), products[seen].shape)) < 2e-4
+        max_error(products[seen], np.broadcast_to(np.eye(2), products[seen].shape))
+        < 2e-4
     )
 
 
 def test_mean_goes_through_the_principal_point():
     K = np.array([[50.0, 0, 12.0], [0, 40.0, 31.0], [0, 0, 1]])
     splats = project(one((0.2, -0.4, 2.0)), camera(K), RenderConfig())
-    assert worst(splats.means2d[0], [12 + 50 * 0.1, 31 - 40 * 0.2]) < 1e-5
+    assert max_error(splats.means2d[0], [12 + 50 * 0.1, 31 - 40 * 0.2]) < 1e-5
     assert splats.depths[0] == 2.0
 
 
@@ -109,7 +110,7 @@ def test_box_is_where_alpha_falls_to_the_cut_off():
     expected = np.sqrt(2 * level * np.diag(cov))
     found = np.asarray(splats.radii[0])
     assert (found >= expected).all()
-    assert worst(found, expected) < 1e-3
+    assert max_error(found, expected) < 1e-3
 
 
 @pytest.mark.parametrize("antialiased", [False, True])

@@ -13,7 +13,7 @@ from render_scenes import (
     assert_trees_close,
     cloud,
     cotangents,
-    picture_loss,
+    image_loss,
     ring,
     settings,
     stack,
@@ -38,7 +38,7 @@ def _value_and_grad(backend):
     def loss(gaussians, cameras):
         config = settings(backend)
         out = render(gaussians, cameras, jnp.ones(3), config=config, backend=backend)
-        return picture_loss(out, weights), out
+        return image_loss(out, weights), out
 
     def value_and_grad(gaussians, cameras):
         def of_inputs(gaussians, viewmats):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from render_scenes import SH_C0, golden, worst
+from render_scenes import SH_C0, golden, max_error
 from scipy.special import sph_harm_y
 
 from facelift_jax.render.sh import sh_basis, sh_colors
@@ -31,7 +31,7 @@ def test_basis_is_the_real_harmonics(degree):
         for d in range(degree + 1)
         for m in range(-d, d + 1)
     ]
-    assert worst(basis, np.stack(expected, axis=-1)) < 2e-6
+    assert max_error(basis, np.stack(expected, axis=-1)) < 2e-6
 
 
 @pytest.mark.parametrize("degree", COEFFICIENTS)
@@ -50,16 +50,16 @@ def test_values_and_gradients_of_gsplat(degree):
         return jnp.sum(shifted(sh, means) * jnp.asarray(data["sh/cot"], jnp.float32))
 
     # Adding 100 costs two digits of float32.
-    assert worst(shifted(sh, means), data[f"sh/out{degree}"]) < 1e-4
+    assert max_error(shifted(sh, means), data[f"sh/out{degree}"]) < 1e-4
     d_sh, d_means = jax.grad(loss, argnums=(0, 1))(sh, means)
-    assert worst(d_sh, data[f"sh/d_coeffs{degree}"][:, :k]) < 1e-5
-    assert worst(d_means, data[f"sh/d_dirs{degree}"]) < 1e-4
+    assert max_error(d_sh, data[f"sh/d_coeffs{degree}"][:, :k]) < 1e-5
+    assert max_error(d_means, data[f"sh/d_dirs{degree}"]) < 1e-4
 
 
 def test_plain_color_is_recovered():
     rgb = jnp.asarray([[0.0, 0.25, 1.0]])
     sh = ((rgb - 0.5) / SH_C0)[:, None]
-    assert worst(sh_colors(sh, jnp.ones((1, 3)), jnp.zeros(3)), rgb) < 1e-7
+    assert max_error(sh_colors(sh, jnp.ones((1, 3)), jnp.zeros(3)), rgb) < 1e-7
 
 
 def test_darker_than_black_is_black_without_gradient():

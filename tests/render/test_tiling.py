@@ -44,11 +44,11 @@ def list_slice(splats, first, is_open, window, capacity):
     )
 
 
-def pairs(piece):
+def pairs(depth_slice):
     """[(tile, Gaussian)] in list order."""
-    order, tiles = np.asarray(piece.order), np.asarray(piece.tiles)
-    gaussians = np.asarray(piece.gaussians)[np.asarray(piece.owners)[order]]
-    num_entries = int(piece.starts[-1])
+    order, tiles = np.asarray(depth_slice.order), np.asarray(depth_slice.tiles)
+    gaussians = np.asarray(depth_slice.gaussians)[np.asarray(depth_slice.owners)[order]]
+    num_entries = int(depth_slice.starts[-1])
     return list(zip(tiles[:num_entries], gaussians[:num_entries], strict=True))
 
 
@@ -79,14 +79,14 @@ scenes = st.tuples(
 def test_lists_against_brute_force(scene):
     splats = splats_of(*scene)
     is_open = jnp.ones(GRID.num_tiles, bool)
-    piece = list_slice(splats, jnp.int32(0), is_open, N, N * GRID.num_tiles)
-    found = pairs(piece)
+    depth_slice = list_slice(splats, jnp.int32(0), is_open, N, N * GRID.num_tiles)
+    found = pairs(depth_slice)
     assert len(set(found)) == len(found), "a pair is listed twice"
     assert contributing(splats) <= set(found), "a contributing pair is missing"
     depths = np.asarray(splats.depths)
     keys = [(tile, depths[i], i) for tile, i in found]
     assert keys == sorted(keys), "not by tile, depth, index"
-    assert int(piece.num_left) == 0
+    assert int(depth_slice.num_remaining) == 0
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -97,22 +97,22 @@ def test_slices_add_up_to_the_whole(scene):
     whole = list_slice(splats, jnp.int32(0), is_open, N, N * GRID.num_tiles)
     first, parts = 0, []
     while first < N:
-        piece = list_slice(splats, jnp.int32(first), is_open, 5, GRID.num_tiles)
-        assert int(piece.num_taken) > 0, "no progress"
-        parts += pairs(piece)
-        first += int(piece.num_taken)
+        depth_slice = list_slice(splats, jnp.int32(first), is_open, 5, GRID.num_tiles)
+        assert int(depth_slice.num_taken) > 0, "no progress"
+        parts += pairs(depth_slice)
+        first += int(depth_slice.num_taken)
     assert sorted(parts) == sorted(pairs(whole))
 
 
 def test_closed_tiles_receive_nothing():
     splats = splats_of(0, 0.4, 0.5, 0.5)
     is_open = jnp.arange(GRID.num_tiles) % 3 == 0
-    piece = list_slice(splats, jnp.int32(0), is_open, N, N * GRID.num_tiles)
+    depth_slice = list_slice(splats, jnp.int32(0), is_open, N, N * GRID.num_tiles)
     everything = list_slice(
         splats, jnp.int32(0), jnp.ones_like(is_open), N, N * GRID.num_tiles
     )
     expected = [(t, i) for t, i in pairs(everything) if t % 3 == 0]
-    assert pairs(piece) == expected
+    assert pairs(depth_slice) == expected
     assert expected
 
 
@@ -121,11 +121,11 @@ def test_what_does_not_fit_is_counted():
     is_open = jnp.ones(GRID.num_tiles, bool)
     whole = list_slice(splats, jnp.int32(0), is_open, N, N * GRID.num_tiles)
     total = int(np.sum(whole.counts))
-    piece = list_slice(splats, jnp.int32(0), is_open, N, total // 2)
-    taken = int(np.sum(piece.counts))
+    depth_slice = list_slice(splats, jnp.int32(0), is_open, N, total // 2)
+    taken = int(np.sum(depth_slice.counts))
     assert 0 < taken <= total // 2
-    assert taken + int(piece.num_left) == total
-    ranks = np.asarray(piece.counts) > 0
+    assert taken + int(depth_slice.num_remaining) == total
+    ranks = np.asarray(depth_slice.counts) > 0
     assert not ranks[np.argmin(ranks) :].any(), "not the farthest that are left"
 
 

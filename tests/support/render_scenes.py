@@ -80,12 +80,12 @@ def cotangents(width, height):
     return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
 
 
-def picture_loss(out, weights):
+def image_loss(out, weights):
     """Sum of outputs times weights [h w c], broadcast over views."""
-    pictures = (out.colors, out.alphas, out.depths)
+    images = (out.colors, out.alphas, out.depths)
     return sum(
         jnp.sum(p * jnp.broadcast_to(w, p.shape))
-        for p, w in zip(pictures, weights, strict=True)
+        for p, w in zip(images, weights, strict=True)
     )
 
 
@@ -96,20 +96,20 @@ def _compiled(width, height, config, backend):
     def loss(gaussians, viewmats, Ks, background):
         cameras = Cameras(viewmats, Ks, width, height)
         out = render(gaussians, cameras, background, config=config, backend=backend)
-        return picture_loss(out, weights), out
+        return image_loss(out, weights), out
 
     return jax.jit(jax.grad(loss, argnums=(0, 1, 3), has_aux=True))
 
 
 def render_and_grad(gaussians, cameras, background, *, backend, **config):
-    """Pictures, and gradients to (gaussians, viewmats, background), under jit."""
+    """Images, and gradients to (gaussians, viewmats, background), under jit."""
     config = settings(backend, **config)
     gradient = _compiled(cameras.width, cameras.height, config, backend)
     gradients, out = gradient(gaussians, cameras.viewmats, cameras.Ks, background)
     return out, gradients
 
 
-def worst(found, expected, fragile=None):
+def max_error(found, expected, fragile=None):
     """Largest absolute difference, off the fragile pixels [... h w]."""
     error = np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64))
     if fragile is not None:

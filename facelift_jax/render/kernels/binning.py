@@ -11,12 +11,12 @@ from jaxtyping import Float, Int, UInt
 from facelift_jax.geometry.numerics import Array
 from facelift_jax.render.batching import shape_like
 from facelift_jax.render.kernels.launch import RECORD, Sizes, launch
-from facelift_jax.render.records import Splats
+from facelift_jax.render.splats import Splats
 
 _LOG2_E = math.log2(math.e)
-_RECORDS = 128  # packed or counted together, by four warps
-_GAUSSIANS, _TILES = 32, 8  # looked at together when listing
-_BOUNDS = 128  # tiles whose lists' starts one program finds
+_RECORDS_PER_PROGRAM = 128  # packed or counted together, by four warps
+_GAUSSIANS_PER_PROGRAM, _TILES_PER_STEP = 32, 8  # looked at together when listing
+_BOUNDS_PER_PROGRAM = 128  # tiles whose lists' starts one program finds
 
 
 def pack_records(sizes: Sizes, splats: Splats) -> Float[Array, "r 16"]:
@@ -31,7 +31,7 @@ def pack_records(sizes: Sizes, splats: Splats) -> Float[Array, "r 16"]:
     )
     return launch(
         _pack_kernel,
-        pl.cdiv(r, _RECORDS),
+        pl.cdiv(r, _RECORDS_PER_PROGRAM),
         shape_like((r, RECORD), jnp.float32, means2d),
         "splat_pack",
         sizes,
@@ -48,12 +48,12 @@ def count_tiles(
 ) -> Int[Array, "r"]:
     """Open tiles in the rectangle of each depth rank; 0 before rank `first`.
 
-    `table` holds, for each picture, the number of open tiles above and left of each
+    `table` holds, for each image, the number of open tiles above and left of each
     corner of the grid.
     """
     return launch(
         _count_kernel,
-        pl.cdiv(sizes.num_records, _RECORDS),
+        pl.cdiv(sizes.num_records, _RECORDS_PER_PROGRAM),
         shape_like((sizes.num_records,), jnp.int32, records),
         "splat_count",
         sizes,
@@ -78,7 +78,7 @@ def emit_entries(
     shape = shape_like((sizes.capacity,), jnp.int32, records)
     return launch(
         _emit_kernel,
-        pl.cdiv(sizes.num_records, _GAUSSIANS),
+        pl.cdiv(sizes.num_records, _GAUSSIANS_PER_PROGRAM),
         [shape, shape],
         "splat_emit",
         sizes,
@@ -90,7 +90,7 @@ def list_starts(sizes: Sizes, tiles: UInt[Array, "m"]) -> Int[Array, "bounds"]:
     num_bounds = sizes.num_tiles + 1
     return launch(
         _starts_kernel,
-        pl.cdiv(num_bounds, _BOUNDS),
+        pl.cdiv(num_bounds, _BOUNDS_PER_PROGRAM),
         shape_like((num_bounds,), jnp.int32, tiles),
         "splat_starts",
         sizes,
@@ -109,7 +109,9 @@ def _pack_kernel(
     records_ref,
 ):
     grid, size = sizes.grid, sizes.grid.tile_size
-    record = pl.program_id(0) * _RECORDS + lax.iota(jnp.int32, _RECORDS)
+    record = pl.program_id(0) * _RECORDS_PER_PROGRAM + lax.iota(
+        jnp.int32, _RECORDS_PER_PROGRAM
+    )
     is_record = record < sizes.num_records
 
     def field(ref, width=1, j=0):
@@ -122,10 +124,10 @@ def _pack_kernel(
         center, radius = field(means2d_ref, 2, axis), field(radii_ref, 2, axis)
         first = jnp.clip(jnp.ceil(center - radius - 0.5), 0.0, float(pixels))
         last = jnp.clip(jnp.floor(center + radius - 0.5) + 1, 0.0, float(pixels))
-        is_there = (last > first) & (opacity > 0)
+        is_inside = (last > first) & (opacity > 0)
         first, last = first.astype(jnp.int32), last.astype(jnp.int32)
         begin = first // size
-        number = jnp.where(is_there, (last + size - 1) // size - begin, 0)
+        number = jnp.where(is_inside, (last + size - 1) // size - begin, 0)
         return begin.astype(jnp.float32), number.astype(jnp.float32)
 
     (x0, columns), (y0, rows) = span(0, grid.width), span(1, grid.height)
@@ -140,7 +142,7 @@ def _pack_kernel(
         *(x0, y0, columns, rows),
     ]
     which = lax.iota(jnp.int32, RECORD)[None]
-    out = jnp.zeros((_RECORDS, RECORD), jnp.float32)
+    out = jnp.zeros((_RECORDS_PER_PROGRAM, RECORD), jnp.float32)
     for j, values in enumerate(fields):
         out = jnp.where(which == j, values[:, None], out)
     index, which = (jnp.broadcast_to(x, out.shape) for x in (record[:, None], which))
@@ -149,7 +151,9 @@ def _pack_kernel(
 
 def _count_kernel(sizes, records_ref, order_ref, table_ref, first_ref, counts_ref):
     grid = sizes.grid
-    rank = pl.program_id(0) * _RECORDS + lax.iota(jnp.int32, _RECORDS)
+    rank = pl.program_id(0) * _RECORDS_PER_PROGRAM + lax.iota(
+        jnp.int32, _RECORDS_PER_PROGRAM
+    )
     is_rank = rank < sizes.num_records
     is_used = is_rank & (rank >= first_ref[0])
     record = plt.load(order_ref.at[rank], mask=is_used, other=0)
@@ -171,8 +175,8 @@ def _count_kernel(sizes, records_ref, order_ref, table_ref, first_ref, counts_re
     plt.store(counts_ref.at[rank], count, mask=is_rank)
 
 
-def _reach(ellipse, column, row, size):
-    """Largest exponent at the tile's pixel centres' rectangle, as `reaches_tile` says.
+def _max_exponent(ellipse, column, row, size):
+    """Largest exponent over the rectangle of a tile's pixel centres.
 
     The exponent is concave: its maximum lies at the mean or on the nearer sides.
     """
@@ -201,7 +205,9 @@ def _emit_kernel(
     entries_ref,
 ):
     grid = sizes.grid
-    rank = pl.program_id(0) * _GAUSSIANS + lax.iota(jnp.int32, _GAUSSIANS)
+    rank = pl.program_id(0) * _GAUSSIANS_PER_PROGRAM + lax.iota(
+        jnp.int32, _GAUSSIANS_PER_PROGRAM
+    )
     count = plt.load(counts_ref.at[rank], mask=rank < sizes.num_records, other=0)
     is_used = count > 0
     start = plt.load(starts_ref.at[rank], mask=is_used, other=0)[:, None]
@@ -215,11 +221,11 @@ def _emit_kernel(
     area = columns * rows
     reciprocal = 1 / jnp.maximum(columns, 1).astype(jnp.float32)
     first_tile = (record // sizes.n) * grid.num_tiles
-    lanes = lax.iota(jnp.int32, _TILES)[None]
-    entry = jnp.broadcast_to(record, (_GAUSSIANS, _TILES))
+    lanes = lax.iota(jnp.int32, _TILES_PER_STEP)[None]
+    entry = jnp.broadcast_to(record, (_GAUSSIANS_PER_PROGRAM, _TILES_PER_STEP))
 
     def body(chunk, done):
-        step = chunk * _TILES + lanes
+        step = chunk * _TILES_PER_STEP + lanes
         # exact: half a step from the borders, far more than the quotient's rounding
         row = ((step.astype(jnp.float32) + 0.5) * reciprocal).astype(jnp.int32)
         column, row = x0 + step - row * columns, y0 + row
@@ -228,30 +234,32 @@ def _emit_kernel(
         before = jnp.cumsum(is_open, axis=1, dtype=jnp.int32) - is_open
         # the interpreter writes old values back in masked lanes: those point outside
         place = jnp.where(is_open > 0, start + done[:, None] + before, sizes.capacity)
-        is_missed = _reach(ellipse, column, row, grid.tile_size) < -level
+        is_missed = _max_exponent(ellipse, column, row, grid.tile_size) < -level
         tile = jnp.where(is_missed, sizes.num_tiles, tile)
         plt.store(tiles_ref.at[place], tile, mask=is_open > 0)
         plt.store(entries_ref.at[place], entry, mask=is_open > 0)
         return done + jnp.sum(is_open, axis=1, dtype=jnp.int32)
 
-    num_chunks = (jnp.max(area) + _TILES - 1) // _TILES
-    zero = jnp.zeros((_GAUSSIANS,), jnp.int32)
+    num_chunks = (jnp.max(area) + _TILES_PER_STEP - 1) // _TILES_PER_STEP
+    zero = jnp.zeros((_GAUSSIANS_PER_PROGRAM,), jnp.int32)
     lax.fori_loop(0, num_chunks, body, zero)
 
 
 def _starts_kernel(sizes, tiles_ref, starts_ref):
-    bound = pl.program_id(0) * _BOUNDS + lax.iota(jnp.int32, _BOUNDS)
-    low = jnp.zeros((_BOUNDS,), jnp.int32)
-    high = jnp.full((_BOUNDS,), sizes.capacity, jnp.int32)
+    bound = pl.program_id(0) * _BOUNDS_PER_PROGRAM + lax.iota(
+        jnp.int32, _BOUNDS_PER_PROGRAM
+    )
+    low = jnp.zeros((_BOUNDS_PER_PROGRAM,), jnp.int32)
+    high = jnp.full((_BOUNDS_PER_PROGRAM,), sizes.capacity, jnp.int32)
 
     def halve(_, carry):
         low, high = carry
         middle = (low + high) // 2
-        is_going = low < high
-        tile = plt.load(tiles_ref.at[middle], mask=is_going, other=0)
+        has_work = low < high
+        tile = plt.load(tiles_ref.at[middle], mask=has_work, other=0)
         is_before = tile.astype(jnp.int32) < bound
-        low = jnp.where(is_going & is_before, middle + 1, low)
-        return low, jnp.where(is_going & ~is_before, middle, high)
+        low = jnp.where(has_work & is_before, middle + 1, low)
+        return low, jnp.where(has_work & ~is_before, middle, high)
 
     low, _ = lax.fori_loop(0, sizes.capacity.bit_length(), halve, (low, high))
     plt.store(starts_ref.at[bound], low, mask=bound <= sizes.num_tiles)

@@ -14,8 +14,8 @@ from facelift_jax.render.constants import ALPHA_MIN, TRANSMITTANCE_MIN
 from facelift_jax.render.kernels.launch import NUM_SUMS, RECORD, ROW, Sizes, launch
 from facelift_jax.render.kernels.warp_ops import Warp
 
-_SUMMED = 16  # Gaussians whose rows one program adds up
-_UNROLL = 8  # records a forward step blends
+_GAUSSIANS_PER_PROGRAM = 16  # Gaussians whose rows one program adds up
+_UNROLL_FORWARD = 8  # records a forward step blends
 _UNROLL_BACKWARD = 2
 
 
@@ -85,7 +85,7 @@ def sum_rows(
     """Adds up each listed Gaussian's rows in emission order, into its row of `sums`."""
     return launch(
         _sum_kernel,
-        pl.cdiv(sizes.num_records, _SUMMED),
+        pl.cdiv(sizes.num_records, _GAUSSIANS_PER_PROGRAM),
         shape_like(sums.shape, jnp.float32, sums),
         "splat_sum_rows",
         sizes,
@@ -99,27 +99,27 @@ class _Tile:
     def __init__(self, sizes):
         grid, size = sizes.grid, sizes.grid.tile_size
         self.index = pl.program_id(0)
-        self.picture = self.index // grid.num_tiles
-        here = self.index - self.picture * grid.num_tiles
+        self.image = self.index // grid.num_tiles
+        here = self.index - self.image * grid.num_tiles
         pixel = lax.iota(jnp.int32, size * size)
         self.column = (here % grid.columns) * size + pixel % size
         self.row = (here // grid.columns) * size + pixel // size
-        self.is_there = (self.column < grid.width) & (self.row < grid.height)
+        self.is_inside = (self.column < grid.width) & (self.row < grid.height)
         self.x = self.column.astype(jnp.float32) + 0.5
         self.y = self.row.astype(jnp.float32) + 0.5
 
     def load(self, ref, channel, outside=0.0):
         """One channel of an array [c i h w]."""
-        here = ref.at[channel, self.picture, self.row, self.column]
-        return plt.load(here, mask=self.is_there, other=outside)
+        here = ref.at[channel, self.image, self.row, self.column]
+        return plt.load(here, mask=self.is_inside, other=outside)
 
     def store(self, ref, channel, values):
         """Writes one channel of an array [c i h w]."""
-        here = ref.at[channel, self.picture, self.row, self.column]
-        plt.store(here, values, mask=self.is_there)
+        here = ref.at[channel, self.image, self.row, self.column]
+        plt.store(here, values, mask=self.is_inside)
 
 
-def _at(list_ref, i, end):
+def _element(list_ref, i, end):
     """Element i of a list, the last one beyond its end."""
     return list_ref[jnp.clip(i, 0, jnp.maximum(end - 1, 0))]
 
@@ -128,7 +128,7 @@ def _load_records(records_ref, entries_ref, i, end, number):
     """Ten fields of the next records of a list; opacity 0 past its end."""
     records = []
     for step in range(number):
-        index = _at(entries_ref, i + step, end)
+        index = _element(entries_ref, i + step, end)
         record = [records_ref[index, j] for j in range(10)]
         record[5] = jnp.where(i + step < end, record[5], 0.0)
         records.append(record)
@@ -149,7 +149,7 @@ def _alpha(sizes, record, tile):
 def _advance(sizes, transmittance, alpha):
     """Weight of a record and the new T, negative once the pixel has ended."""
     warp = Warp(sizes.interpret)
-    after = warp.minus_product(alpha, transmittance, transmittance)
+    after = warp.fnma(alpha, transmittance, transmittance)
     is_open = after > TRANSMITTANCE_MIN
     weight = jnp.where(is_open, transmittance * alpha, 0.0)
     return weight, jnp.where(is_open, after, -jnp.abs(transmittance))
@@ -163,20 +163,25 @@ def _blend_kernel(
     before = tile.load(state_ref, 0, outside=-1.0)
     sums = [tile.load(state_ref, j) for j in range(1, 5)]
 
-    def is_going(carry):
+    def has_work(carry):
         return (carry[0] < end) & (carry[1] > 0)
 
     def body(carry):
         i, _, transmittance, *sums = carry
-        for record in _load_records(records_ref, entries_ref, i, end, _UNROLL):
+        for record in _load_records(records_ref, entries_ref, i, end, _UNROLL_FORWARD):
             alpha = _alpha(sizes, record, tile)[-1]
             weight, transmittance = _advance(sizes, transmittance, alpha)
             pairs = zip(record[6:], sums, strict=True)
             sums = [warp.fma(weight, color, total) for color, total in pairs]
-        return i + _UNROLL, warp.any_positive(transmittance), transmittance, *sums
+        return (
+            i + _UNROLL_FORWARD,
+            warp.any_positive(transmittance),
+            transmittance,
+            *sums,
+        )
 
     carry = (start, warp.any_positive(before), before, *sums)
-    _, is_open, *state = lax.while_loop(is_going, body, carry)
+    _, is_open, *state = lax.while_loop(has_work, body, carry)
     for channel, values in enumerate(state):
         tile.store(state_ref, channel, values)
     open_ref[tile.index] = is_open
@@ -190,9 +195,9 @@ def _differentiate_record(sizes, record, tile, transmittance, rest, d_pixels):
     value = record[6] * d_pixels[0]
     for color, d_pixel in zip(record[7:], d_pixels[1:], strict=True):
         value = warp.fma(color, d_pixel, value)
-    rest = warp.minus_product(weight, value, rest)
+    rest = warp.fnma(weight, value, rest)
     behind = (rest, warp.reciprocal(1 - alpha))
-    slope = raw * warp.minus_product(*behind, transmittance * value)
+    slope = raw * warp.fnma(*behind, transmittance * value)
     slope = jnp.where((weight > 0) & (raw <= sizes.alpha_max), slope, 0.0)
     by_x, by_y = slope * dx, slope * dy
     factors = [(slope,), (by_x,), (by_y,), (by_x, dx), (by_x, dy), (by_y, dy)]
@@ -221,7 +226,7 @@ def _differentiate_kernel(
     number = _UNROLL_BACKWARD
 
     def load(i):
-        slots = [_at(slots_ref, i + step, end) for step in range(number)]
+        slots = [_element(slots_ref, i + step, end) for step in range(number)]
         return _load_records(records_ref, entries_ref, i, end, number), slots
 
     def body(carry):
@@ -238,7 +243,7 @@ def _differentiate_kernel(
                 functools.partial(warp.sum_products, factors),
                 lambda: zeros,
             )
-            which = warp.sum_numbers(sums, NUM_SUMS)
+            which = warp.sum_indices(sums, NUM_SUMS)
             is_sum = (i + step < end) & (which < NUM_SUMS)
             plt.store(rows_ref.at[slot * ROW + which], sums, mask=is_sum)
         reached = jnp.minimum(i + number, end)
@@ -252,7 +257,7 @@ def _differentiate_kernel(
     tile.store(state_ref, 0, transmittance)
     tile.store(state_ref, 1, rest)
     open_ref[tile.index] = warp.any_positive(transmittance)
-    last = _at(slots_ref, reached - 1, end)
+    last = _element(slots_ref, reached - 1, end)
     ends_ref[tile.index] = jnp.where(reached > start, last + 1, 0)
 
 
@@ -267,7 +272,9 @@ def _sum_kernel(
     _,
     sums_ref,
 ):
-    rank = pl.program_id(0) * _SUMMED + lax.iota(jnp.int32, _SUMMED)
+    rank = pl.program_id(0) * _GAUSSIANS_PER_PROGRAM + lax.iota(
+        jnp.int32, _GAUSSIANS_PER_PROGRAM
+    )
     is_rank = rank < sizes.num_records
     count = plt.load(counts_ref.at[rank], mask=is_rank, other=0)
     is_used = count > 0
@@ -285,7 +292,7 @@ def _sum_kernel(
         index = slot[:, None] * ROW + columns
         return total + plt.load(rows_ref.at[index], mask=is_row, other=0.0)
 
-    total = jnp.zeros((_SUMMED, RECORD), jnp.float32)
+    total = jnp.zeros((_GAUSSIANS_PER_PROGRAM, RECORD), jnp.float32)
     total = lax.fori_loop(0, jnp.max(count), body, total)
     plt.store(
         sums_ref.at[record[:, None], columns],

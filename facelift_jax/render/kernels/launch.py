@@ -25,9 +25,9 @@ class Sizes(NamedTuple):
     """Static sizes of a launch.
 
     Attributes:
-      grid: tiles of one picture.
-      n: Gaussians of one picture.
-      pictures: how many.
+      grid: tiles of one image.
+      n: Gaussians of one image.
+      images: how many.
       capacity: M, list entries of a slice.
       alpha_max: cap on alpha.
       interpret: run in the interpreter.
@@ -35,7 +35,7 @@ class Sizes(NamedTuple):
 
     grid: Grid
     n: int
-    pictures: int
+    images: int
     capacity: int
     alpha_max: float
     interpret: bool
@@ -43,12 +43,12 @@ class Sizes(NamedTuple):
     @property
     def num_records(self) -> int:
         """R."""
-        return self.pictures * self.n
+        return self.images * self.n
 
     @property
     def num_tiles(self) -> int:
-        """Tiles of all pictures."""
-        return self.pictures * self.grid.num_tiles
+        """Tiles of all images."""
+        return self.images * self.grid.num_tiles
 
 
 def launch(
@@ -86,14 +86,14 @@ def launch(
     )
 
 
-def need_gpu(values: Float[Array, "..."]) -> Float[Array, "..."]:
+def require_gpu(values: Float[Array, "..."]) -> Float[Array, "..."]:
     """The same values, in programs for NVIDIA GPUs alone.
 
     Raises:
       NotImplementedError: when compiled for another platform. What a traced function
         will run on is not known before.
     """
-    return _NEED_GPU.bind(values)
+    return _REQUIRE_GPU.bind(values)
 
 
 def _refuse(*_, **__):
@@ -103,8 +103,8 @@ def _refuse(*_, **__):
     )
 
 
-_NEED_GPU = Primitive("splat_kernels")
-_NEED_GPU.def_abstract_eval(lambda values: values)
-_NEED_GPU.def_impl(lambda values: jax.jit(_NEED_GPU.bind)(values))
-mlir.register_lowering(_NEED_GPU, _refuse)
-mlir.register_lowering(_NEED_GPU, lambda _, values: [values], platform="cuda")
+_REQUIRE_GPU = Primitive("splat_kernels")
+_REQUIRE_GPU.def_abstract_eval(lambda values: values)
+_REQUIRE_GPU.def_impl(lambda values: jax.jit(_REQUIRE_GPU.bind)(values))
+mlir.register_lowering(_REQUIRE_GPU, _refuse)
+mlir.register_lowering(_REQUIRE_GPU, lambda _, values: [values], platform="cuda")

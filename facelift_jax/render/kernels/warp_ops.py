@@ -34,7 +34,7 @@ class Warp:
             return a * b + c
         return self._fused("fma.rn.f32 $0, $1, $2, $3;", a, b, c)
 
-    def minus_product(self, a: Array, b: Array, c: Array) -> Array:
+    def fnma(self, a: Array, b: Array, c: Array) -> Array:
         """c - a b, rounded once."""
         if self.interpret:
             return c - a * b
@@ -72,7 +72,7 @@ class Warp:
     ) -> Float[Array, "p"]:
         """Sums of one or two factors' products over all elements, spread over lanes.
 
-        `sum_numbers` says which sum is where. Each of five steps exchanges half of the
+        `sum_indices` says which sum is where. Each of five steps exchanges half of the
         sums a lane still has for another lane's share of the other half: 12 shuffles
         for ten sums, where summing one by one takes 50.
         """
@@ -85,7 +85,7 @@ class Warp:
             values = values[:half]
         return values[0]
 
-    def sum_numbers(self, sums: Float[Array, "p"], number: int) -> Int[Array, "p"]:
+    def sum_indices(self, sums: Float[Array, "p"], number: int) -> Int[Array, "p"]:
         """Which of `number` products each element of `sum_products` is the sum of.
 
         `number` or more where an element is none's; each sum has one element.

@@ -32,7 +32,7 @@ class Splats(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """Composited pictures before the background.
+    """Composited images before the background.
 
     Attributes:
       colors: [*i h w 3] sum of weight * colour.
