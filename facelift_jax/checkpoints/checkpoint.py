@@ -104,6 +104,11 @@ def latest_step(directory: str | Path) -> int | None:
     return max(all_steps(directory), default=None)
 
 
+def last_step_before(directory: str | Path, step: int) -> int | None:
+    """The newest complete step that is smaller than `step`; None if there is none."""
+    return max((s for s in all_steps(directory) if s < step), default=None)
+
+
 def restore_checkpoint(
     directory: str | Path,
     state_like: Any,

@@ -184,12 +184,19 @@ def where_taken(is_taken: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(is_taken, n, o), new, old)
 
 
-def stop_reason(step: int, skipped_steps: Sequence[int]) -> str | None:
-    """Why training, now at `step`, must stop, or None to go on.
+class StopReason(NamedTuple):
+    """Why training must stop, and the first of the steps that were not finite."""
 
-    `skipped_steps` are the steps so far, ascending, that were not finite. Ten in a
-    row, or more than 1 % of any 1,000 in a row, stop the run; looking only now and
-    then misses none.
+    message: str
+    first_step: int
+
+
+def stop_reason(step: int, skipped_steps: Sequence[int]) -> StopReason | None:
+    """Why training, now at `step`, must stop; None to continue.
+
+    `skipped_steps` are all steps so far, ascending, that were not finite. Ten in a
+    row, or more than 1 % of any 1,000 in a row, stop the run. All steps are examined
+    at every call, so calling it only now and then misses nothing.
     """
     runs = (
         (MAX_SKIPPED_IN_A_ROW, MAX_SKIPPED_IN_A_ROW),
@@ -198,9 +205,10 @@ def stop_reason(step: int, skipped_steps: Sequence[int]) -> str | None:
     for count, window in runs:
         for first, last in zip(skipped_steps, skipped_steps[count - 1 :], strict=False):
             if last - first < window:
-                return (
+                return StopReason(
                     f"step {step}: {count} of {window:,} steps in a row were not "
-                    f"finite (steps {first} to {last})"
+                    f"finite (steps {first} to {last})",
+                    first,
                 )
     return None
 

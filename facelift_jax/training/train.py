@@ -279,8 +279,8 @@ def train(
             logging.warning("step %d: %s", step, note)
         reason = optim.stop_reason(step, skipped_steps)
         if reason is not None:
-            last = checkpoint.latest_step(checkpoints)
-            raise RuntimeError(f"{reason}; the last good checkpoint is step {last}")
+            advice = restart_advice(checkpoints, reason.first_step)
+            raise RuntimeError(f"{reason.message}; {advice}")
         is_stopped = alarms and is_evaluated and run.on_collapse == "stop"
         if is_saved or is_stopped:
             checkpoint.save_checkpoint(
@@ -317,6 +317,20 @@ def train(
         )
         run_dir.mark_complete(workdir, {"step": run.num_steps})
     return evaluation
+
+
+def restart_advice(checkpoints: Path, first_bad_step: int) -> str:
+    """Which checkpoint is from before the first step that was not finite."""
+    good = checkpoint.last_step_before(checkpoints, first_bad_step)
+    if good is None:
+        return (
+            f"no checkpoint is good: {checkpoints} holds none from before step "
+            f"{first_bad_step}: start again with another --workdir"
+        )
+    return (
+        f"the last good checkpoint is step {good}: to resume from it, delete the later "
+        f"ones in {checkpoints}"
+    )
 
 
 def brief(line: Mapping[str, float]) -> str:

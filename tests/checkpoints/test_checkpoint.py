@@ -170,6 +170,15 @@ def test_the_newest_steps_are_kept(tmp_path):
     assert int(restored.step) == 100
 
 
+def test_the_last_step_before_another(tmp_path):
+    assert checkpoint.last_step_before(tmp_path / "absent", 5) is None
+    for step in (5, 10, 100):
+        save(tmp_path, step)
+    (tmp_path / "7").mkdir()  # incomplete
+    steps = [checkpoint.last_step_before(tmp_path, x) for x in (5, 6, 10, 11, 999)]
+    assert steps == [None, 5, 5, 10, 100]
+
+
 def test_a_step_is_saved_once(tmp_path):
     save(tmp_path, 3)
     with pytest.raises(ValueError, match="3: this step is already saved"):

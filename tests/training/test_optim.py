@@ -372,7 +372,7 @@ def test_ten_skipped_steps_in_a_row_stop_the_run():
     assert optim.stop_reason(13, range(5, 14)) is None
     assert optim.stop_reason(20, [*range(5, 14), 15]) is None
     line = "step 20: 10 of 10 steps in a row were not finite (steps 5 to 14)"
-    assert optim.stop_reason(20, [1, *range(5, 15), 19]) == line
+    assert optim.stop_reason(20, [1, *range(5, 15), 19]) == (line, 5)
 
 
 def test_more_than_one_percent_of_a_thousand_stop_the_run():
@@ -380,4 +380,4 @@ def test_more_than_one_percent_of_a_thousand_stop_the_run():
     assert optim.stop_reason(999, skipped) is None
     assert optim.stop_reason(1000, [*skipped, 1000]) is None  # step 0 has left
     line = "step 5000: 11 of 1,000 steps in a row were not finite (steps 0 to 999)"
-    assert optim.stop_reason(5000, [*skipped, 999]) == line
+    assert optim.stop_reason(5000, [*skipped, 999]) == (line, 0)

@@ -12,11 +12,12 @@ from jax.sharding import NamedSharding
 from configs import common, gslrm
 from configs.lgm import get_config
 from facelift_jax.builders import build_model, make_renderer
+from facelift_jax.checkpoints.checkpoint import save_checkpoint
 from facelift_jax.checkpoints.tree import flatten_names
 from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.structs import Batch
+from facelift_jax.training import optim, train
 from facelift_jax.training import sharding as mesh_of
-from facelift_jax.training import train
 from facelift_jax.training.step import make_initializer, make_train_step
 
 NUM_SCENES, NUM_VIEWS, SIZE = 8, 2, 16
@@ -204,6 +205,24 @@ def test_the_progress_line_tells_of_steps_left_out():
     line = {"train/total": 0.25, "train/skipped": 0, "train/over_norm": 3}
     assert train.brief(line) == "loss 0.2500  3 steps over skip_norm, not taken"
     assert train.brief(line | {"train/over_norm": 0}) == "loss 0.2500"
+
+
+def test_the_last_good_checkpoint_is_from_before_the_nonfinite_steps(tmp_path):
+    """Checkpoints between the first of those steps and the stop are not good."""
+    for step in (5, 10):
+        save_checkpoint(tmp_path, step, {"a": np.ones(1)}, metadata={}, keep=5)
+    reason = optim.stop_reason(12, range(2, 12))
+    assert reason is not None
+    assert train.restart_advice(tmp_path, reason.first_step) == (
+        f"no checkpoint is good: {tmp_path} holds none from before step 2: start again "
+        "with another --workdir"
+    )
+    reason = optim.stop_reason(16, range(6, 16))
+    assert reason is not None
+    assert train.restart_advice(tmp_path, reason.first_step) == (
+        "the last good checkpoint is step 5: to resume from it, delete the later ones "
+        f"in {tmp_path}"
+    )
 
 
 def test_freezing_leaves_the_encoder_alone(single):
