@@ -38,7 +38,7 @@ def data_section(size: int, input_size: int) -> ConfigDict:
             "num_scenes": 1600,
             "num_held_out_scenes": 32,
             "bad_scenes_allowed": 0,
-            "breaches_allowed": 0,
+            "violations_allowed": 0,
             "input_size": input_size,
             "target_size": size,
             "num_inputs": 6,

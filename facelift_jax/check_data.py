@@ -79,15 +79,15 @@ def summary(reports: Sequence[SceneReport], problems: Sequence[str]) -> str:
     broken = sum(bool(report.problems) for report in reports) - unread
     warned = sum(bool(report.warnings) for report in reports)
     counts = {
-        "scenes that break it": broken,
+        "scenes that fail": broken,
         "scenes that cannot be read": unread,
         "problems between scenes": len(problems),
         "scenes with a warning": warned,
     }
     is_good = not (broken or unread or problems)
-    verdict = "all obey" if is_good else "NOT all obey"
+    result = "all pass" if is_good else "NOT all pass"
     details = ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
-    line = f"{len(reports):,} scenes, {views:,} views: {verdict} the data contract"
+    line = f"{len(reports):,} scenes, {views:,} views: {result} the data checks"
     return f"{line} ({details})" if details else line
 
 

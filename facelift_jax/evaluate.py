@@ -13,7 +13,7 @@ from typing import Any
 from facelift_jax.builders import baseline_options, make_renderer, restore
 from facelift_jax.data.scenes import open_source
 from facelift_jax.data.validation.leakage import leave_out_trained
-from facelift_jax.evaluation.evaluator import NUM_SHAPE_SCENES, count_breaches, report
+from facelift_jax.evaluation.evaluator import NUM_SHAPE_SCENES, count_violations, report
 from facelift_jax.evaluation.report import Judged
 from facelift_jax.evaluation.results import table
 from facelift_jax.evaluation.steps import (
@@ -84,12 +84,12 @@ def main(arguments: list[str]) -> None:
     if flags.baseline:
         step = make_hull_step(render_fn, lpips)
         judged = dataclasses.replace(judged, checkpoint=None)
-    breaches = count_breaches(Path(flags.data), source, options.background)
+    violations = count_violations(Path(flags.data), source, options.background)
     evaluation = report(
         Path(flags.out),
         step,
         params,
-        dataclasses.replace(source, breaches=breaches),
+        dataclasses.replace(source, violations=violations),
         options,
         render_fn,
         flags.picture_scenes,

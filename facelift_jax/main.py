@@ -21,7 +21,7 @@ from facelift_jax.data.mixture import (
     open_parts,
 )
 from facelift_jax.data.validation.leakage import leave_out_trained
-from facelift_jax.evaluation.evaluator import count_breaches, report
+from facelift_jax.evaluation.evaluator import count_violations, report
 from facelift_jax.evaluation.report import Judged
 from facelift_jax.evaluation.results import Evaluation, table
 from facelift_jax.evaluation.steps import make_eval_step
@@ -100,8 +100,8 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
     parts = open_parts(config.data)
     options = data_options(config.data, config.eval.num_targets)
     held_out = leave_out_trained(join(parts)[1], stored["trained_on"])
-    breaches = [
-        count_breaches(part.path, part.held_out, options.background) for part in parts
+    violations = [
+        count_violations(part.path, part.held_out, options.background) for part in parts
     ]
     render_fn = make_renderer(options.background, **config.render)
     model = build_model(config.model)
@@ -109,7 +109,7 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
         workdir / "evaluation",
         make_eval_step(model, render_fn, lpips),
         params,
-        dataclasses.replace(held_out, breaches=sum(breaches)),
+        dataclasses.replace(held_out, violations=sum(violations)),
         options,
         render_fn,
         config.eval.num_picture_scenes,

@@ -60,7 +60,7 @@ def test_a_good_set_ends_with_0(rodents, capsys):
     assert row[:5] == ["scene_000000", "9", "32", "x", "32"]
     assert row[7] == "1.000"
     assert row[-2:] == ["0.0", "good"]
-    assert lines[-1].startswith("3 scenes, 27 views: all obey the data contract")
+    assert lines[-1].startswith("3 scenes, 27 views: all pass the data checks")
 
 
 def test_a_bad_set_ends_with_1_and_says_why(broken, tmp_path, capsys):
@@ -78,7 +78,7 @@ def test_a_bad_set_ends_with_1_and_says_why(broken, tmp_path, capsys):
         "camera needs its own" in lines
     )
     assert lines[-2] == (
-        "3 scenes, 18 views: NOT all obey the data contract (scenes that break it: 1, "
+        "3 scenes, 18 views: NOT all pass the data checks (scenes that fail: 1, "
         "scenes that cannot be read: 1)"
     )
     assert (

@@ -225,7 +225,10 @@ def test_bad_scenes_stop_training_unless_allowed(rodents, tmp_path):
     picture.write_bytes(picture.read_bytes()[:300])
     mirrored = data / "scene_000007" / "images" / "cam_002.png"
     Image.fromarray(np.array(Image.open(mirrored))[:, ::-1]).save(mirrored)
-    allowed = ["--config.data.bad_scenes_allowed=1", "--config.data.breaches_allowed=1"]
+    allowed = [
+        "--config.data.bad_scenes_allowed=1",
+        "--config.data.violations_allowed=1",
+    ]
     shows = rf"python -m facelift_jax\.check_data {data} --held-out 2"
     reasons = (
         r"scene_000003.*cam_002\.png\): truncated or damaged",
@@ -238,11 +241,11 @@ def test_bad_scenes_stop_training_unless_allowed(rodents, tmp_path):
         code, _, err = finish(smoke("run", data, mode, *allowed, cwd=tmp_path))
         assert code == 0, err
         figures = json.loads((tmp_path / "run" / place / "figures.json").read_text())
-        assert figures["breaches"] == 1
+        assert figures["violations"] == 1
     assert lines_of(tmp_path / "run")[-1]["train/bad_scenes"] == 1
-    record = json.loads((tmp_path / "run" / "contract.json").read_text())
-    assert record["used_all_the_same"].keys() == {"scene_000007"}
-    assert record["cannot_be_read"].keys() == {"scene_000003"}
+    record = json.loads((tmp_path / "run" / "data_checks.json").read_text())
+    assert record["used_with_violations"].keys() == {"scene_000007"}
+    assert record["unreadable"].keys() == {"scene_000003"}
 
 
 @pytest.mark.slow

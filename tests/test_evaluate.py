@@ -50,7 +50,7 @@ def test_dropped_entries_end_an_evaluation(tmp_path):
 
 
 def repeat_a_view(scene):
-    """Makes a scene break the data contract: two views of one picture."""
+    """Makes a scene fail the data checks: two views of one picture."""
     images = sorted((scene / "images").iterdir())
     shutil.copy(images[6], images[7])
 
@@ -66,16 +66,16 @@ def test_a_run_counts_the_held_out_scenes_that_break_the_contract(
         repeat_a_view(tmp_path / "data" / name)
     config = get_config("smoke")
     config.data.update(path=str(tmp_path / "data"), num_held_out_scenes=2)
-    config.data.breaches_allowed = 2
+    config.data.violations_allowed = 2
     (tmp_path / "run").mkdir()
     for process in (1, 0):
-        assert not list(tmp_path.rglob("contract.json"))
-        assert "against the data contract" not in capsys.readouterr().err
+        assert not list(tmp_path.rglob("data_checks.json"))
+        assert "the results are stored with the data set" not in capsys.readouterr().err
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         train_on, held_out = open_checked(config.data, options, tmp_path / "run")
-        assert (len(train_on), len(held_out), held_out.breaches) == (2, 2, 1)
-    assert len(list(tmp_path.rglob("contract.json"))) == 2
-    assert "against the data contract" in capsys.readouterr().err
+        assert (len(train_on), len(held_out), held_out.violations) == (2, 2, 1)
+    assert len(list(tmp_path.rglob("data_checks.json"))) == 2
+    assert "the results are stored with the data set" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -92,12 +92,12 @@ def test_the_hull_is_judged_without_a_network(tmp_path, monkeypatch, capsys, cap
     command_evaluate.main([*arguments, "--turntable-frames", "4"])
     (warning,) = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
     assert warning.startswith(
-        f"judged all the same: {tmp_path}/data: 1 of 2 scenes break the data contract; "
+        f"judged all the same: {tmp_path}/data: 1 of 2 scenes fail the data checks; "
         "the first: scene scene_000001: views 6 and 7 are the same picture"
     )
     assert warning.endswith(f"python -m facelift_jax.check_data {tmp_path}/data")
     found = json.loads((tmp_path / "hull" / "figures.json").read_text())
-    assert found["breaches"] == 1
+    assert found["violations"] == 1
     figures = found["figures"]
     assert figures["held_out/iou"] > 0.5
     assert found["hull"]["figures"] == figures

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from facelift_jax.data.io import (
-    PICTURE_SUFFIXES,
+    IMAGE_SUFFIXES,
     DataError,
     ScenePath,
     check_size,
+    image_header,
     located,
     path_inside,
-    picture_header,
     read_json,
 )
 from facelift_jax.geometry.rigid import opengl_to_opencv_c2w
@@ -63,7 +63,7 @@ class Origin(NamedTuple):
     part: str | None = None
 
 
-NOWHERE = Origin()
+NO_ORIGIN = Origin()
 
 
 class Layout(NamedTuple):
@@ -117,7 +117,7 @@ def read_layout(folder: ScenePath, name: str) -> Layout:
 
 
 def _check_picture(frame: Frame) -> None:
-    header = picture_header(frame.picture)
+    header = image_header(frame.picture)
     check_size(header, (frame.width, frame.height))
     if header.mode not in ("RGB", "RGBA"):
         raise DataError(f"picture of Pillow mode {header.mode}, expected RGB or RGBA")
@@ -211,7 +211,7 @@ def _refuse_extra_pictures(frames: list[Frame]) -> None:
         extra = sorted(
             path.name
             for path in folder.iterdir()
-            if path.suffix.lower() in PICTURE_SUFFIXES and path.resolve() not in used
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.resolve() not in used
         )
         if extra:
             raise DataError(
@@ -242,7 +242,7 @@ def _nerf_frame(document: dict, raw: dict, folder: ScenePath) -> Frame:
         width, height = _size(values, "w"), _size(values, "h")
     else:
         with located(str(picture)):
-            width, height, _ = picture_header(picture)
+            width, height, _ = image_header(picture)
     if "fl_x" in values:
         fx = _number(values, "fl_x")
     else:
@@ -277,9 +277,9 @@ def _refuse_distortion(values: dict) -> None:
 def _picture_with_suffix(folder: ScenePath, file_path: Any) -> ScenePath:
     """The picture of a NeRF-style `file_path`, which may lack its ending."""
     path = path_inside(folder, file_path)
-    if path.suffix.lower() in PICTURE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         return path
-    paths = [path_inside(folder, file_path + suffix) for suffix in PICTURE_SUFFIXES]
+    paths = [path_inside(folder, file_path + suffix) for suffix in IMAGE_SUFFIXES]
     return next((path for path in paths if path.is_file()), paths[0])
 
 

@@ -20,7 +20,7 @@ from PIL import ExifTags, Image
 
 MAX_JSON_BYTES = 32 * 2**20  # 100,000 frames take about 60 MB; a scene has hundreds
 MAX_PIXELS = 64 * 10**6
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _FORMATS = ("PNG", "JPEG")  # the two decoders whose input we are ready to meet
 
 # Pillow's documented switch. A filter set around each call would not be thread-safe.
@@ -47,7 +47,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-class PictureHeader(NamedTuple):
+class ImageHeader(NamedTuple):
     """What a picture file says about itself before it is decoded; pixels."""
 
     width: int
@@ -172,13 +172,13 @@ def path_inside(folder: AnyPath, file_path: Any, key: str = "file_path") -> AnyP
     return path
 
 
-def picture_header(path: ScenePath) -> PictureHeader:
+def image_header(path: ScenePath) -> ImageHeader:
     """Size and mode of a picture, without decoding it; at most 64 megapixels."""
     with _open_picture(path) as picture:
-        return PictureHeader(*picture.size, picture.mode)
+        return ImageHeader(*picture.size, picture.mode)
 
 
-def check_size(header: PictureHeader, size: tuple[int, int]) -> None:
+def check_size(header: ImageHeader, size: tuple[int, int]) -> None:
     """Refuses a picture that is not of its camera's `size` (width, height)."""
     if (header.width, header.height) != size:
         raise DataError(
@@ -187,7 +187,7 @@ def check_size(header: PictureHeader, size: tuple[int, int]) -> None:
         )
 
 
-def decode_picture(
+def decode_image(
     path: ScenePath, size: tuple[int, int], modes: tuple[str, ...]
 ) -> Shaped[np.ndarray, "h w *c"]:
     """The pixels of a picture of `size` (width, height) in one of Pillow's `modes`.
@@ -195,7 +195,7 @@ def decode_picture(
     [h w] for grey pictures, [h w c] for colour; the stored values and integer type.
     """
     with _open_picture(path) as picture:
-        check_size(PictureHeader(*picture.size, picture.mode), size)
+        check_size(ImageHeader(*picture.size, picture.mode), size)
         if picture.mode not in modes:
             raise DataError(
                 f"picture of Pillow mode {picture.mode}, expected {' or '.join(modes)}"

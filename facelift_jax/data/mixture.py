@@ -21,7 +21,7 @@ from facelift_jax.data.scenes import (
     set_name,
     split_source,
 )
-from facelift_jax.data.validation.dataset_report import VERDICTS, require_contract
+from facelift_jax.data.validation.dataset_report import DATA_CHECKS, require_data_checks
 from facelift_jax.io import atomic
 from facelift_jax.io.progress import show_on_first_process
 
@@ -132,18 +132,18 @@ def open_checked(
 ) -> tuple[FolderSource, FolderSource]:
     """Scenes to train on and held-out scenes, all as good as the data contract asks.
 
-    `contract.json` in the run says how.
+    `data_checks.json` in the run says how.
 
     Raises:
       ValueError: it does not; names the first reason and the command that shows all.
     """
     parts = open_parts(section)
     is_writer = jax.process_index() == 0
-    record = require_contract(parts, options, show_on_first_process, is_writer)
+    record = require_data_checks(parts, options, show_on_first_process, is_writer)
     if is_writer:
-        atomic.write_text(workdir / VERDICTS, json.dumps(record, indent=2) + "\n")
+        atomic.write_text(workdir / DATA_CHECKS, json.dumps(record, indent=2) + "\n")
     train_on, held_out = join(parts)
     require_evaluation_views(held_out, options)
     names = {name for part in record["sets"].values() for name in part["held_out"]}
-    breaches = len(names & record["used_all_the_same"].keys())
-    return train_on, dataclasses.replace(held_out, breaches=breaches)
+    violations = len(names & record["used_with_violations"].keys())
+    return train_on, dataclasses.replace(held_out, violations=violations)

@@ -29,7 +29,7 @@ class DataOptions:
       camera_jitter: probability of LGM's jitter of the input poses but the first.
       bad_scenes_allowed: scenes that may be left out because they cannot be read; each
         is counted and named in the log, and one more ends the run.
-      breaches_allowed: scenes that may be used although they break the data contract;
+      violations_allowed: scenes that may be used although they fail the data checks;
         each is named in the log and in the run's record.
     """
 
@@ -47,12 +47,12 @@ class DataOptions:
     grid_distortion: float = 0.0
     camera_jitter: float = 0.0
     bad_scenes_allowed: int = 0
-    breaches_allowed: int = 0
+    violations_allowed: int = 0
 
     def __post_init__(self) -> None:
         least = {"input_size": 1, "target_size": 1, "num_inputs": 1, "num_targets": 1}
         least |= {"min_held_out": 0, "eval_targets": 1, "bad_scenes_allowed": 0}
-        least |= {"breaches_allowed": 0}
+        least |= {"violations_allowed": 0}
         for name, lowest in least.items():
             if getattr(self, name) < lowest:
                 raise ValueError(

@@ -32,7 +32,7 @@ from facelift_jax.data.packed import (
     is_packed,
 )
 from facelift_jax.data.scenes import FolderSource, StoredScene, open_source
-from facelift_jax.data.validation.dataset_report import find_breaches, source_digests
+from facelift_jax.data.validation.dataset_report import find_violations, source_digests
 from facelift_jax.data.writing import read_marker
 from facelift_jax.io import atomic, command
 from facelift_jax.io.progress import watched
@@ -115,7 +115,7 @@ def pack(
     `progress` is called with one line of text now and then.
 
     Raises:
-      DataError: the set breaks the data contract.
+      DataError: a scene fails the data checks.
       ValueError: `out` holds something else.
     """
     source = open_source(path)
@@ -139,8 +139,8 @@ def pack(
             f"{out}: exists and is not {path} as it is now, packed; remove it or "
             "choose another folder"
         )
-    breaches, line = find_breaches(path, source, background, progress)
-    if breaches:
+    violations, line = find_violations(path, source, background, progress)
+    if violations:
         raise DataError(line)
     tfds.disable_progress_bar()
     try:

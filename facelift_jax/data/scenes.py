@@ -18,13 +18,13 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from facelift_jax.data.formats import (
     CAMERA_FILES,
-    NOWHERE,
+    NO_ORIGIN,
     Frame,
     Origin,
     camera_file,
     read_layout,
 )
-from facelift_jax.data.io import DataError, ScenePath, decode_picture, located
+from facelift_jax.data.io import DataError, ScenePath, decode_image, located
 from facelift_jax.data.packed import PackedScene, is_packed, open_packed
 from facelift_jax.structs import Cameras
 
@@ -74,7 +74,7 @@ class StoredScene:
     path: ScenePath
     frames: tuple[Frame, ...]
     depth_unit: float | None
-    origin: Origin = NOWHERE
+    origin: Origin = NO_ORIGIN
     index: int = 0
 
     @functools.cached_property
@@ -153,7 +153,7 @@ class StoredScene:
     ) -> Shaped[np.ndarray, "h w *c"]:
         frame = self.frames[view]
         with located(f"scene {self.name}, view {view} ({path})"):
-            return decode_picture(path, (frame.width, frame.height), modes)
+            return decode_image(path, (frame.width, frame.height), modes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,14 +166,14 @@ class FolderSource:
       has_depth: False: scenes are taken without their depth maps.
       shares: of a mix of sets that follow one another: how many scenes each has, and
         its share of the examples that are drawn, in any unit; (): one set.
-      breaches: how many break the data contract; None: not asked.
+      violations: how many fail the data checks; None: not asked.
     """
 
     folders: tuple[Path | PackedScene, ...]
     names: tuple[str, ...]
     has_depth: bool = True
     shares: tuple[tuple[int, float], ...] = ()
-    breaches: int | None = None
+    violations: int | None = None
 
     def __len__(self) -> int:
         return len(self.folders)

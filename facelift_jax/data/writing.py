@@ -65,7 +65,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     atomic.write_text(path, json.dumps(document, indent=1, allow_nan=False))
 
 
-def write_picture(path: Path, pixels: np.ndarray) -> None:
+def write_image(path: Path, pixels: np.ndarray) -> None:
     """Writes a PNG that is either whole or not there."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="png", compress_level=_PNG_LEVEL)

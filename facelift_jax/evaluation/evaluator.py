@@ -8,11 +8,11 @@ from typing import Any
 import jax
 from absl import logging
 
-from facelift_jax.data.formats import NOWHERE
+from facelift_jax.data.formats import NO_ORIGIN
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.pipeline import Source, evaluation_batches
 from facelift_jax.data.scenes import FolderSource, StoredScene
-from facelift_jax.data.validation.dataset_report import find_breaches
+from facelift_jax.data.validation.dataset_report import find_violations
 from facelift_jax.evaluation.report import Judged, write_report
 from facelift_jax.evaluation.results import (
     Evaluation,
@@ -72,7 +72,7 @@ def evaluate(
         held_out = slice(options.num_inputs, None)
         angles, psnr_fg = found.angles[0, held_out], found.views["psnr_fg"][0, held_out]
         rows.append(row)
-        origin = scene.origin if isinstance(scene, StoredScene) else NOWHERE
+        origin = scene.origin if isinstance(scene, StoredScene) else NO_ORIGIN
         known = {"scene": scene.name, "moment": (origin.recording, origin.time)}
         views = {"angle": angles.tolist(), "psnr_fg": psnr_fg.tolist()}
         scenes.append({**known, **row, "held_out_views": views})
@@ -100,7 +100,7 @@ def finish(
     """Sets the visual hull beside an evaluation of the same source and writes it down.
 
     Writes scene.ply and turntable.mp4 of the first scene, then figures.json and, of all
-    that, report.html; both count the source's `breaches`.
+    that, report.html; both count the source's `violations`.
     """
     hull = evaluation
     if judged.checkpoint is not None:
@@ -110,7 +110,9 @@ def finish(
     frames, _ = turn(evaluation.gaussians, evaluation.inputs)
     for line in write_scene(directory, evaluation.gaussians, frames):
         logging.info(line)
-    evaluation = dataclasses.replace(evaluation, hull=hull, breaches=source.breaches)
+    evaluation = dataclasses.replace(
+        evaluation, hull=hull, violations=source.violations
+    )
     write_figures(directory / "figures.json", evaluation)
     write_report(directory, evaluation, judged, source, options)
     return evaluation
@@ -161,11 +163,11 @@ def refuse_dropped(name: str, output: RenderOutput) -> None:
         )
 
 
-def count_breaches(
+def count_violations(
     path: Path, source: FolderSource, background: tuple[float, float, float]
 ) -> int:
-    """How many scenes are no good, see `find_breaches`; its line becomes a warning."""
-    breaches, line = find_breaches(path, source, background, show_on_first_process)
-    if breaches:
+    """The number of violations, as in `find_violations`; its line becomes a warning."""
+    violations, line = find_violations(path, source, background, show_on_first_process)
+    if violations:
         logging.warning("judged all the same: %s", line)
-    return breaches
+    return violations

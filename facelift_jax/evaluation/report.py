@@ -119,8 +119,8 @@ def _facts(
     more = f" and {len(sets) - SHOWN_SETS} more" if len(sets) > SHOWN_SETS else ""
     counts = [len(scene["held_out_views"]["angle"]) for scene in evaluation.scenes]
     least, most = min(counts), max(counts)
-    bad = evaluation.breaches
-    broken = f", {bad} of them break the data contract" if bad else ""
+    bad = evaluation.violations
+    broken = f", {bad} of them fail the data checks" if bad else ""
     return {
         "data set": ", ".join(sets[:SHOWN_SETS]) + more,
         "scenes": f"{len(evaluation.scenes)}{broken}",

@@ -58,7 +58,7 @@ class Evaluation:
       inputs: cameras [v] the first scene's Gaussians come from.
       sheets: files of the scenes that have any: name of the scene -> kind -> PNG.
       hull: the evaluation of the visual hull of the same scenes.
-      breaches: scenes that break the data contract; None: not asked.
+      violations: scenes that fail the data checks; None: not asked.
     """
 
     figures: dict[str, float]
@@ -71,7 +71,7 @@ class Evaluation:
     inputs: Cameras
     sheets: dict[str, dict[str, Path]] = dataclasses.field(default_factory=dict)
     hull: "Evaluation | None" = None
-    breaches: int | None = None
+    violations: int | None = None
 
 
 class Row(NamedTuple):
@@ -200,8 +200,8 @@ def write_figures(path: Path, evaluation: Evaluation) -> None:
     """Writes the figures of the set and of each scene."""
     names = ("figures", "intervals", "counts", "undefined", "by_angle", "scenes")
     content = {name: getattr(evaluation, name) for name in names}
-    if evaluation.breaches is not None:
-        content["breaches"] = evaluation.breaches
+    if evaluation.violations is not None:
+        content["violations"] = evaluation.violations
     if evaluation.hull is not None:
         hull = evaluation.hull
         content["hull"] = {name: getattr(hull, name) for name in names}

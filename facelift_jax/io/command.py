@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         fail(self.prog.split(".")[-1], f"{message}; see --help")
 
     def add_background(self) -> None:
-        """Adds the flag of the background that the data contract asks for."""
+        """Adds the `--background` flag: the color that the data checks expect."""
         self.add_argument(
             "--background",
             type=_channel,

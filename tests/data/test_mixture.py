@@ -14,7 +14,7 @@ from facelift_jax.data.mixture import check_mix, join
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.pipeline import evaluation_batches, training_batches
 from facelift_jax.data.scenes import Part, open_source, split_source
-from facelift_jax.data.validation.dataset_report import require_contract
+from facelift_jax.data.validation.dataset_report import require_data_checks
 from facelift_jax.data.validation.leakage import leave_out_trained
 
 SMALL = {"num_views": 5, "width": 12, "height": 12}
@@ -135,20 +135,20 @@ def test_the_record_names_sets_and_held_out_scenes(tmp_path):
     mix = [part(a, 1.0), part(b, 2.5, 2)]
 
     def demand(**options):
-        return require_contract(mix, DataOptions(**options), lambda line: None)
+        return require_data_checks(mix, DataOptions(**options), lambda line: None)
 
     line = line_of(demand)
     assert line.startswith(
-        f"{a} and {b}: 1 of 9 scenes break the data contract, breaches_allowed=0; the "
+        f"{a} and {b}: 1 of 9 scenes fail the data checks, violations_allowed=0; the "
         "first: scene b--004: "
     )
     assert line.endswith(f"python -m facelift_jax.check_data {b} --held-out 2")
-    record = demand(breaches_allowed=1)
+    record = demand(violations_allowed=1)
     assert record["sets"] == {
         str(a): {"weight": 1.0, "held_out": ["a--002"]},
         str(b): {"weight": 2.5, "held_out": ["b--007", "b--008"]},
     }
-    assert list(record["used_all_the_same"]) == ["b--004"]
+    assert list(record["used_with_violations"]) == ["b--004"]
     assert record["scenes"] == 9
 
 
@@ -157,6 +157,6 @@ def test_no_set_may_judge_what_another_trains_on(tmp_path):
     shutil.copytree(a, b)
     shutil.rmtree(b / "002")  # its scenes 000 and 001; the last one judges
     mix = [part(a), part(b)]
-    line = line_of(lambda: require_contract(mix, DataOptions(), lambda line: None))
+    line = line_of(lambda: require_data_checks(mix, DataOptions(), lambda line: None))
     assert "a--001 and held-out scene b--001 share 5 pictures" in line
     assert line.endswith(f"python -m facelift_jax.check_data {a} {b}")

@@ -195,7 +195,7 @@ def test_a_source_that_breaks_the_contract_is_refused_with_the_command(tmp_path)
     write_scenes(tmp_path / "set", 2, **SMALL)
     (tmp_path / "set" / "001" / "images" / "cam_003.png").unlink()
     line = line_of(lambda: packed(tmp_path / "set", tmp_path / "out"))
-    assert line.startswith(f"{tmp_path}/set: 1 of 2 scenes break the data contract; ")
+    assert line.startswith(f"{tmp_path}/set: 1 of 2 scenes fail the data checks; ")
     assert "scene 001, view 3" in line
     assert line.endswith(f"python -m facelift_jax.check_data {tmp_path}/set")
     assert sorted(os.listdir(tmp_path)) == ["set"]

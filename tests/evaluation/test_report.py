@@ -71,7 +71,7 @@ def page(tmp_path_factory):
         for file in sheets[name].values():
             write_png(file, picture)
     write_video(folder / "turntable.mp4", picture[None].repeat(6, 0), 24)
-    found = evaluation(hull=evaluation(better=1.0), sheets=sheets, breaches=2)
+    found = evaluation(hull=evaluation(better=1.0), sheets=sheets, violations=2)
     source = FolderSource(tuple(folder / EVIL / x for x in "abc"), ("a", "b", "c"))
     command = ["python", "-m", "facelift_jax.evaluate", EVIL, "it's"]
     with pytest.MonkeyPatch.context() as patch:
@@ -143,7 +143,7 @@ def test_names_of_data_are_text(elements):
     assert settings["model"] == {"name": EVIL}
     assert settings["examples"]["num_inputs"] == 6
     assert any(text.startswith("facelift_jax 0.") for text in texts)
-    assert "3, 2 of them break the data contract" in texts
+    assert "3, 2 of them fail the data checks" in texts
 
 
 def test_the_figures_are_those_of_the_table_each_with_its_definition(page, elements):
@@ -251,7 +251,7 @@ def test_figures_are_there_when_the_page_cannot_be_written(page, monkeypatch):
     folder, found = page
     (folder / "full").mkdir()
     monkeypatch.setattr(evaluate, "write_scene", lambda *_: [])
-    source = FolderSource((folder / "a",), ("a",), breaches=1)
+    source = FolderSource((folder / "a",), ("a",), violations=1)
     with pytest.raises(FileNotFoundError, match=r"turntable\.mp4"):
         finish(
             folder / "full",
@@ -265,7 +265,7 @@ def test_figures_are_there_when_the_page_cannot_be_written(page, monkeypatch):
     written = json.loads((folder / "full" / "figures.json").read_text())
     psnr_fg = written["figures"]["held_out/psnr_fg"]
     assert psnr_fg == found.figures["held_out/psnr_fg"]
-    assert written["breaches"] == 1
+    assert written["violations"] == 1
 
 
 class Browser:

@@ -46,7 +46,7 @@ def test_a_run_on_a_packed_and_a_plain_set(tmp_path):
     assert code == 0, err
     assert "over scenes: 4" in out
     names = ["scene_000006", "scene_000007"]
-    record = json.loads((tmp_path / "run" / "contract.json").read_text())
+    record = json.loads((tmp_path / "run" / "data_checks.json").read_text())
     assert record["sets"] == {
         f"{tmp_path}/plain": {
             "weight": 1.0,

@@ -113,7 +113,7 @@ def test_wrong_cameras_stop_a_run_that_is_to_stop(rodents, tmp_path):
             ring = orbit_cameras(azimuth, elevation, distance, np.eye(3), SIZE)
             frame["w2c"] = np.asarray(ring.viewmats[0], float).tolist()
         path.write_text(json.dumps(document))
-    allow = f"--config.data.breaches_allowed={NUM_SCENES}"
+    allow = f"--config.data.violations_allowed={NUM_SCENES}"
     stop = "--config.run.on_collapse=stop"
     code, _, err = finish(started(data, tmp_path, allow, stop, num_steps=10))
     assert code == 2

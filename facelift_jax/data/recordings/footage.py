@@ -18,13 +18,13 @@ from jaxtyping import Bool, Float, UInt8
 
 from facelift_jax.data.formats import check_camera
 from facelift_jax.data.io import (
+    IMAGE_SUFFIXES,
     MAX_PIXELS,
-    PICTURE_SUFFIXES,
     DataError,
-    decode_picture,
+    decode_image,
+    image_header,
     located,
     path_inside,
-    picture_header,
 )
 from facelift_jax.data.recordings.calibration import CalibratedCamera, read_calibration
 
@@ -125,7 +125,7 @@ def open_recording(
                     )
             check_camera(camera.viewmat, camera.K, picture.size)
             is_folder = picture.times is None
-            if is_folder and picture_header(picture.paths[0]).mode == "RGBA":
+            if is_folder and image_header(picture.paths[0]).mode == "RGBA":
                 raise DataError(
                     "an alpha channel beside the masks: the silhouette must come from "
                     "exactly one of them; store the pictures as RGB, and alpha as masks"
@@ -147,7 +147,7 @@ def open_footage(root: Path, name: str) -> Footage:
         videos = [folder.with_name(folder.name + suffix) for suffix in VIDEO_SUFFIXES]
         videos = [path for path in videos if path.is_file()]
         videos += [path for path in inside if path.suffix.lower() in VIDEO_SUFFIXES]
-        pictures = [path for path in inside if path.suffix.lower() in PICTURE_SUFFIXES]
+        pictures = [path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES]
         if len(videos) + bool(pictures) != 1:
             there = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
             raise DataError(
@@ -161,7 +161,7 @@ def open_footage(root: Path, name: str) -> Footage:
         if videos:
             size, times = _probe(path)
             return Footage(where, (path,), times, len(times), size)
-        width, height, _ = picture_header(pictures[0])
+        width, height, _ = image_header(pictures[0])
         return Footage(where, tuple(pictures), None, len(pictures), (width, height))
 
 
@@ -251,7 +251,7 @@ def _read(
     for frame in frames:
         path = footage.paths[frame]
         with located(f"{footage.where}, {path.name}"):
-            picture = decode_picture(path, footage.size, modes)
+            picture = decode_image(path, footage.size, modes)
         yield picture
 
 

@@ -28,7 +28,7 @@ from facelift_jax.data.recordings.virtual_cameras import (
     sight,
     take_picture,
 )
-from facelift_jax.data.writing import camera_entry, write_json, write_picture
+from facelift_jax.data.writing import camera_entry, write_image, write_json
 from facelift_jax.geometry.rigid import transform_world
 from facelift_jax.io.progress import in_order
 from facelift_jax.structs import Cameras
@@ -291,7 +291,7 @@ def write_scene(
     for view, camera in enumerate(cameras):
         shown = seen[view], seen[len(cameras) + view], points[view]
         path = picture_path(view)
-        write_picture(folder / path, take_picture(*shown, camera, aimed[view]))
+        write_image(folder / path, take_picture(*shown, camera, aimed[view]))
         entry = {"file_path": path, "camera": camera.name, **camera_entry(rig, view)}
         frames.append(entry)
     document = {

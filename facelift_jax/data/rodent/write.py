@@ -9,7 +9,7 @@ import numpy as np
 from facelift_jax.data.formats import OPENCV_FILE
 from facelift_jax.data.io import ScenePath, located, read_json
 from facelift_jax.data.rodent.scene import RodentScene
-from facelift_jax.data.writing import camera_entry, write_json, write_picture
+from facelift_jax.data.writing import camera_entry, write_image, write_json
 from facelift_jax.geometry.numerics import Array
 
 _DEPTH_LEVELS = 2**16 - 1
@@ -24,8 +24,8 @@ def write_scene(folder: Path, scene: RodentScene) -> None:
     for view, (rgba, depth) in enumerate(zip(scene.rgba, scene.depths, strict=True)):
         picture_path, depth_path = view_paths(view)
         steps = np.rint(depth / unit).astype(np.uint16)
-        write_picture(folder / picture_path, rgba)
-        write_picture(folder / depth_path, steps)
+        write_image(folder / picture_path, rgba)
+        write_image(folder / depth_path, steps)
         frames.append(
             {
                 "file_path": picture_path,

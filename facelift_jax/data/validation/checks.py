@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from facelift_jax.data.formats import NOWHERE, Origin
+from facelift_jax.data.formats import NO_ORIGIN, Origin
 from facelift_jax.data.io import DataError, printable
 from facelift_jax.data.scenes import Scene, StoredScene
 from facelift_jax.data.validation.diagnose import explain
@@ -96,7 +96,7 @@ class SceneReport:
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     pictures: tuple[str, ...] = ()
-    origin: Origin = NOWHERE
+    origin: Origin = NO_ORIGIN
 
 
 class _Found(NamedTuple):
@@ -152,7 +152,7 @@ def check_scene(
         tuple(problems),
         tuple(warnings),
         tuple(digests),
-        scene.origin if isinstance(scene, StoredScene) else NOWHERE,
+        scene.origin if isinstance(scene, StoredScene) else NO_ORIGIN,
     )
 
 

@@ -29,7 +29,7 @@ from facelift_jax.data.validation.leakage import HELD_OUT, TRAIN, check_together
 from facelift_jax.io import atomic
 from facelift_jax.io.progress import in_order, watched
 
-VERDICTS = "contract.json"
+DATA_CHECKS = "data_checks.json"
 VERSION = 2  # of the checks: rises when the same files may get another verdict
 MAX_BYTES = 2**29  # of stored verdicts; a scene of 32 views takes 1.0 kB
 MOST_EXPLAINED = 32  # scenes of which the cause is searched; the others' is the same
@@ -60,8 +60,8 @@ def check_source(
     if not missing:
         return [reports[i] for i in range(len(source))]
     progress(
-        f"check: {len(missing)} scenes of {path} against the data contract; what is "
-        "found is kept in the set"
+        f"check: {len(missing)} scenes of {path}; the results are stored with the "
+        "data set"
     )
     try:
         for i, report in _check(source, missing, background, progress):
@@ -75,7 +75,7 @@ def check_source(
     return [reports[i] for i in range(len(source))]
 
 
-def require_contract(
+def require_data_checks(
     parts: Sequence[Part],
     options: DataOptions,
     progress: Callable[[str], None],
@@ -87,7 +87,7 @@ def require_contract(
     (the verdict is a function of the files); one `is_writer` and stores what it found.
 
     Scenes that cannot be read may be left out later, `bad_scenes_allowed` of them;
-    `breaches_allowed` of those that break the contract may be used all the same.
+    `violations_allowed` of those that break the contract may be used all the same.
 
     Raises:
       DataError: the first reason against the sets, and the command that shows all.
@@ -113,7 +113,7 @@ def require_contract(
     broken = [pair for pair in bad if pair[0].figures is not None]
     for found, what, name in (
         (unread, "cannot be read", "bad_scenes_allowed"),
-        (broken, "break the data contract", "breaches_allowed"),
+        (broken, "fail the data checks", "violations_allowed"),
     ):
         if len(found) > getattr(options, name):
             report, shows = found[0]
@@ -124,7 +124,7 @@ def require_contract(
         reason, shows = refusals[0]
         where = " and ".join(map(str, paths))
         raise DataError(f"{where}: {reason}; this shows all: {shows}")
-    logging.info("%d scenes checked: %d break the data contract", total, len(broken))
+    logging.info("%d scenes checked: %d fail the data checks", total, len(broken))
     for report, _ in broken:
         logging.warning(
             "scene %s is used all the same: %s", report.name, report.problems[0]
@@ -132,8 +132,8 @@ def require_contract(
     return {
         "sets": sets,
         "scenes": total,
-        "used_all_the_same": {report.name: report.problems for report, _ in broken},
-        "cannot_be_read": {report.name: report.problems for report, _ in unread},
+        "used_with_violations": {report.name: report.problems for report, _ in broken},
+        "unreadable": {report.name: report.problems for report, _ in unread},
     }
 
 
@@ -155,7 +155,7 @@ def _check_part(
     return {s: [renamed(x, part.path) for x in reports] for s, reports in found.items()}
 
 
-def find_breaches(
+def find_violations(
     path: Path,
     source: FolderSource,
     background: tuple[float, float, float],
@@ -170,7 +170,7 @@ def find_breaches(
     if not bad:
         return 0, ""
     return len(bad), (
-        f"{path}: {len(bad)} of {len(source)} scenes break the data contract; the "
+        f"{path}: {len(bad)} of {len(source)} scenes fail the data checks; the "
         f"first: scene {bad[0].name}: {bad[0].problems[0]}; this shows all: "
         f"{_command([path], background)}"
     )
@@ -228,8 +228,8 @@ def _check(
 def _verdict_file(path: Path) -> Path:
     """In the folder of a set; beside the list of one."""
     if path.is_dir():
-        return path / VERDICTS
-    return path.with_name(f"{path.name}.{VERDICTS}")
+        return path / DATA_CHECKS
+    return path.with_name(f"{path.name}.{DATA_CHECKS}")
 
 
 def _write(file: Path, document: dict[str, Any]) -> None:
@@ -255,7 +255,7 @@ def _digest(folder: Path) -> str:
     lines = []
     for parent, _, names in os.walk(folder):
         for name in names:
-            if name.startswith(VERDICTS):  # of a set of one scene
+            if name.startswith(DATA_CHECKS):  # of a set of one scene
                 continue
             file = os.path.join(parent, name)
             stat = os.stat(file) if os.path.exists(file) else os.lstat(file)

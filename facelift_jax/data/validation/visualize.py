@@ -43,7 +43,7 @@ def write_scene(path: Path, scene: Scene | StoredScene, report: SceneReport) -> 
     head, top, bottom = figure.subfigures(3, 1, height_ratios=heights, squeeze=False)[
         :, 0
     ]
-    verdict = "breaks the data contract" if report.problems else "good"
+    verdict = "fails the data checks" if report.problems else "good"
     lines = [f"{report.name}: {verdict}", *report.problems]
     lines.append("blue: the ray of this mask pixel meets all other masks; red: not")
     text = "\n".join(textwrap.fill(line, 150) for line in lines)

@@ -13,7 +13,10 @@ from tiny_scenes import write_cameras, write_scene, write_scenes
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.scenes import FolderSource, Part, open_source, split_source
 from facelift_jax.data.validation import dataset_report
-from facelift_jax.data.validation.dataset_report import check_source, require_contract
+from facelift_jax.data.validation.dataset_report import (
+    check_source,
+    require_data_checks,
+)
 
 WHITE = (1.0, 1.0, 1.0)
 
@@ -81,8 +84,8 @@ def test_the_verdict_of_a_list_lies_beside_it_and_of_a_scene_in_it(tmp_path, che
     listed = tmp_path / "some.txt"
     listed.write_text("scenes/002\nscenes/000\n")
     assert [report.name for report in check(listed)] == ["002", "000"]
-    assert (tmp_path / "some.txt.contract.json").is_file()
-    assert not (tmp_path / "scenes" / "contract.json").exists()
+    assert (tmp_path / "some.txt.data_checks.json").is_file()
+    assert not (tmp_path / "scenes" / "data_checks.json").exists()
     checked.clear()
     for _ in range(2):
         check(tmp_path / "scenes" / "001")
@@ -94,7 +97,7 @@ def test_a_set_that_cannot_be_written_to_is_checked_each_time(
 ):
     """Neither one that is marked so, whoever asks, nor one on a full disk."""
     make_set(tmp_path)
-    file = tmp_path / "contract.json"
+    file = tmp_path / "data_checks.json"
     tmp_path.chmod(0o555)
     check(tmp_path)
     tmp_path.chmod(0o755)
@@ -133,7 +136,7 @@ def test_a_spoiled_verdict_is_not_believed(name, tmp_path, checked):
     make_set(tmp_path, 1)
     expected = check(tmp_path)
     checked.clear()
-    file, spoiled = tmp_path / "contract.json", SPOILED[name]
+    file, spoiled = tmp_path / "data_checks.json", SPOILED[name]
     document = json.loads(file.read_text())
     if isinstance(spoiled, str):
         file.write_text(spoiled)
@@ -155,8 +158,8 @@ def test_of_several_processes_one_stores_what_all_find(tmp_path, checked):
     make_set(tmp_path)
     lines = []
     found = check_source(tmp_path, open_source(tmp_path), WHITE, lines.append, False)
-    assert not (tmp_path / "contract.json").exists()
-    assert lines[0].startswith(f"check: 3 scenes of {tmp_path} against the data contra")
+    assert not (tmp_path / "data_checks.json").exists()
+    assert lines[0].startswith(f"check: 3 scenes of {tmp_path}; the results are stored")
     assert check(tmp_path) == found
     assert len(checked) == 6
     lines.clear()
@@ -167,7 +170,7 @@ def test_of_several_processes_one_stores_what_all_find(tmp_path, checked):
 def test_the_verdict_of_a_large_set_is_believed(tmp_path, checked):
     make_set(tmp_path, 1)
     check(tmp_path)
-    with (tmp_path / "contract.json").open("a") as file:
+    with (tmp_path / "data_checks.json").open("a") as file:
         file.write(" " * 2**26)  # more than a camera file has
     check(tmp_path)
     assert checked == ["000"]
@@ -177,7 +180,7 @@ def demand(root, num_held_out=1, **options):
     source = open_source(root)
     sides = split_source(source, num_held_out)
     parts = [Part(root, 1.0, *sides)]
-    return require_contract(parts, DataOptions(**options), lambda line: None)
+    return require_data_checks(parts, DataOptions(**options), lambda line: None)
 
 
 def test_a_good_set_may_be_trained_on(tmp_path):
@@ -185,8 +188,8 @@ def test_a_good_set_may_be_trained_on(tmp_path):
     assert demand(tmp_path) == {
         "sets": {str(tmp_path): {"weight": 1.0, "held_out": ["002"]}},
         "scenes": 3,
-        "used_all_the_same": {},
-        "cannot_be_read": {},
+        "used_with_violations": {},
+        "unreadable": {},
     }
 
 
@@ -195,24 +198,24 @@ def test_a_set_that_breaks_the_contract_is_refused_unless_allowed(tmp_path):
     turn_poses(tmp_path / "001")
     line = line_of(lambda: demand(tmp_path, 2, background=(0.0, 0.5, 1.0)))
     assert re.fullmatch(
-        rf"{tmp_path}: 1 of 4 scenes break the data contract, breaches_allowed=0; the "
+        rf"{tmp_path}: 1 of 4 scenes fail the data checks, violations_allowed=0; the "
         r"first: scene 001: .*; w2c holds camera-to-world poses: store their inverses; "
         rf"this shows all: python -m facelift_jax.check_data {tmp_path} --held-out 2 "
         r"--background 0\.0 0\.5 1\.0",
         line,
     )
-    record = demand(tmp_path, breaches_allowed=1)
-    assert list(record["used_all_the_same"]) == ["001"]
+    record = demand(tmp_path, violations_allowed=1)
+    assert list(record["used_with_violations"]) == ["001"]
     (tmp_path / "002" / "images" / "cam_003.png").unlink()
-    line = line_of(lambda: demand(tmp_path, breaches_allowed=1))
+    line = line_of(lambda: demand(tmp_path, violations_allowed=1))
     assert f"{tmp_path}: 1 of 4 scenes cannot be read, bad_scenes_allowed=0" in line
-    record = demand(tmp_path, breaches_allowed=1, bad_scenes_allowed=1)
-    assert list(record["cannot_be_read"]) == ["002"]
+    record = demand(tmp_path, violations_allowed=1, bad_scenes_allowed=1)
+    assert list(record["unreadable"]) == ["002"]
 
 
 def test_scenes_held_out_and_trained_on_are_refused(tmp_path):
     write_scenes(tmp_path, 2, num_views=5, depth=False)
-    line = line_of(lambda: demand(tmp_path, breaches_allowed=9))
+    line = line_of(lambda: demand(tmp_path, violations_allowed=9))
     assert line == (
         f"{tmp_path}: train scene 000 and held-out scene 001 share 5 pictures: what is "
         "trained on must not judge; this shows all: python -m facelift_jax.check_data "
