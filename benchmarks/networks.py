@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.render import REPEATS, in_child, milliseconds, table
-from facelift_jax.builders import build_model, make_renderer
+from facelift_jax.builders import build_model, make_renderer, optim_config
 from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.io import command
 from facelift_jax.models import get_model
@@ -129,12 +129,11 @@ def random_views(scenes: int, views: int, side: int) -> Views:
 
 def training_step(network: str, variant: str, params: Any, batch: Batch):
     """A function of nothing that takes the next step of the recipe."""
-    from facelift_jax.training import train
     from facelift_jax.training.step import TrainState, make_train_step
 
     argument = ",".join(filter(None, (variant, STEPS[network])))
     recipe = importlib.import_module(f"configs.{network}").get_config(argument)
-    settings = train.optim_config(recipe)
+    settings = optim_config(recipe)
     model = build_model(recipe.model)
     render_fn = make_renderer(recipe.data.background, **recipe.render)
     optimizer, _ = optim.make_optimizer(settings, params)

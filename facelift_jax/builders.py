@@ -1,4 +1,9 @@
-"""From a config's sections to objects: model, renderer, data options, checkpoints."""
+"""Objects from a config: model, renderer, data options, optimizer settings, checkpoint.
+
+Every command and benchmark builds them here, from the sections of a config (`model`,
+`render`, `data`, `optim`; configs/README.md lists the fields). `restore` builds them
+from the config that a checkpoint stores in its metadata.
+"""
 
 import dataclasses
 import functools
@@ -13,13 +18,15 @@ from facelift_jax.data.scenes import FolderSource
 from facelift_jax.models import get_model
 from facelift_jax.render import RenderConfig, render
 from facelift_jax.structs import RenderFn
+from facelift_jax.training.optim import OptimConfig
 
 
 def build_model(section: Mapping[str, Any]) -> Any:
-    """The network that a config's `model` section names.
+    """The Flax module that a config's `model` section describes.
 
     Raises:
-      ValueError: unknown names, or values of the wrong kind.
+      ValueError: an unknown model, variant, type or override, or a value of the wrong
+        kind.
     """
     name, variant, dtype = (section[key] for key in ("name", "variant", "dtype"))
     try:
@@ -31,7 +38,10 @@ def build_model(section: Mapping[str, Any]) -> Any:
 def make_renderer(
     background: tuple[float, ...], antialiased: bool = False, backend: str = ""
 ) -> RenderFn:
-    """`render` on one background; `backend` "" lets the renderer choose."""
+    """`render` with a fixed background (RGB in [0, 1]) and a config's `render` section.
+
+    An empty `backend` lets the renderer choose one.
+    """
     return functools.partial(
         render,
         background=np.asarray(background, np.float32),
@@ -41,16 +51,66 @@ def make_renderer(
 
 
 def data_options(section: Mapping[str, Any], num_held_out_views: int) -> DataOptions:
-    """How scenes become examples, from a config's `data` section."""
+    """How scenes become examples, from a config's `data` section.
+
+    Evaluation compares `num_held_out_views` views per scene.
+    """
     names = {field.name for field in dataclasses.fields(DataOptions)}
     chosen = {name: section[name] for name in section if name in names}
     for name in {"background", "input_views"} & chosen.keys():
-        chosen[name] = tuple(chosen[name]) or None  # JSON has lists
+        chosen[name] = tuple(chosen[name]) or None  # a stored config has JSON lists
     return DataOptions(**chosen, eval_targets=num_held_out_views)
 
 
+def baseline_options(
+    source: FolderSource, num_held_out_views: int, num_inputs: int | None
+) -> DataOptions:
+    """Data options for an evaluation without a network.
+
+    Image size and input views are those of the first scene; `num_inputs` overrides the
+    number of input views.
+    """
+    scene = source[0]
+    side = min(scene.cameras.width, scene.cameras.height)
+    section = {"input_size": side, "target_size": side}
+    if scene.is_input.any():
+        section["num_inputs"] = int(scene.is_input.sum())
+    if num_inputs is not None:
+        section["num_inputs"] = num_inputs
+    return data_options(section, num_held_out_views)
+
+
+def optim_config(config: Any) -> OptimConfig:
+    """Optimizer settings from a whole config (an `ml_collections.ConfigDict`).
+
+    The rules of the `optim` section come before those of its freeze preset, which the
+    model defines.
+
+    Raises:
+      ValueError: an unknown preset, or settings that do not fit together.
+    """
+    section = config.optim.to_dict()
+    presets = build_model(config.model).freeze_presets
+    preset = section.pop("freeze")
+    if preset not in presets:
+        raise ValueError(
+            f"optim.freeze={preset!r}: unknown preset; known: {', '.join(presets)}"
+        )
+    rules = (*section.pop("rules"), *presets[preset])
+    return OptimConfig(**section, total_steps=config.run.num_steps, rules=rules)
+
+
 class Restored(NamedTuple):
-    """A checkpoint's network, and how scenes and pictures are made for it."""
+    """A checkpoint's network, with its data options and its renderer.
+
+    Attributes:
+      params: nested dictionaries of NumPy arrays.
+      model: the Flax module.
+      options: how scenes become its inputs and targets.
+      render_fn: renders its Gaussians on the background it was trained on.
+      config: the config stored in the checkpoint's metadata.
+      trained_on: fingerprints of the scenes it was trained on; empty if not stored.
+    """
 
     params: Any
     model: Any
@@ -63,16 +123,19 @@ class Restored(NamedTuple):
 def restore(
     checkpoint: str, num_held_out_views: int, num_inputs: int | None = None
 ) -> Restored:
-    """The network of a run directory or of converted weights.
+    """The network of a run directory or of converted weights, from the latest step.
 
-    It is given `num_inputs` views; None: as many as it was trained with.
+    It receives `num_inputs` views; None means as many as it was trained with.
 
     Raises:
-      ValueError, OSError: no checkpoint, or one that names no network.
+      ValueError, OSError: no checkpoint, or one whose metadata names no network.
     """
     params, config = load_params(checkpoint)
     if "model" not in config:
-        raise ValueError(f"{checkpoint}: its metadata do not name a network")
+        raise ValueError(
+            f"{checkpoint}: the metadata names no network: give a run directory or the "
+            "output of facelift_jax.convert"
+        )
     section = dict(config.get("data", {}))
     if num_inputs is not None:
         section["num_inputs"] = num_inputs
@@ -80,17 +143,3 @@ def restore(
     render_fn = make_renderer(options.background, **config.get("render", {}))
     model, trained_on = build_model(config["model"]), config.pop("trained_on", [])
     return Restored(params, model, options, render_fn, config, trained_on)
-
-
-def baseline_options(
-    source: FolderSource, num_held_out_views: int, num_inputs: int | None
-) -> DataOptions:
-    """Options for judging without a network: the scenes' own size and input views."""
-    scene = source[0]
-    side = min(scene.cameras.width, scene.cameras.height)
-    section = {"input_size": side, "target_size": side}
-    if scene.is_input.any():
-        section["num_inputs"] = int(scene.is_input.sum())
-    if num_inputs is not None:
-        section["num_inputs"] = num_inputs
-    return data_options(section, num_held_out_views)

@@ -65,7 +65,7 @@ def test_converted_weights_get_the_pictures_they_were_trained_on(weights):
 
 def test_a_checkpoint_without_a_network_is_refused(tmp_path):
     save_params(tmp_path / "w", {"a": np.zeros(1, np.float32)}, {})
-    with pytest.raises(ValueError, match="its metadata do not name a network"):
+    with pytest.raises(ValueError, match="the metadata names no network: give"):
         restore(str(tmp_path / "w"), 1)
 
 

@@ -29,7 +29,9 @@ MAY_IMPORT = {
     "data": {"structs", "geometry", "io"},
     "checkpoints": {"io"},
     "convert": {"structs", "io", "checkpoints", "losses", "models"},
-    "builders": {"structs", "checkpoints", "data", "models", "render"},
+    "builders": {
+        *("structs", "checkpoints", "data", "models", "render", "training.optim"),
+    },
     "evaluation": {
         *("structs", "geometry", "io", "export", "render", "metrics", "data"),
     },
@@ -37,6 +39,7 @@ MAY_IMPORT = {
         *("structs", "geometry", "io", "metrics", "losses", "data", "checkpoints"),
         *("builders", "evaluation"),
     },
+    "training.optim": {"checkpoints"},
     "prepare": {"io", "data"},
     "check_data": {"io", "data"},
     "evaluate": {"io", "data", "metrics", "builders", "evaluation"},

@@ -17,7 +17,12 @@ import numpy as np
 from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
-from facelift_jax.builders import build_model, data_options, make_renderer
+from facelift_jax.builders import (
+    build_model,
+    data_options,
+    make_renderer,
+    optim_config,
+)
 from facelift_jax.checkpoints import checkpoint
 from facelift_jax.data.pipeline import training_batches
 from facelift_jax.data.scenes import FolderSource
@@ -86,23 +91,6 @@ def check_settings(config: Any) -> None:
     data_options(config.data, config.eval.num_targets)
     optim_config(config)
     make_mesh(config.run.fsdp, config.run.batch_size)
-
-
-def optim_config(config: Any) -> optim.OptimConfig:
-    """The `optim` section, its own rules before those of its freeze preset.
-
-    Raises:
-      ValueError: an unknown preset, or settings that do not fit together.
-    """
-    section = config.optim.to_dict()
-    presets = build_model(config.model).freeze_presets
-    preset = section.pop("freeze")
-    if preset not in presets:
-        raise ValueError(
-            f"optim.freeze={preset!r}: unknown preset; known: {', '.join(presets)}"
-        )
-    rules = (*section.pop("rules"), *presets[preset])
-    return optim.OptimConfig(**section, total_steps=config.run.num_steps, rules=rules)
 
 
 def summarize(

@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from configs import gslrm
-from facelift_jax.training import optim, train
+from facelift_jax.builders import optim_config
+from facelift_jax.training import optim
 
 GOLDENS = Path(__file__).parents[1] / "goldens/training"
 TOLERANCE = {
@@ -27,7 +28,7 @@ def golden():
 
 def recipe(stage, **changes):
     """The optimizer of a stage of `configs/gslrm.py`."""
-    return dataclasses.replace(train.optim_config(gslrm.get_config(stage)), **changes)
+    return dataclasses.replace(optim_config(gslrm.get_config(stage)), **changes)
 
 
 @pytest.mark.parametrize(

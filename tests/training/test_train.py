@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 
 from configs import common, gslrm
 from configs.lgm import get_config
-from facelift_jax.builders import build_model, make_renderer
+from facelift_jax.builders import build_model, make_renderer, optim_config
 from facelift_jax.checkpoints.checkpoint import save_checkpoint
 from facelift_jax.checkpoints.tree import flatten_names
 from facelift_jax.geometry.paths import dummy_views
@@ -55,7 +55,7 @@ def random_batch(seed=0):
 
 def build(config, mesh):
     """(jitted step, state) of a config on a mesh."""
-    settings = train.optim_config(config)
+    settings = optim_config(config)
     model = build_model(config.model)
     views = dummy_views(1, NUM_VIEWS, SIZE)
     init, optimizer, _ = make_initializer(model, views, settings, seed=0)
@@ -256,7 +256,7 @@ def test_lora_trains_adapters_and_no_other_bit():
 def test_bad_settings_say_what_to_change():
     config = small_config(freeze="encoder")
     with pytest.raises(ValueError, match=r"optim.freeze='encoder': unknown preset; kn"):
-        train.optim_config(config)
+        optim_config(config)
     with pytest.raises(ValueError, match="batch_size=4 is not a multiple of the 8 dev"):
         mesh_of.make_mesh(fsdp=1, batch_size=4)
     with pytest.raises(ValueError, match=r"run\.fsdp=3 does not divide the 8 devices"):
