@@ -6,7 +6,7 @@ from facelift_jax.metrics.aggregation import (
     scene_figures,
     summarize_scenes,
 )
-from facelift_jax.metrics.collapse import WATCH_DEFINITIONS, watch_figures
+from facelift_jax.metrics.collapse import MONITOR_DEFINITIONS, monitor_metrics
 from facelift_jax.metrics.image import (
     DEFINITIONS,
     METRICS,
@@ -30,14 +30,15 @@ __all__ = [
     "DEFINITIONS",
     "HEALTH_DEFINITIONS",
     "METRICS",
+    "MONITOR_DEFINITIONS",
     "OWN_VIEW_DEFINITIONS",
     "SURFACE_DEFINITIONS",
     "TURNTABLE_DEFINITIONS",
-    "WATCH_DEFINITIONS",
     "blend_weights",
     "by_angle",
     "gaussian_health",
     "load_lpips",
+    "monitor_metrics",
     "nearest_input_angles",
     "object_radius",
     "own_view_metrics",
@@ -48,5 +49,4 @@ __all__ = [
     "surface_metrics",
     "turntable_metrics",
     "view_metrics",
-    "watch_figures",
 ]

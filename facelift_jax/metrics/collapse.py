@@ -1,9 +1,10 @@
-"""Figures of a training step that give a collapse away before any evaluation.
+"""Metrics of one training step that show a collapse before any evaluation does.
 
-Notation: M is the foreground of the targets, alpha > .5; I and GT are the rendered
-(clipped to [0, 1]) and the true pictures, A is the rendered alpha. All are one number
-for a batch, so that every step can afford them; the truth's own, where it has one,
-stands beside them: a batch of dull objects has little contrast.
+Notation: M is the foreground of the targets (alpha > .5). I is the rendered image,
+clipped to [0, 1], and A its alpha; GT is the target image. Each metric is one number
+per batch, so that every step can compute it. Where a metric also exists for the ground
+truth, it is reported as `<name>_truth`: a batch of uniformly coloured objects has
+little contrast to begin with.
 """
 
 import jax
@@ -14,31 +15,32 @@ from facelift_jax.geometry.numerics import Array, safe_divide
 from facelift_jax.metrics.image import ALPHA_CUTOFF
 from facelift_jax.structs import Gaussians, RenderOutput, Views
 
-WATCH_DEFINITIONS = {
+MONITOR_DEFINITIONS = {
     "contrast": "root mean square distance, over M of all views, of I from its mean "
     "over the view's M: 0 for a blob of one colour",
-    "contrast_truth": "the same of GT",
+    "contrast_truth": "the same for GT",
     "color_distance": "root mean square distance, over M, of I from the mean of GT "
-    "there; the truth's own is contrast_truth",
-    "coverage": "mean of A over the picture",
-    "coverage_truth": "mean of the targets' alpha",
+    "over M; the value of the ground truth itself is contrast_truth",
+    "coverage": "mean of A over the image",
+    "coverage_truth": "mean alpha of the targets",
     "opacity_p50": "median opacity of a scene's Gaussians, mean over scenes",
-    "opacity_p95": "the same of the 95 % quantile",
-    "background_error": "mean difference of GT from the render's background where the "
-    "targets' alpha is below 1/255",
+    "opacity_p95": "95 % quantile of the opacities, mean over scenes",
+    "background_error": "mean absolute difference between GT and the background of the "
+    "renderer, where the alpha of the targets is below 1/255",
 }
-"""Name -> what it is; `_truth` names the truth's own."""
+"""Metric name -> definition."""
 
 
-def watch_figures(
+def monitor_metrics(
     output: RenderOutput,
     gaussians: Gaussians,
     targets: Views,
     background: Float[Array, "3"],
 ) -> dict[str, Float[Array, ""]]:
-    """The figures of `WATCH_DEFINITIONS` of one batch [b t]; nothing is differentiated.
+    """The metrics of `MONITOR_DEFINITIONS` of one batch [b t], without gradients.
 
-    Without foreground, or without background, its figures are zero.
+    Foreground metrics are zero where the targets have no foreground pixel, and
+    `background_error` is zero where they have no background pixel.
     """
     output, gaussians = jax.lax.stop_gradient((output, gaussians))
     mask = (jnp.asarray(targets.masks) > 0.5).astype(targets.images.dtype)
@@ -55,7 +57,7 @@ def watch_figures(
     images, truth = jnp.clip(output.colors, 0, 1), targets.images
     is_empty = (jnp.asarray(targets.masks) < ALPHA_CUTOFF).astype(mask.dtype)
     error = is_empty * jnp.abs(truth - jnp.broadcast_to(background, truth.shape))
-    # scene by scene: scenes may lie on several devices
+    # per scene: the scenes of a batch may be on several devices
     quantiles = jnp.quantile(gaussians.opacities, jnp.array([0.50, 0.95]), axis=-1)
     return {
         "contrast": distance(images, mean(images)),

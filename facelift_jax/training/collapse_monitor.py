@@ -21,18 +21,18 @@ from facelift_jax.data.options import DataOptions
 from facelift_jax.data.pipeline import Source
 from facelift_jax.data.validation.silhouettes import agreement, look_at_rig, silhouettes
 from facelift_jax.losses import is_used
-from facelift_jax.metrics import WATCH_DEFINITIONS, nearest_input_angles
+from facelift_jax.metrics import MONITOR_DEFINITIONS, nearest_input_angles
 from facelift_jax.structs import Batch, Cameras
 
 ACTIONS = ("warn", "stop")
 
-DEFINITIONS = WATCH_DEFINITIONS | {
+DEFINITIONS = MONITOR_DEFINITIONS | {
     "agreement": "share of the rays through a mask that all other masks allow, of the "
     "view where it is smallest; mean over a few examples without augmentation",
     "unseen_targets": "share of these examples' targets whose camera is no input's",
     "not_taken": "share of the steps since the last line that changed nothing",
 }
-"""Name of each `watch/...` -> what it is."""
+"""Name of each `monitor/...` -> what it is."""
 
 BACKGROUND = 0.02  # mean error of a picture's background; an 8-bit step is .004
 AGREEMENT = 0.95  # share of a view's rays; sound scenes read .99
@@ -47,7 +47,7 @@ PATIENCE = 2  # warm-ups; at the end of one a sound run may still be all fog
 NUM_SCENES = 4  # whose masks are compared
 
 FIGURES = (
-    *(f"watch/{name}" for name in DEFINITIONS),
+    *(f"monitor/{name}" for name in DEFINITIONS),
     *(f"inputs/{name}" for name in ("psnr_fg", "own_view_share", "lovo_drop")),
     "held_out/psnr_fg",
 )
@@ -128,7 +128,7 @@ def setting_of(config: Any) -> Setting:
 
 
 def look_at(source: Source, options: DataOptions) -> dict[str, float]:
-    """`watch/agreement` and `watch/unseen_targets` of a few training examples.
+    """`monitor/agreement` and `monitor/unseen_targets` of a few training examples.
 
     Augmentation, which is to disturb inputs, is left out. NaN where there is nothing to
     compare.
@@ -150,7 +150,7 @@ def look_at(source: Source, options: DataOptions) -> dict[str, float]:
             continue  # training counts the scenes that it cannot use
     found = {"agreement": shares, "unseen_targets": unseen}
     return {
-        f"watch/{name}": float(np.mean(values)) if values else math.nan
+        f"monitor/{name}": float(np.mean(values)) if values else math.nan
         for name, values in found.items()
     }
 
@@ -188,8 +188,8 @@ def find_alarms(
     if step >= setting.patience:
         symptoms |= _painted(known)
     alarms += [Alarm(name, text, cause) for name, text in symptoms.items()]
-    if known["watch/not_taken"] > NOT_TAKEN:
-        what = f"{known['watch/not_taken']:.0%} of the latest steps were not taken"
+    if known["monitor/not_taken"] > NOT_TAKEN:
+        what = f"{known['monitor/not_taken']:.0%} of the latest steps were not taken"
         alarms.append(Alarm("not_taken", what, TOO_LARGE))
     return alarms
 
@@ -197,7 +197,7 @@ def find_alarms(
 def _mistakes(known: Mapping[str, float]) -> list[Alarm]:
     """Data that nothing right can be learned from: symptom and cause at once."""
     alarms = []
-    share, error = known["watch/agreement"], known["watch/background_error"]
+    share, error = known["monitor/agreement"], known["monitor/background_error"]
     if share < AGREEMENT:
         what = (
             f"only {share:.0%} of the object's pixels in the worst view have a place "
@@ -215,7 +215,7 @@ def _choices(known: Mapping[str, float], setting: Setting) -> list[str]:
     causes = []
     if setting.num_inputs == 1:
         causes.append(ONE_INPUT)
-    if known["watch/unseen_targets"] == 0:
+    if known["monitor/unseen_targets"] == 0:
         causes.append(INPUTS_ONLY if setting.has_silhouettes else UNCHECKED)
     return causes
 
@@ -241,7 +241,7 @@ def _against_unseen(known: Mapping[str, float], setting: Setting) -> dict[str, s
 def _painted(known: Mapping[str, float]) -> dict[str, str]:
     """Symptoms of what is painted, for runs that have had time to clear up."""
     symptoms = {}
-    coverage, truth = known["watch/coverage"], known["watch/coverage_truth"]
+    coverage, truth = known["monitor/coverage"], known["monitor/coverage_truth"]
     least, most = coverage_limits(truth)
     if coverage > most:
         symptoms["frustums"] = (
@@ -253,10 +253,10 @@ def _painted(known: Mapping[str, float]) -> dict[str, str]:
             f"mean opacity {coverage:.4f} where the object covers {truth:.2f} of the "
             "picture: nothing is drawn"
         )
-    elif known["watch/contrast"] < contrast_limit(known["watch/contrast_truth"]):
+    elif known["monitor/contrast"] < contrast_limit(known["monitor/contrast_truth"]):
         symptoms["blob"] = (
-            f"a blob of one colour: contrast {known['watch/contrast']:.3f}, of the "
-            f"truth {known['watch/contrast_truth']:.3f}"
+            f"a blob of one colour: contrast {known['monitor/contrast']:.3f}, of the "
+            f"truth {known['monitor/contrast_truth']:.3f}"
         )
     return symptoms
 

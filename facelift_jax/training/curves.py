@@ -33,21 +33,25 @@ class _Watched(NamedTuple):
 _WATCHED = (
     _Watched(
         "contrast",
-        ("watch/contrast",),
+        ("monitor/contrast",),
         lambda truth: (collapse_monitor.contrast_limit(truth),),
-        "watch/contrast_truth",
+        "monitor/contrast_truth",
     ),
-    _Watched("color_distance", ("watch/color_distance",), truth="watch/contrast_truth"),
+    _Watched(
+        "color_distance", ("monitor/color_distance",), truth="monitor/contrast_truth"
+    ),
     _Watched(
         "coverage",
-        ("watch/coverage",),
+        ("monitor/coverage",),
         collapse_monitor.coverage_limits,
-        "watch/coverage_truth",
+        "monitor/coverage_truth",
     ),
-    _Watched("opacity", ("watch/opacity_p50", "watch/opacity_p95")),
-    _Watched("steps not taken", ("watch/not_taken",), (collapse_monitor.NOT_TAKEN,)),
+    _Watched("opacity", ("monitor/opacity_p50", "monitor/opacity_p95")),
+    _Watched("steps not taken", ("monitor/not_taken",), (collapse_monitor.NOT_TAKEN,)),
     _Watched(
-        "background_error", ("watch/background_error",), (collapse_monitor.BACKGROUND,)
+        "background_error",
+        ("monitor/background_error",),
+        (collapse_monitor.BACKGROUND,),
     ),
     _Watched(
         "own_view_share", ("inputs/own_view_share",), (collapse_monitor.OWN_SHARE,)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from facelift_jax.losses import weighted_loss, weights_at
-from facelift_jax.metrics import watch_figures
+from facelift_jax.metrics import monitor_metrics
 from facelift_jax.structs import Batch, RenderFn, Views
 from facelift_jax.training import optim
 
@@ -49,7 +49,7 @@ def make_train_step(
     whose loss or gradients are not finite changes nothing but the step count and
     reports `is_skipped`, one whose gradients are too large `is_over_norm`.
     Measurements: every loss term, the total, norms over the trained leaves, the
-    learning rate, dropped list entries, and `watch/...` for the collapse watch;
+    learning rate, dropped list entries, and `monitor/...` for the collapse watch;
     `background` is the colour that targets are to have around the object.
     """
     rate = optim.learning_rate(optim_config)
@@ -105,8 +105,8 @@ def _make_loss(
         output = render_fn(gaussians, batch.targets.cameras)
         aux, now = {**aux, **networks}, weights_at(weights, step)
         total, terms = weighted_loss(output, batch.targets, aux, now)
-        watched = watch_figures(output, gaussians, batch.targets, background)
-        watched = {f"watch/{name}": value for name, value in watched.items()}
+        watched = monitor_metrics(output, gaussians, batch.targets, background)
+        watched = {f"monitor/{name}": value for name, value in watched.items()}
         return total, {**terms, "dropped": output.dropped.sum(), **watched}
 
     return loss_fn

@@ -99,7 +99,7 @@ def summarize(
     """Means of the measurements since the last line, and the steps that were skipped.
 
     `train/dropped`, `train/skipped` and `train/over_norm` are counts, not means;
-    skipped steps do not enter the means unless there is no other. `watch/not_taken` is
+    skipped steps do not enter the means unless there is no other. `monitor/not_taken` is
     the share of steps that were not taken, where there are enough to speak of one.
     """
     rows = [(step, jax.device_get(values)) for step, values in window]
@@ -120,7 +120,7 @@ def summarize(
     line["train/over_norm"] = int(sum(row["is_over_norm"] for _, row in rows))
     not_taken = line["train/skipped"] + line["train/over_norm"]
     if len(rows) >= collapse_monitor.LEAST_STEPS:
-        line["watch/not_taken"] = not_taken / len(rows)
+        line["monitor/not_taken"] = not_taken / len(rows)
     return line, skipped
 
 

@@ -8,24 +8,24 @@ from facelift_jax.training import collapse_monitor
 
 SETTING = collapse_monitor.Setting(num_inputs=6, has_silhouettes=True, patience=100)
 SOUND = {
-    "watch/contrast": 0.2,
-    "watch/contrast_truth": 0.25,
-    "watch/color_distance": 0.22,
-    "watch/coverage": 0.09,
-    "watch/coverage_truth": 0.08,
-    "watch/background_error": 0.001,
-    "watch/unseen_targets": 0.6,
-    "watch/agreement": 0.99,
-    "watch/not_taken": 0.0,
+    "monitor/contrast": 0.2,
+    "monitor/contrast_truth": 0.25,
+    "monitor/color_distance": 0.22,
+    "monitor/coverage": 0.09,
+    "monitor/coverage_truth": 0.08,
+    "monitor/background_error": 0.001,
+    "monitor/unseen_targets": 0.6,
+    "monitor/agreement": 0.99,
+    "monitor/not_taken": 0.0,
     "inputs/psnr_fg": 18.6,
     "held_out/psnr_fg": 17.5,
     "inputs/own_view_share": 0.35,
     "inputs/lovo_drop": 0.4,
 }
-FILLED = {"watch/coverage": 0.9}
+FILLED = {"monitor/coverage": 0.9}
 FLAT = {"inputs/own_view_share": 0.97, "inputs/lovo_drop": 20.0}
 GAP = {"inputs/psnr_fg": 34.7, "held_out/psnr_fg": 7.0}
-INPUTS_ONLY = {"watch/unseen_targets": 0.0}
+INPUTS_ONLY = {"monitor/unseen_targets": 0.0}
 
 
 def alarms_of(changes, step=1000, **setting):
@@ -38,23 +38,23 @@ def alarms_of(changes, step=1000, **setting):
 def test_a_sound_run_and_one_that_knows_nothing_raise_no_alarm():
     assert alarms_of({}) == {}
     assert collapse_monitor.find_alarms(1000, {}, SETTING) == []
-    large = {"watch/coverage": 0.72, "watch/coverage_truth": 0.7}
+    large = {"monitor/coverage": 0.72, "monitor/coverage_truth": 0.7}
     assert alarms_of(large) == {}
-    nothing = dict.fromkeys(SOUND, 0.0) | {"watch/agreement": float("nan")}
+    nothing = dict.fromkeys(SOUND, 0.0) | {"monitor/agreement": float("nan")}
     assert collapse_monitor.find_alarms(1000, nothing, SETTING) == []
 
 
 @pytest.mark.parametrize(
     ("changes", "setting", "name", "cause"),
     [
-        ({"watch/agreement": 0.5}, {}, "cameras", collapse_monitor.WRONG_CAMERAS),
+        ({"monitor/agreement": 0.5}, {}, "cameras", collapse_monitor.WRONG_CAMERAS),
         (
-            {"watch/background_error": 0.5},
+            {"monitor/background_error": 0.5},
             {},
             "background",
             collapse_monitor.OTHER_BACKGROUND,
         ),
-        ({"watch/not_taken": 0.9}, {}, "not_taken", collapse_monitor.TOO_LARGE),
+        ({"monitor/not_taken": 0.9}, {}, "not_taken", collapse_monitor.TOO_LARGE),
         (
             FILLED | INPUTS_ONLY,
             {"has_silhouettes": False},
@@ -69,8 +69,8 @@ def test_a_sound_run_and_one_that_knows_nothing_raise_no_alarm():
         ),
         (GAP | INPUTS_ONLY, {}, "gap", collapse_monitor.INPUTS_ONLY),
         (GAP, {"num_inputs": 1}, "gap", collapse_monitor.ONE_INPUT),
-        ({"watch/coverage": 0.001}, {}, "nothing", collapse_monitor.UNKNOWN),
-        ({"watch/contrast": 0.01}, {}, "blob", collapse_monitor.UNKNOWN),
+        ({"monitor/coverage": 0.001}, {}, "nothing", collapse_monitor.UNKNOWN),
+        ({"monitor/contrast": 0.01}, {}, "blob", collapse_monitor.UNKNOWN),
     ],
 )
 def test_each_symptom_has_its_likely_cause(changes, setting, name, cause):
@@ -78,14 +78,14 @@ def test_each_symptom_has_its_likely_cause(changes, setting, name, cause):
 
 
 def test_a_mistake_in_the_data_is_the_first_cause_of_what_it_leads_to():
-    found = alarms_of(FLAT | INPUTS_ONLY | {"watch/agreement": 0.5})
+    found = alarms_of(FLAT | INPUTS_ONLY | {"monitor/agreement": 0.5})
     assert list(found) == ["cameras", "flat"]
     assert found["flat"].startswith(collapse_monitor.WRONG_CAMERAS)
     assert found["flat"].endswith(collapse_monitor.INPUTS_ONLY)
 
 
 def test_frustums_around_an_object_that_nearly_fills_the_picture():
-    found = alarms_of({"watch/coverage": 0.99, "watch/coverage_truth": 0.7})
+    found = alarms_of({"monitor/coverage": 0.99, "monitor/coverage_truth": 0.7})
     assert list(found) == ["frustums"]
 
 

@@ -4,7 +4,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from facelift_jax.metrics import METRICS, WATCH_DEFINITIONS
+from facelift_jax.metrics import METRICS, MONITOR_DEFINITIONS
 from facelift_jax.training import curves
 
 RED, GREEN = (
@@ -15,13 +15,13 @@ ON_WHITE = 0.25  # opacity of the truth's band
 
 def rows_of(coverage):
     """Nine lines of training, an evaluation, and one whose figures are not known."""
-    watched = dict.fromkeys((f"watch/{name}" for name in WATCH_DEFINITIONS), 0.1)
-    watched |= {"watch/not_taken": 0.0, "watch/coverage": coverage}
+    watched = dict.fromkeys((f"monitor/{name}" for name in MONITOR_DEFINITIONS), 0.1)
+    watched |= {"monitor/not_taken": 0.0, "monitor/coverage": coverage}
     rows = [
         {"step": i, "train/total": 1 / (i + 1), "train/ssim": 0.5, **watched}
         for i in range(9)
     ]
-    rows[3]["watch/contrast_truth"] = 0.2  # the truth's band has a height
+    rows[3]["monitor/contrast_truth"] = 0.2  # the truth's band has a height
     figures = {f"{side}/{m}": 0.5 for side in ("inputs", "held_out") for m in METRICS}
     rows[4] |= {"gap": 1.5, "inputs/own_view_share": 0.4, **figures}
     rows[8] |= {"held_out/absrel": None, "held_out/iou": float("nan")}

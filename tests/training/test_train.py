@@ -197,8 +197,8 @@ def test_the_share_of_steps_not_taken_is_of_enough_steps_to_be_one():
     row = {"total": 1.0, "dropped": 0, "is_skipped": False, "is_over_norm": False}
     over = row | {"is_over_norm": True}
     window = [(step, over if step % 5 == 0 else row) for step in range(10)]
-    assert train.summarize(window)[0]["watch/not_taken"] == pytest.approx(0.2)
-    assert "watch/not_taken" not in train.summarize(window[:9])[0]
+    assert train.summarize(window)[0]["monitor/not_taken"] == pytest.approx(0.2)
+    assert "monitor/not_taken" not in train.summarize(window[:9])[0]
 
 
 def test_the_progress_line_tells_of_steps_left_out():
