@@ -31,6 +31,7 @@ from benchmarks.render import REPEATS, in_child, milliseconds, table
 from facelift_jax.builders import build_model, make_renderer, optim_config
 from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.io import command
+from facelift_jax.losses import term_weights
 from facelift_jax.models import get_model
 from facelift_jax.structs import Batch, Views
 from facelift_jax.training import optim
@@ -137,7 +138,7 @@ def training_step(network: str, variant: str, params: Any, batch: Batch):
     model = build_model(recipe.model)
     render_fn = make_renderer(recipe.data.background, **recipe.render)
     optimizer, _ = optim.make_optimizer(settings, params)
-    weights = recipe.loss.to_dict()
+    weights = term_weights(recipe.loss)
     background = recipe.data.background
     step = make_train_step(model, render_fn, weights, optimizer, settings, background)
     step = jax.jit(step, donate_argnums=0)

@@ -1,1 +1,1 @@
-"""Training recipes as plain data; README.md says how to read and write one."""
+"""Training recipes as plain data; README.md explains how to read and write one."""

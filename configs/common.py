@@ -1,8 +1,8 @@
-"""What every recipe shares: the argument after the colon, and the fixed sections."""
+"""What all recipes share: parsing the argument, the sections, the small settings."""
+
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
-
-NEEDED = "?"  # in the place of a setting that must be given
 
 
 def parse_argument(
@@ -11,7 +11,7 @@ def parse_argument(
     """Splits "variant,option,..." into one variant (or None) and the options.
 
     Raises:
-      ValueError: an unknown word, or more than one variant; lists what is known.
+      ValueError: an unknown word, or more than one variant; lists the known ones.
     """
     words = [word for word in argument.split(",") if word]
     unknown = [w for w in words if w not in variants and w not in options]
@@ -27,12 +27,12 @@ def parse_argument(
 
 
 def data_section(size: int, input_size: int) -> ConfigDict:
-    """Synthetic rodents, six cameras in, held-out cameras over the whole sphere."""
+    """Synthetic rodents: six input cameras, held-out cameras all around the animal."""
     return ConfigDict(
         {
-            # "" is the synthetic set data/rodent-<size>, made where it is missing
+            # "": the synthetic set data/rodent-<size>, generated if it is missing
             "path": "",
-            # several sets instead: (path, weight) each
+            # several sets instead of `path`: one (path, weight) per set
             "mix": (),
             "size": size,
             "num_scenes": 1600,
@@ -42,7 +42,7 @@ def data_section(size: int, input_size: int) -> ConfigDict:
             "input_size": input_size,
             "target_size": size,
             "num_inputs": 6,
-            # positions of the views to take inputs from; () takes the flagged ones
+            # positions of the views that inputs are drawn from; (): the flagged views
             "input_views": (),
             "num_targets": 8,
             "min_held_out": 4,
@@ -57,15 +57,21 @@ def data_section(size: int, input_size: int) -> ConfigDict:
 
 
 def loss_section() -> ConfigDict:
-    """The weight of every loss term; zero: not computed."""
+    """One weight per loss term, and the weight files of the perceptual networks.
+
+    A term of weight zero is not computed.
+    """
     terms = ("rgb_mse", "rgb_mse_fg", "alpha_mse", "ssim", "depth_l1")
     terms += ("depth_scale_invariant", "lpips", "perceptual", "points_distance")
     terms += ("pixel_align",)
-    return ConfigDict(dict.fromkeys(terms, 0.0))
+    # the VGG-19 file of `perceptual`; the folder of the LPIPS files, where "" is the
+    # Hugging Face cache if `lpips` has a weight, and no LPIPS at all if it has none
+    files = {"vgg19_weights": "", "lpips_weights": ""}
+    return ConfigDict(dict.fromkeys(terms, 0.0) | files)
 
 
 def optim_section(learning_rate: float, warmup_steps: int) -> ConfigDict:
-    """LGM's AdamW: one cycle, beta1 .95 -> .85 -> .95, decay on every parameter."""
+    """LGM's AdamW: one cycle, beta1 .95 -> .85 -> .95, decay of all parameters."""
     return ConfigDict(
         {
             "schedule": "one_cycle",
@@ -79,7 +85,7 @@ def optim_section(learning_rate: float, warmup_steps: int) -> ConfigDict:
             "decay": "all",
             "clip_norm": 1.0,
             "skip_norm": config_dict.placeholder(float),
-            # a preset of the model, and (regex, value) rules tried before it
+            # a preset of the model; `rules` are (regex, rate) pairs that precede it
             "freeze": "none",
             "rules": (),
         }
@@ -87,19 +93,19 @@ def optim_section(learning_rate: float, warmup_steps: int) -> ConfigDict:
 
 
 def eval_section() -> ConfigDict:
-    """Every held-out scene, held-out cameras; pictures of the first scenes."""
+    """Evaluation of all held-out scenes from held-out cameras."""
     return ConfigDict(
         {
             "every": 2000,
             "num_targets": 12,
-            "num_picture_scenes": 2,
+            "num_image_scenes": 2,
             "turntable_frames": 120,
         }
     )
 
 
 def run_section(num_steps: int, batch_size: int) -> ConfigDict:
-    """How long, how wide, how often."""
+    """Length of the run, batch size, devices, and what is written how often."""
     return ConfigDict(
         {
             "seed": 0,
@@ -109,15 +115,36 @@ def run_section(num_steps: int, batch_size: int) -> ConfigDict:
             "log_every": 50,
             "save_every": 1000,
             "keep_checkpoints": 2,
-            # what the collapse watch does when it finds one: "warn" or "stop"
+            # what to do when the collapse monitor raises an alarm: "warn" or "stop"
             "on_collapse": "warn",
-            # the file of `perceptual`'s weights, where that loss has a weight
-            "vgg19": "",
-            # the folder of LPIPS' weight files; "" is the hub's cache, where its loss
-            # has a weight, and no LPIPS among the figures where it has none
-            "lpips": "",
-            # a checkpoint to start from, and regexes of leaves that may differ from it
+            # a checkpoint to start from; regexes of parameters that may differ from it
             "init_from": "",
             "init_ignore": (),
         }
     )
+
+
+def fit_two_cores(config: Any, num_steps: int) -> None:
+    """Settings of a mini network for two CPU cores: small batches, few steps.
+
+    The color loss is weighted by the object's coverage, so that small objects count.
+    """
+    config.model.dtype = "float32"
+    config.model.overrides.scale_factor = 0.25  # as many steps, 1 dB more
+    config.loss.update({"rgb_mse": 0.0, "rgb_mse_fg": 1.0, "alpha_mse": 1.0})
+    config.data.update({"num_scenes": 200, "num_held_out_scenes": 8})
+    config.data.update({"num_targets": 4, "min_held_out": 2})
+    config.optim.update({"learning_rate": 8e-4, "warmup_steps": 150})
+    config.eval.update({"every": num_steps // 2, "turntable_frames": 60})
+    config.run.update({"num_steps": num_steps, "batch_size": 4})
+    config.run.update({"log_every": 25, "save_every": 200})
+
+
+def reduce_to_smoke_test(config: Any) -> None:
+    """Ten steps on eight scenes: runs every part once and learns nothing."""
+    config.data.update({"num_scenes": 8, "num_held_out_scenes": 2})
+    config.optim.warmup_steps = 2
+    config.eval.update({"every": 10, "num_targets": 4})
+    config.eval.update({"num_image_scenes": 1, "turntable_frames": 8})
+    config.run.update({"num_steps": 10, "batch_size": 2})
+    config.run.update({"log_every": 2, "save_every": 5})

@@ -3,116 +3,148 @@
     python -m facelift_jax.main --config configs/gslrm.py            # for a GPU
     python -m facelift_jax.main --config configs/gslrm.py:demo       # two CPU cores
 
-The argument names one variant (facelift, small, mini; default facelift), one stage and
-options. Stages are FaceLift's: `pretrain256` (the default), `pretrain512` from its
-weights, `finetune` from those of the second; the last two want --config.run.init_from.
-`perceptual` turns FaceLift's perceptual loss on, which wants --config.run.vgg19=FILE:
-its weights cannot be shipped, so the recipes do without. `lora` trains low-rank
-adapters of the blocks' matrices and leaves all else as --config.run.init_from has it.
-`demo` is a ten-minute run of the mini network at 32 px; `smoke` is a minute of it that
-only proves that everything runs. Any field can be set by a flag: --config.run.seed=1.
+The demo takes 495 s on two CPU cores and reaches a held-out psnr_fg of 14.68 dB and a
+held-out IoU of .679.
 
-What differs from FaceLift's training: inputs are drawn from the views flagged as such,
-or from --config.data.input_views (theirs: from all views). Of the targets,
-`data.min_held_out` are no inputs and the others may be (theirs: all inputs are
-targets). A step with gradients that are not finite is left out and counted (theirs: 0
-and +-0.001 take the place of such entries). Steps left out do not move the rate's
-schedule, and a run ends after its steps, not with the epoch.
+The argument names one variant (facelift, small, mini; default facelift), one stage of
+FaceLift's training and options. The stages are `pretrain256` (the default),
+`pretrain512`, which starts from its weights, and `finetune`, which starts from those of
+the second; the last two need --config.run.init_from. The options are:
+
+  demo: the mini network at 32 px for 600 steps.
+  smoke: ten steps of the demo, to check that everything runs; about a minute.
+  perceptual: adds FaceLift's perceptual loss. It needs a weight file that cannot be
+    shipped: --config.loss.vgg19_weights=FILE. The other recipes do without it.
+  lora: trains low-rank adapters of the matrices of the transformer blocks and keeps all
+    other parameters as they are in --config.run.init_from.
+
+Every field is a flag, for example --config.run.seed=1.
+
+Differences from FaceLift's training: inputs are drawn from the views that are flagged
+as inputs, or from --config.data.input_views (FaceLift: from all views). Of the targets,
+`data.min_held_out` are not inputs and the others may be (FaceLift: all inputs are
+targets). A step whose gradients are not finite is skipped and counted (FaceLift
+replaces such entries by 0 and +-0.001). Skipped steps do not advance the learning rate
+schedule, and a run ends after its number of steps, not at the end of an epoch.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import common
 
-VARIANTS = ("facelift", "small", "mini")
-# FaceLift's training configurations: side in pixels, inputs, scenes a step, steps,
-# warm-up steps, peak rate, steps before the perceptual loss sets in
+
+class Stage(NamedTuple):
+    """One stage of FaceLift's training.
+
+    Attributes:
+      size: side of inputs and targets, pixels.
+      num_inputs: input views per scene.
+      batch_size: scenes per step.
+      num_steps: length of the stage.
+      warmup_steps: steps until the peak learning rate.
+      learning_rate: the peak.
+      perceptual_start: first step with the perceptual loss.
+    """
+
+    size: int
+    num_inputs: int
+    batch_size: int
+    num_steps: int
+    warmup_steps: int
+    learning_rate: float
+    perceptual_start: int
+
+
 STAGES = {
-    "pretrain256": (256, 4, 64, 80_000, 2000, 4e-4, 5000),
-    "pretrain512": (512, 4, 16, 20_000, 500, 1e-4, 500),
-    "finetune": (512, 6, 16, 20_000, 500, 1e-4, 500),
+    "pretrain256": Stage(
+        size=256,
+        num_inputs=4,
+        batch_size=64,
+        num_steps=80_000,
+        warmup_steps=2000,
+        learning_rate=4e-4,
+        perceptual_start=5000,
+    ),
+    "pretrain512": Stage(
+        size=512,
+        num_inputs=4,
+        batch_size=16,
+        num_steps=20_000,
+        warmup_steps=500,
+        learning_rate=1e-4,
+        perceptual_start=500,
+    ),
+    "finetune": Stage(
+        size=512,
+        num_inputs=6,
+        batch_size=16,
+        num_steps=20_000,
+        warmup_steps=500,
+        learning_rate=1e-4,
+        perceptual_start=500,
+    ),
 }
-POINTS_DISTANCE_STEPS = 1000  # of the first stage, which starts with that loss alone
+VARIANTS = ("facelift", "small", "mini")
 OPTIONS = ("perceptual", "lora", "demo", "smoke")
+POINTS_DISTANCE_STEPS = 1000  # pretrain256 starts with this loss term alone
 ADAPTER_RANK = 8  # of `lora`
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """The recipe; `argument` is what follows the colon."""
     variant, options = common.parse_argument(argument, VARIANTS, (*STAGES, *OPTIONS))
-    stages, small = options & set(STAGES), options & {"demo", "smoke"}
+    stages, short = options & set(STAGES), options & {"demo", "smoke"}
     if len(stages) > 1:
         raise ValueError(f"choose one stage, not {' and '.join(sorted(stages))}")
-    if small and (options - small - {"lora"} or variant not in (None, "mini")):
-        names = " and ".join(sorted(small))
+    if short and (options - short - {"lora"} or variant not in (None, "mini")):
+        names = " and ".join(sorted(short))
         raise ValueError(f"{names} take the mini variant only, and no stage")
-    variant = variant or ("mini" if small else "facelift")
-    stage = next(iter(stages), "pretrain256")
-    size, inputs, batch_size, steps, warmup, rate, quiet = STAGES[stage]
+    variant = variant or ("mini" if short else "facelift")
+    name = next(iter(stages), "pretrain256")
+    stage = STAGES[name]
+
     config: Any = ConfigDict()
     config.model = ConfigDict(
         {"name": "gslrm", "variant": variant, "dtype": "bfloat16", "overrides": {}}
     )
-    if "lora" in options:
-        config.model.overrides = ConfigDict({"adapter_rank": ADAPTER_RANK})
-    config.data = common.data_section(size, size)
-    config.data.update({"num_inputs": inputs, "radius": 2.7, "frame": "world"})
-    config.data.max_angle = 60.0
-    config.loss = _loss(stage, quiet if "perceptual" in options else None)
-    config.optim = common.optim_section(learning_rate=rate, warmup_steps=warmup)
+    config.data = common.data_section(stage.size, stage.size)
+    config.data.update({"radius": 2.7, "frame": "world"})
+    config.data.update({"num_inputs": stage.num_inputs, "max_angle": 60.0})
+    config.loss = common.loss_section()
+    config.optim = common.optim_section(stage.learning_rate, stage.warmup_steps)
     config.optim.update({"schedule": "warmup_cosine", "beta1": 0.9})
     config.optim.update({"decay": "matrices", "skip_norm": 20.0})
     config.render = ConfigDict({"backend": "", "antialiased": False})
     config.eval = common.eval_section()
-    config.run = common.run_section(num_steps=steps, batch_size=batch_size)
-    if stage != "pretrain256" or "lora" in options:
-        config.run.init_from = common.NEEDED
+    config.run = common.run_section(stage.num_steps, stage.batch_size)
+
+    if short:
+        common.fit_two_cores(config, num_steps=600)
+        config.data.update({"size": 32, "input_size": 32, "target_size": 32})
+        # few steps: give them all sides of the object
+        config.data.update({"num_inputs": 6, "max_angle": 180.0})
+    else:
+        _schedule_losses(config.loss, name, "perceptual" in options)
+    if "smoke" in short:
+        common.reduce_to_smoke_test(config)
+    if name != "pretrain256" or "lora" in options:
+        # no value: check_settings asks for one. A required placeholder cannot be locked
+        config.run.init_from = config_dict.placeholder(str)
     if "lora" in options:
+        config.model.overrides.adapter_rank = ADAPTER_RANK
         config.optim.freeze = "lora"
         config.run.init_ignore = (".*/adapter_[ab]",)
-    if small:
-        _fit_two_cores(config)
-    if "smoke" in small:
-        _prove_it_runs(config)
     return config.lock()
 
 
-def _loss(stage: str, quiet: int | None) -> ConfigDict:
-    """Squared error, at first the points' distance; perceptual after `quiet` steps."""
-    loss: Any = common.loss_section()
-    with loss.ignore_type():  # (weight, first step, step to stop at)
+def _schedule_losses(loss: Any, stage: str, use_perceptual: bool) -> None:
+    """Sets FaceLift's weights: (weight, first step), (weight, first step, stop)."""
+    with loss.ignore_type():  # numbers become tuples
         loss.rgb_mse = 1.0
         if stage == "pretrain256":
             loss.points_distance = (0.1, 0, POINTS_DISTANCE_STEPS)
             loss.rgb_mse = (1.0, POINTS_DISTANCE_STEPS)
-        if quiet is not None:
-            loss.perceptual = (0.5, quiet)
-    return loss
-
-
-def _fit_two_cores(config: Any) -> None:
-    """The mini network on two CPU cores: small batches, colour weighed by coverage."""
-    config.model.dtype = "float32"
-    config.model.overrides.scale_factor = 0.25  # as many steps, 1 dB more
-    config.loss = common.loss_section()
-    config.loss.update({"rgb_mse_fg": 1.0, "alpha_mse": 1.0})
-    config.data.update({"size": 32, "input_size": 32, "target_size": 32})
-    config.data.update({"num_scenes": 200, "num_held_out_scenes": 8})
-    config.data.update({"num_inputs": 6, "num_targets": 4, "min_held_out": 2})
-    config.data.max_angle = 180.0  # few steps: let them see all sides
-    config.optim.update({"learning_rate": 8e-4, "warmup_steps": 150})
-    config.eval.update({"every": 300, "turntable_frames": 60})
-    config.run.update({"num_steps": 600, "batch_size": 4})
-    config.run.update({"log_every": 25, "save_every": 200})
-
-
-def _prove_it_runs(config: Any) -> None:
-    """Ten steps on a handful of scenes."""
-    config.data.update({"num_scenes": 8, "num_held_out_scenes": 2})
-    config.optim.warmup_steps = 2
-    config.eval.update({"every": 10, "num_targets": 4})
-    config.eval.update({"num_picture_scenes": 1, "turntable_frames": 8})
-    config.run.update({"num_steps": 10, "batch_size": 2})
-    config.run.update({"log_every": 2, "save_every": 5})
+        if use_perceptual:
+            loss.perceptual = (0.5, STAGES[stage].perceptual_start)

@@ -26,7 +26,7 @@ from facelift_jax.evaluation.report import Judged
 from facelift_jax.evaluation.results import Evaluation, table
 from facelift_jax.evaluation.steps import make_eval_step
 from facelift_jax.io import command
-from facelift_jax.losses import asks_for_lpips
+from facelift_jax.losses import uses_lpips
 from facelift_jax.metrics import load_lpips
 from facelift_jax.training import cost_estimate
 from facelift_jax.training.train import check_settings, plain, train
@@ -83,7 +83,9 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
     Raises:
       ValueError: no checkpoint, one of another config, or scenes it was trained on.
     """
-    lpips = load_lpips(config.run.lpips) if asks_for_lpips(config) else None
+    lpips = None
+    if uses_lpips(config.loss):
+        lpips = load_lpips(config.loss.lpips_weights)
     params, stored = load_params(workdir)
     asked = plain(config)
     changed = [
@@ -112,7 +114,7 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
         dataclasses.replace(held_out, violations=sum(violations)),
         options,
         render_fn,
-        config.eval.num_picture_scenes,
+        config.eval.num_image_scenes,
         config.eval.turntable_frames,
         Judged(str(workdir), asked),
     )

@@ -20,7 +20,7 @@ from facelift_jax.convert import __main__ as convert
 from facelift_jax.convert import merge_lora
 from facelift_jax.data import pack
 from facelift_jax.data.rodent import __main__ as rodent
-from facelift_jax.losses import validate_weights
+from facelift_jax.losses import term_weights, validate_weights
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -125,7 +125,7 @@ def test_flags_of_schedules_and_of_overrides():
     assert len(inline) == 3
     config = parse(*(" ".join(shlex.split(flag)) for flag in inline))
     assert config.loss.rgb_mse == (1.0,)
-    validate_weights(config.loss.to_dict())
+    validate_weights(term_weights(config.loss))
     assert build_model(config.model).remat
     config = parse("--config.loss.points_distance=(0.2, 3, 9)")
     assert config.loss.points_distance == (0.2, 3, 9)

@@ -122,7 +122,7 @@ def test_a_run_leaves_everything_a_user_needs(run):
     assert lines[-1]["gap"] == pytest.approx(gap)
     assert all(line["train/dropped"] == 0 for line in lines)
     assert read_ply(run / "scene.ply").means.shape[1] == 3
-    sheets = sorted(p.name for p in (run / "pictures" / "step_000010").iterdir())
+    sheets = sorted(p.name for p in (run / "images" / "step_000010").iterdir())
     assert sheets == [
         f"scene_000006_{kind}.png" for kind in ("inputs", "maps", "sheet")
     ]
@@ -147,10 +147,10 @@ def test_gslrm_trains_and_resumes_through_the_same_command(rodents, tmp_path):
 
 @pytest.mark.slow
 def test_a_missing_perceptual_network_is_said_at_once(rodents, tmp_path):
-    flags = ("--config.loss.perceptual=0.5", "--config.run.vgg19=nowhere")
+    flags = ("--config.loss.perceptual=0.5", "--config.loss.vgg19_weights=nowhere")
     code, _, err = finish(smoke("run", rodents, *flags, cwd=tmp_path, recipe="gslrm"))
     assert code == 2
-    assert last_line(err).startswith("main: nowhere: no file of VGG-19's weights;")
+    assert last_line(err).startswith("main: nowhere: no file of VGG-19 weights;")
     assert not (tmp_path / "run").exists()
 
 
@@ -159,14 +159,14 @@ def test_lpips_is_a_loss_and_a_figure(rodents, lpips_folder, tmp_path):
     """As the recipe has it, but for the counts: its pictures are 256 px large."""
     counts = {"run.num_steps": 2, "optim.warmup_steps": 1, "run.batch_size": 1}
     counts |= {"data.num_targets": 1, "data.min_held_out": 1, "eval.num_targets": 1}
-    counts |= {"data.num_held_out_scenes": 1, "eval.num_picture_scenes": 0}
+    counts |= {"data.num_held_out_scenes": 1, "eval.num_image_scenes": 0}
     flags = [f"--config.{name}={count}" for name, count in counts.items()]
-    flags.append(f"--config.run.lpips={lpips_folder}")
+    flags.append(f"--config.loss.lpips_weights={lpips_folder}")
     code, out, err = finish(
         smoke("run", rodents, *flags, cwd=tmp_path, argument="smoke,lpips")
     )
     assert code == 0, err
-    assert "loss: alpha_mse 1.0, lpips 1.0, rgb_mse_fg 1.0; of weight 0: dep" in err
+    assert "loss: alpha_mse 1.0, lpips 1.0, rgb_mse_fg 1.0; not used: dep" in err
     first, *_, last = lines_of(tmp_path / "run")
     assert first["train/lpips"] > 0
     assert {"inputs/lpips_vgg16", "held_out/lpips_vgg16"} <= last.keys()
@@ -369,8 +369,8 @@ BAD_FLAGS = {
     "--config.model.variant=tinny": "unknown lgm variant 'tinny'; known: big, lrm, min",
     "--config.loss.rgb_mse=-1": "loss.rgb_mse: expected a finite weight >= 0, found",
     "--config.optim.freeze=enc": "optim.freeze='enc': unknown preset; known: none, enc",
-    "--config.loss.perceptual=0.5": ".: no file of VGG-19's weights; name as run.vgg19",
-    "--config.run.lpips=nowhere": "nowhere: no vgg16_weights.h5; name as run.lpips a f",
+    "--config.loss.perceptual=0.5": ".: no file of VGG-19 weights; set loss.vgg19_w",
+    "--config.loss.lpips_weights=nowhere": "nowhere: no vgg16_weights.h5; set loss.",
     "--config.data.path=nowhere": "nowhere: there is no such folder or list",
     "--mode=test": "flag --mode=test: value should be one of <train|eval>",
     "--verbos": "Unknown command line flag 'verbos'",

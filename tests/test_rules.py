@@ -130,11 +130,11 @@ RECIPES = [
 
 @pytest.mark.parametrize(("recipe", "argument"), RECIPES)
 def test_every_config_builds_its_model(recipe, argument):
-    from facelift_jax.losses import validate_weights
+    from facelift_jax.losses import term_weights, validate_weights
     from facelift_jax.models import get_model
 
     config = importlib.import_module(f"configs.{recipe}").get_config(argument)
-    validate_weights(config.loss.to_dict())
+    validate_weights(term_weights(config.loss))
     assert set(config) == {"model", "data", "loss", "optim", "render", "eval", "run"}
     get_model(config.model.name, config.model.variant, **config.model.overrides)
 

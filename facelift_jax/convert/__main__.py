@@ -6,7 +6,7 @@ DIR gets the checkpoint (parameters alone, as step 0) and `conversion.json`: the
 source's name and SHA-256, model, variant, overrides, the pictures and rigs that the
 network was made for, and licence. Where the file holds
 the VGG-19 of GS-LRM's perceptual loss, that goes to `vgg19.safetensors`, which
-`--config.run.vgg19` takes.
+`--config.loss.vgg19_weights` takes.
 """
 
 import hashlib

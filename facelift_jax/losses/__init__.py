@@ -1,25 +1,26 @@
-"""Loss terms by name, and the frozen networks that some of them look through."""
+"""Loss terms by name, their weights, and the frozen networks that some terms use."""
 
-from facelift_jax.losses.networks import asks_for_lpips, check_networks, load_networks
+from facelift_jax.losses.networks import check_networks, load_networks, uses_lpips
 from facelift_jax.losses.perceptual import check_vgg19, load_vgg19, vgg19_shapes
-from facelift_jax.losses.terms import (
-    TERMS,
+from facelift_jax.losses.terms import TERMS, weighted_loss
+from facelift_jax.losses.weights import (
     describe_weights,
     is_used,
+    term_weights,
     validate_weights,
-    weighted_loss,
     weights_at,
 )
 
 __all__ = [
     "TERMS",
-    "asks_for_lpips",
     "check_networks",
     "check_vgg19",
     "describe_weights",
     "is_used",
     "load_networks",
     "load_vgg19",
+    "term_weights",
+    "uses_lpips",
     "validate_weights",
     "vgg19_shapes",
     "weighted_loss",

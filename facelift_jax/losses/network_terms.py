@@ -1,8 +1,8 @@
-"""Terms that look at more than the rendering: LGM's LPIPS, and those of GS-LRM.
+"""Terms that need more than the rendering: LGM's LPIPS, and the terms of GS-LRM.
 
-They read `aux`: the weights of the perceptual networks, and what the model says of its
-pixels' Gaussians, over input views [b v]. `losses.py` says what a term is. GS-LRM:
-Zhang et al., ECCV 2024; LGM: Tang et al., ECCV 2024.
+They read `aux`: the parameters of the perceptual networks, and the positions and rays
+of the model's pixel-aligned Gaussians, over input views [b v]. terms.py defines what a
+term is. GS-LRM: Zhang et al., ECCV 2024; LGM: Tang et al., ECCV 2024.
 """
 
 from collections.abc import Mapping
@@ -16,16 +16,16 @@ from facelift_jax.losses.perceptual import perceptual_distance
 from facelift_jax.metrics.lpips import lpips_distance
 from facelift_jax.structs import RenderOutput, Views
 
-RELATIVE_SPREAD = 0.5  # what `points_distance` makes of a standard deviation
-MIN_DEVIATION = 1e-8  # of the distances it divides by
-LPIPS_SIZE = 256  # side in pixels of what LGM's LPIPS looks at
+RELATIVE_SPREAD = 0.5  # target standard deviation in `points_distance`
+MIN_DEVIATION = 1e-8  # added to the standard deviation that it divides by
+LPIPS_SIZE = 256  # side in pixels of the images that LGM's LPIPS compares
 
 
 def lpips(render: RenderOutput, targets: Views, aux: Mapping) -> Float[Array, "b"]:
-    """LPIPS as LGM has it, mean over views; by the parameters of `aux["lpips"]`.
+    """LGM's LPIPS, mean over views, with the parameters `aux["lpips"]`.
 
-    `lpips.lpips_distance` of pictures that, whatever their size, are first made 256 x
-    256 px: bilinear, half-pixel centres, without antialiasing. Colours are not clipped.
+    `metrics.lpips.lpips_distance` of images that are first resized to 256 x 256 px:
+    bilinear, half-pixel centers, without antialiasing. Colors are not clipped.
     """
     (params,) = _need(aux, "lpips", "lpips")
     shape = (*render.colors.shape[:-3], LPIPS_SIZE, LPIPS_SIZE, 3)
@@ -37,7 +37,7 @@ def lpips(render: RenderOutput, targets: Views, aux: Mapping) -> Float[Array, "b
 
 
 def perceptual(render: RenderOutput, targets: Views, aux: Mapping) -> Float[Array, "b"]:
-    """`perceptual.perceptual_distance` by the VGG-19 of `aux["vgg19"]`."""
+    """`perceptual.perceptual_distance` with the VGG-19 weights `aux["vgg19"]`."""
     (weights,) = _need(aux, "perceptual", "vgg19")
     return perceptual_distance(weights, render.colors, jnp.asarray(targets.images))
 
@@ -45,37 +45,39 @@ def perceptual(render: RenderOutput, targets: Views, aux: Mapping) -> Float[Arra
 def points_distance(
     render: RenderOutput, targets: Views, aux: Mapping
 ) -> Float[Array, "b"]:
-    """Pulls every view's points to where a scene at the origin would be.
+    """Pulls the points of every view to the depth of a scene at the origin.
 
-    The distances of a view's points from its camera, standardised and spread by half a
-    unit about the camera's distance from the origin, are the aim: mean squared
-    difference. Starts a network whose points lie anywhere along their rays.
+    The targets are the distances of a view's points from its camera, standardized, with
+    a standard deviation of half a unit around the camera's distance from the origin.
+    The loss is the mean squared difference. It is used at the start of training, when
+    the points of a network can be anywhere along their rays.
     """
     means, origins = _need(aux, "points_distance", "means", "origins")
     offsets = means - origins[..., None, None, :]
     distances = safe_sqrt((offsets**2).sum(axis=-1))
-    now = jax.lax.stop_gradient(distances)
-    mean = now.mean(axis=(-2, -1), keepdims=True)
-    count = now.shape[-2] * now.shape[-1]
-    variance = ((now - mean) ** 2).sum(axis=(-2, -1), keepdims=True) / (count - 1)
-    away = safe_sqrt((origins**2).sum(axis=-1))[..., None, None]
-    aim = (now - mean) / (safe_sqrt(variance) + MIN_DEVIATION) * RELATIVE_SPREAD + away
-    return ((distances - aim) ** 2).mean(axis=(-3, -2, -1))
+    fixed = jax.lax.stop_gradient(distances)
+    mean = fixed.mean(axis=(-2, -1), keepdims=True)
+    count = fixed.shape[-2] * fixed.shape[-1]
+    variance = ((fixed - mean) ** 2).sum(axis=(-2, -1), keepdims=True) / (count - 1)
+    standardized = (fixed - mean) / (safe_sqrt(variance) + MIN_DEVIATION)
+    to_origin = safe_sqrt((origins**2).sum(axis=-1))[..., None, None]
+    wanted = standardized * RELATIVE_SPREAD + to_origin
+    return ((distances - wanted) ** 2).mean(axis=(-3, -2, -1))
 
 
 def pixel_align(
     render: RenderOutput, targets: Views, aux: Mapping
 ) -> Float[Array, "b"]:
-    """Mean distance of the object's pixels' points from their rays, world units.
+    """Mean distance of the object's points from the rays of their pixels, world units.
 
-    Pixels count by their coverage. Zero where a network places its points on rays.
+    Pixels are weighted by their mask. Zero for a network that places points on rays.
     """
     names = ("means", "origins", "directions", "masks")
     means, origins, directions, masks = _need(aux, "pixel_align", *names)
     offsets = means - origins[..., None, None, :]
     along = (jax.lax.stop_gradient(offsets) * directions).sum(axis=-1, keepdims=True)
-    beside = offsets - along * directions
-    distances = safe_sqrt((beside**2).sum(axis=-1, keepdims=True))
+    across = offsets - along * directions
+    distances = safe_sqrt((across**2).sum(axis=-1, keepdims=True))
     return (distances * masks).mean(axis=(-4, -3, -2, -1))
 
 
@@ -83,7 +85,7 @@ def _need(aux: Mapping, term: str, *names: str) -> list:
     missing = [name for name in names if name not in aux]
     if missing:
         raise ValueError(
-            f"loss.{term}: needs {', '.join(missing)}, which this model does not give; "
-            "set its weight to 0"
+            f"loss.{term}: needs {', '.join(missing)}, which this model does not "
+            "return; set its weight to 0"
         )
     return [aux[name] for name in names]

@@ -1,7 +1,7 @@
-"""GS-LRM's perceptual loss: differences of VGG-19's features (Zhang et al., ECCV 2024).
+"""GS-LRM's perceptual loss: differences of VGG-19 features (Zhang et al., ECCV 2024).
 
-The network is frozen ImageNet VGG-19 (Simonyan and Zisserman, 2015) with average
-pooling, as in Chen and Koltun (2017). Its weights are a file of the user's.
+The network is a frozen ImageNet VGG-19 (Simonyan and Zisserman, 2015) with average
+pooling, as in Chen and Koltun (2017). The user provides the file of its weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,15 @@ from facelift_jax.geometry.numerics import Array
 
 WIDTHS = (64, 64, 128, 128, *[256] * 4, *[512] * 8)  # of the 16 convolutions
 POOLED = (2, 4, 8, 12)  # convolutions followed by 2 x 2 average pooling
-TAPPED = (2, 4, 6, 10, 14)  # convolutions whose rectified outputs are compared
+TAPPED = (2, 4, 6, 10, 14)  # convolutions whose outputs are compared, after ReLU
 MEAN_RGB = (123.68, 116.779, 103.939)  # of ImageNet, in 0..255
-# of the pictures themselves, then of each tap
+# of the images themselves, then of the output of each tapped convolution
 TERM_WEIGHTS = (1.0, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)
-SMALLEST = 16  # side in pixels that the four poolings leave something of
+MIN_SIZE = 16  # side in pixels; the four poolings halve it to one pixel
 
 
 def vgg19_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes [out in 3 3], [out] of the file's 32 tensors."""
+    """Names and shapes of the 32 tensors of the file: kernels [out in 3 3], biases."""
     shapes: dict[str, tuple[int, ...]] = {}
     for i, (before, width) in enumerate(zip((3, *WIDTHS), WIDTHS, strict=False), 1):
         shapes[f"conv{i}.weight"] = (width, before, 3, 3)
@@ -36,34 +36,34 @@ def vgg19_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def check_vgg19(path: Path) -> None:
-    """Refuses a weight file that the loss could not use; reads its header only.
+    """Refuses a weight file that the loss cannot use; reads only its header.
 
     Raises:
       ValueError: no file, another kind of file, or other tensors; one line.
     """
-    hint = "name as run.vgg19 the file that converting GS-LRM's weights writes"
+    hint = "set loss.vgg19_weights to the file that converting GS-LRM's weights writes"
     if not path.is_file():
-        raise ValueError(f"{path}: no file of VGG-19's weights; {hint}")
+        raise ValueError(f"{path}: no file of VGG-19 weights; {hint}")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             names = file.keys()
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error}); {hint}") from error
     expected = vgg19_shapes()
-    wrong = [name for name in expected if found.get(name) != expected[name]]
+    wrong = [name for name in expected if shapes.get(name) != expected[name]]
     if wrong:
         raise ValueError(
             f"{path}: {len(wrong)} of VGG-19's {len(expected)} tensors are missing or "
-            f"of another shape, first {wrong[0]}; {hint}"
+            f"have another shape, first {wrong[0]}; {hint}"
         )
 
 
 def load_vgg19(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a weight file by name, float32.
+    """The float32 tensors of a weight file by name.
 
     Raises:
-      ValueError: as `check_vgg19`.
+      ValueError: see `check_vgg19`.
     """
     check_vgg19(path)
     tensors = load_file(path)
@@ -73,15 +73,15 @@ def load_vgg19(path: Path) -> dict[str, np.ndarray]:
 def vgg19_features(
     weights: Mapping[str, Array], images: Float[Array, "n h w 3"]
 ) -> Sequence[Float[Array, "n y x c"]]:
-    """The pictures less the mean colour, in 0..255, then the output of every tap.
+    """The images minus the mean color, in 0..255, then the output of every tap.
 
     Raises:
-      ValueError: pictures too small for the network.
+      ValueError: images too small for the network.
     """
-    if min(images.shape[1:3]) < SMALLEST:
+    if min(images.shape[1:3]) < MIN_SIZE:
         raise ValueError(
-            f"loss.perceptual: pictures of {images.shape[2]} x {images.shape[1]} px "
-            f"are smaller than VGG-19's {SMALLEST} px"
+            f"loss.perceptual: images of {images.shape[2]} x {images.shape[1]} px are "
+            f"too small for VGG-19; data.target_size must be at least {MIN_SIZE} px"
         )
     images = jnp.asarray(images)
     x = 255 * images - jnp.asarray(MEAN_RGB, images.dtype)[None, None, None]
@@ -108,16 +108,16 @@ def perceptual_distance(
     images: Float[Array, "b t h w 3"],
     targets: Float[Array, "b t h w 3"],
 ) -> Float[Array, "b"]:
-    """Weighted mean absolute differences of features, in units of a grey level / 255.
+    """Weighted sum of mean absolute feature differences, divided by 255.
 
-    `weights` as `load_vgg19` gives them. Colours are not clipped; the targets get no
+    `weights` are those of `load_vgg19`. Colors are not clipped; the targets get no
     gradient.
     """
     num_scenes = images.shape[0]
-    pictures = (images, jax.lax.stop_gradient(jnp.asarray(targets)))
-    features = [vgg19_features(weights, x.reshape(-1, *x.shape[2:])) for x in pictures]
+    pair = (images, jax.lax.stop_gradient(jnp.asarray(targets)))
+    features = [vgg19_features(weights, x.reshape(-1, *x.shape[2:])) for x in pair]
     total = jnp.zeros(num_scenes, images.dtype)
-    for weight, ours, theirs in zip(TERM_WEIGHTS, *features, strict=True):
-        difference = jnp.abs(ours - theirs).reshape(num_scenes, -1)
+    for weight, rendered, wanted in zip(TERM_WEIGHTS, *features, strict=True):
+        difference = jnp.abs(rendered - wanted).reshape(num_scenes, -1)
         total = total + weight * difference.mean(axis=-1)
     return total / 255

@@ -166,7 +166,7 @@ def _find(folder: str, file_name: str) -> Path:
         where = f"the hub's cache ({hub.constants.HF_HUB_CACHE})"
     if not path.is_file():
         raise ValueError(
-            f"{where}: no {file_name}; name as run.lpips a folder with {TRUNK} and "
-            f"{HEADS} of huggingface.co/{REPOSITORY}"
+            f"{where}: no {file_name}; set loss.lpips_weights (or --lpips) to a folder "
+            f"with {TRUNK} and {HEADS} of huggingface.co/{REPOSITORY}"
         )
     return path

@@ -20,7 +20,7 @@ from absl import logging
 
 from facelift_jax.builders import build_model, make_renderer
 from facelift_jax.geometry.paths import dummy_views
-from facelift_jax.losses import is_used, load_networks, weighted_loss
+from facelift_jax.losses import is_used, load_networks, term_weights, weighted_loss
 from facelift_jax.structs import Batch, RenderOutput
 
 PARAM_COPIES = 4  # the parameters, their gradients and Adam's two moments
@@ -69,8 +69,8 @@ def step_cost(config: Any) -> tuple[int, float]:
     targets = dummy_views(run.batch_size, data.num_targets, data.target_size)
     targets = dataclasses.replace(targets, depths=targets.masks)
     batch = Batch(inputs, targets, np.zeros(run.batch_size, np.int32))
-    weights = {name: 1.0 for name, weight in config.loss.items() if is_used(weight)}
-    networks = load_networks(config)
+    weights = {k: 1.0 for k, v in term_weights(config.loss).items() if is_used(v)}
+    networks = load_networks(config.loss)
 
     def network(params: Any, batch: Batch):
         return model.apply({"params": params}, batch.inputs)

@@ -41,6 +41,7 @@ from facelift_jax.losses import (
     check_networks,
     describe_weights,
     load_networks,
+    term_weights,
     validate_weights,
 )
 from facelift_jax.training import collapse_monitor, curves, optim, run_dir
@@ -57,7 +58,6 @@ AT_LEAST_ONE = (
     *(f"run.{x}" for x in ("log_every", "save_every")),
     *(f"eval.{x}" for x in ("every", "num_targets", "turntable_frames")),
 )
-NEEDED = "?"  # of a setting that a recipe leaves to its user
 # a resumed run may judge, save and report at other moments than it was started with
 MAY_CHANGE = (
     r"eval\..*",
@@ -75,18 +75,18 @@ def check_settings(config: Any) -> None:
         section, field = name.split(".")
         if config[section][field] < 1:
             raise ValueError(f"{name}={config[section][field]}: must be at least 1")
-    if config.run.init_from == NEEDED:
+    if config.run.init_from is None:
         raise ValueError(
-            "run.init_from: this recipe goes on from trained weights; name their "
-            'checkpoint by --config.run.init_from=DIR, or "" to start from random ones'
+            "run.init_from: this recipe starts from trained weights; set "
+            '--config.run.init_from=DIR to their checkpoint, or "" for random weights'
         )
     if config.run.on_collapse not in collapse_monitor.ACTIONS:
         raise ValueError(
             f"run.on_collapse={config.run.on_collapse!r}: choose from "
             f"{', '.join(collapse_monitor.ACTIONS)}"
         )
-    validate_weights(config.loss.to_dict())
-    check_networks(config)
+    validate_weights(term_weights(config.loss))
+    check_networks(config.loss)
     build_model(config.model)
     data_options(config.data, config.eval.num_targets)
     optim_config(config)
@@ -99,8 +99,8 @@ def summarize(
     """Means of the measurements since the last line, and the steps that were skipped.
 
     `train/dropped`, `train/skipped` and `train/over_norm` are counts, not means;
-    skipped steps do not enter the means unless there is no other. `monitor/not_taken` is
-    the share of steps that were not taken, where there are enough to speak of one.
+    skipped steps do not enter the means unless there is no other. `monitor/not_taken`
+    is the share of steps that were not taken, where there are enough to speak of one.
     """
     rows = [(step, jax.device_get(values)) for step, values in window]
     skipped = [step for step, row in rows if row["is_skipped"]]
@@ -149,7 +149,7 @@ def train(
     render_fn = make_renderer(options.background, **config.render)
     views = dummy_views(1, options.num_inputs, options.input_size)
     init, optimizer, report = make_initializer(model, views, settings, run.seed)
-    logging.info("loss: %s", describe_weights(config.loss.to_dict()))
+    logging.info("loss: %s", describe_weights(term_weights(config.loss)))
     logging.info("parameters\n%s", report)
 
     # run directory and data
@@ -203,14 +203,14 @@ def train(
     step_fn = make_train_step(
         model,
         sharded,
-        config.loss.to_dict(),
+        term_weights(config.loss),
         optimizer,
         settings,
         options.background,
     )
     step_fn = jax.jit(step_fn, out_shardings=(shardings, None), donate_argnums=0)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    networks = jax.device_put(load_networks(config), everywhere)
+    networks = jax.device_put(load_networks(config.loss), everywhere)
     eval_step = make_eval_step(model, render_fn, networks.get("lpips"))
     turn = make_turntable(render_fn, config.eval.turntable_frames)
     shape_step = make_shape_step(render_fn, turn)
@@ -242,13 +242,13 @@ def train(
         line["train/bad_scenes"] = len(bad_scenes)
         line |= examples
         if is_evaluated:
-            sheets = workdir / "pictures" / f"step_{step:06d}" if is_writer else None
+            sheets = workdir / "images" / f"step_{step:06d}" if is_writer else None
             evaluation = evaluate(
                 eval_step,
                 state.params,
                 held_out,
                 options,
-                config.eval.num_picture_scenes,
+                config.eval.num_image_scenes,
                 sheets,
                 shape_step if is_last else None,
             )
@@ -293,8 +293,8 @@ def train(
 
     # one scene to hold in the hand, and the figures
     if evaluation is None:  # the run was complete but for this
-        sheets = workdir / "pictures" / f"step_{start:06d}" if is_writer else None
-        number = config.eval.num_picture_scenes
+        sheets = workdir / "images" / f"step_{start:06d}" if is_writer else None
+        number = config.eval.num_image_scenes
         evaluation = evaluate(
             eval_step, state.params, held_out, options, number, sheets, shape_step
         )

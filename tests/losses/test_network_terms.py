@@ -14,6 +14,7 @@ from facelift_jax.losses import (
     TERMS,
     check_vgg19,
     load_vgg19,
+    term_weights,
     validate_weights,
     weighted_loss,
     weights_at,
@@ -125,7 +126,7 @@ def test_scenes_do_not_mix(scene):
 @pytest.mark.parametrize("stage", ["pretrain256", "pretrain512", "finetune"])
 def test_schedules_match_the_original(golden, stage):
     names = {"pretrain256": "_pretrain_256", "pretrain512": "_pretrain_512"}
-    weights = get_config(f"{stage},perceptual").loss.to_dict()
+    weights = term_weights(get_config(f"{stage},perceptual").loss)
     validate_weights(weights)
     for step, l2, perceptual, points, _ in golden[
         f"schedule_gslrm{names.get(stage, '')}"
@@ -140,7 +141,7 @@ def test_what_a_term_lacks_is_named(scene):
     with pytest.raises(ValueError, match="needs") as error:
         weighted_loss(render, targets, {"raw": 0}, {"points_distance": 1.0})
     assert str(error.value) == (
-        "loss.points_distance: needs means, origins, which this model does not give; "
+        "loss.points_distance: needs means, origins, which this model does not return; "
         "set its weight to 0"
     )
 
@@ -152,20 +153,22 @@ def test_weights_come_from_a_checked_file(tmp_path, vgg19):
     assert loaded.keys() == vgg19.keys()
     for name, tensor in vgg19.items():
         np.testing.assert_array_equal(loaded[name], tensor)
-    hint = "; name as run.vgg19 the file that converting GS-LRM's weights writes"
+    hint = (
+        "; set loss.vgg19_weights to the file that converting GS-LRM's weights writes"
+    )
     damaged = dict(vgg19, **{"conv3.bias": np.zeros(3, np.float32)})
     del damaged["conv16.weight"]
     save_file(damaged, path)
     with pytest.raises(ValueError, match="2 of VGG-19's 32 tensors") as error:
         check_vgg19(path)
-    assert str(error.value).endswith(f"of another shape, first conv3.bias{hint}")
+    assert str(error.value).endswith(f"have another shape, first conv3.bias{hint}")
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not a safetensors file"):
         check_vgg19(path)
-    with pytest.raises(ValueError, match="other: no file of VGG-19's weights"):
+    with pytest.raises(ValueError, match="other: no file of VGG-19 weights"):
         check_vgg19(tmp_path / "other")
 
 
 def test_pictures_too_small_for_the_network_are_refused(vgg19):
-    with pytest.raises(ValueError, match="8 x 8 px are smaller than VGG-19's 16 px"):
+    with pytest.raises(ValueError, match="8 x 8 px are too small for VGG-19; data"):
         vgg19_features(vgg19, np.zeros((1, 8, 8, 3), np.float32))

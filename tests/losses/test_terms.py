@@ -83,9 +83,9 @@ def test_closed_forms(make_scene):
 
 def test_what_is_computed_and_what_is_not_is_said():
     weights = {"rgb_mse": 1.0, "lpips": 0.0, "perceptual": (0.5, 10), "ssim": 0}
-    said = "rgb_mse 1.0, perceptual (0.5, 10); of weight 0: lpips, ssim"
+    said = "rgb_mse 1.0, perceptual (0.5, 10); not used: lpips, ssim"
     assert describe_weights(weights) == said
-    assert describe_weights({"ssim": 1}) == "ssim 1; of weight 0: none"
+    assert describe_weights({"ssim": 1}) == "ssim 1; not used: none"
 
 
 def test_a_perfect_rendering_costs_nothing(make_scene):

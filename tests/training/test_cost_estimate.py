@@ -48,7 +48,7 @@ def test_big_needs_more_than_a_small_machine():
 def test_the_networks_of_the_loss_count(lpips_folder):
     """VGG-16 on 16 pictures of 256 px takes 41 GFLOP each, twice that backwards."""
     config = get_config("smoke,lpips").unlock()
-    config.run.lpips = str(lpips_folder)
+    config.loss.lpips_weights = str(lpips_folder)
     num_bytes, flops = cost_estimate.step_cost(config)
     without, few = cost_estimate.step_cost(get_config("smoke"))
     assert num_bytes > without + 2**30

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from configs import common, gslrm
+from configs import gslrm
 from configs.lgm import get_config
 from facelift_jax.builders import build_model, make_renderer, optim_config
 from facelift_jax.checkpoints.checkpoint import save_checkpoint
 from facelift_jax.checkpoints.tree import flatten_names
 from facelift_jax.geometry.paths import dummy_views
+from facelift_jax.losses import term_weights
 from facelift_jax.structs import Batch
 from facelift_jax.training import optim, train
 from facelift_jax.training import sharding as mesh_of
@@ -63,7 +64,7 @@ def build(config, mesh):
     state = jax.device_put(jax.jit(init)(), shardings)
     renderer = make_renderer(config.data.background, **config.render)
     renderer = mesh_of.shard_scenes(renderer, mesh)
-    weights = config.loss.to_dict()
+    weights = term_weights(config.loss)
     background = config.data.background
     step = make_train_step(model, renderer, weights, optimizer, settings, background)
     step = jax.jit(step, out_shardings=(shardings, None))
@@ -264,13 +265,12 @@ def test_bad_settings_say_what_to_change():
 
 
 @pytest.mark.parametrize("argument", ["pretrain512", "finetune", "smoke,lora"])
-def test_a_recipe_that_goes_on_from_weights_asks_for_them(argument):
+def test_a_recipe_that_starts_from_weights_requires_their_path(argument):
     config = gslrm.get_config(argument).unlock()
     config.run.batch_size = 8  # the tests have as many devices
     with pytest.raises(
-        ValueError, match=r"run\.init_from: this recipe goes on from tr"
+        ValueError, match=r"run\.init_from: this recipe starts from trai"
     ):
         train.check_settings(config)
-    assert train.NEEDED == common.NEEDED
     config.run.init_from = ""
     train.check_settings(config)
