@@ -195,7 +195,9 @@ def refusal(folder):
 def test_missing_files_are_refused(lpips_folder, tmp_path, monkeypatch):
     assert refusal("nowhere") == f"nowhere{NOWHERE}"
     shutil.copy(lpips_folder / "vgg16_weights.h5", tmp_path)
-    assert refusal(tmp_path).startswith(f"{tmp_path}: no lpips_lin.h5; name as run.lp")
+    assert refusal(tmp_path).startswith(
+        f"{tmp_path}: no lpips_lin.h5; set loss.lpips_w"
+    )
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     assert refusal("") == f"the hub's cache ({tmp_path}){NOWHERE}"
     # it may hold a note that the hub has no such file
