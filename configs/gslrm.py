@@ -133,7 +133,7 @@ def get_config(argument: str = "") -> ConfigDict:
         # no value: check_settings asks for one. A required placeholder cannot be locked
         config.run.init_from = config_dict.placeholder(str)
     if "lora" in options:
-        config.model.overrides.adapter_rank = ADAPTER_RANK
+        config.model.update({"overrides": {"adapter_rank": ADAPTER_RANK}})
         config.optim.freeze = "lora"
         config.run.init_ignore = (".*/adapter_[ab]",)
     return config.lock()

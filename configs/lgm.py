@@ -60,7 +60,7 @@ def get_config(argument: str = "") -> ConfigDict:
     if variant == "mini":
         common.fit_two_cores(config, num_steps=800)
         # with LGM's initial opacity, 95 % of the opacities end below .01
-        config.model.overrides.opacity_logit = -2.0
+        config.model.update({"overrides": {"opacity_logit": -2.0}})
     if short:
         config.data.update({"size": 32, "input_size": 32, "target_size": 32})
     if "smoke" in options:
