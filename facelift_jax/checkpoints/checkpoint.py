@@ -1,9 +1,15 @@
-"""Checkpoints: a directory of steps, each complete or absent.
+"""Checkpoints: a directory of steps, each of which is complete or absent.
 
 `<directory>/<step>/` holds `state` (arrays by leaf name), `metadata` (JSON) and, for
-a training run, `data` (the position of the data iterator). A step is written beside
-its final place and renamed when all of it is there. Converted weights are the same
-thing: step 0, whose state holds `params` alone.
+a training run, `data` (the position of the data iterator). Orbax writes a step under a
+temporary name and renames it when all of it is written. Converted weights have the same
+layout: step 0, whose state holds `params` alone.
+
+`orbax.checkpoint.CheckpointManager` saves the steps and decides which to delete. Three
+things it does not do are done here: it checks no free space, it takes every directory
+with a number as its name for a complete step (a copy that was cut short is not), and
+it deletes steps file by file (a kill half-way leaves a step that looks complete; here
+it only moves them away).
 """
 
 import contextlib
@@ -12,9 +18,8 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,13 +27,16 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from facelift_jax.checkpoints import tree
+from facelift_jax.io.extras import extra
+
+if TYPE_CHECKING:
+    import grain
 
 Metadata = dict[str, Any]
 
-# Orbax marks a directory that is still being written with this in its name; so do
-# we mark one that is being deleted.
-UNFINISHED = ".orbax-checkpoint-tmp"
-COMMITTED = "_CHECKPOINT_METADATA"
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a directory still being written
+DELETED = f"deleted{UNFINISHED}"  # where Orbax moves the steps that are to be deleted
+COMMITTED = "_CHECKPOINT_METADATA"  # a file of every complete step
 
 
 def save_checkpoint(
@@ -38,23 +46,24 @@ def save_checkpoint(
     *,
     metadata: Metadata,
     keep: int,
-    data_iterator: grain.DatasetIterator | None = None,
+    data_iterator: "grain.DatasetIterator | None" = None,
 ) -> None:
     """Write one step, then delete all but the newest `keep` steps.
 
-    `state` is any pytree of JAX or NumPy arrays (sharded ones and typed PRNG keys
+    `state` is any pytree of JAX or NumPy arrays (sharded arrays and typed PRNG keys
     too), ints and floats, its parameters under the name `params`; `metadata` is
-    strict JSON. Returns when all is on disk. Raises ValueError if the step exists,
-    OSError if it cannot be written; the steps before it are then as they were.
+    strict JSON. Returns when everything is on disk.
+
+    Raises:
+      ValueError: the step exists, or `keep` or `metadata` is invalid.
+      OSError: the step cannot be written; the older steps are then unchanged.
     """
     directory = Path(directory).absolute()
     path = directory / str(step)
     if step in all_steps(directory):
-        raise ValueError(
-            f"{path}: this step is already saved: choose another directory"
-        )
+        raise ValueError(f"{path}: this step exists already: choose another directory")
     if keep < 1:
-        raise ValueError(f"keep={keep}: at least one checkpoint must stay")
+        raise ValueError(f"keep={keep}: at least one checkpoint must be kept")
     json.dumps(metadata, allow_nan=False)
     stored = {name: _stored(x) for name, x in tree.flatten_names(state).items()}
     items: dict[str, Any] = {
@@ -62,45 +71,52 @@ def save_checkpoint(
         "metadata": ocp.args.JsonSave(metadata),
     }
     if data_iterator is not None:
+        with extra("train"):
+            import grain
         items["data"] = grain.checkpoint.CheckpointSave(data_iterator)
-    _delete_unfinished(directory)
+    _delete_incomplete(directory)
     _check_space(directory, sum(x.nbytes for x in stored.values()))
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        todelete_subdir=DELETED,
+        enable_async_checkpointing=False,
+        save_root_metadata=False,
+    )
     try:
-        with ocp.Checkpointer(_uncopied_handler()) as checkpointer:
-            # force: an uncommitted directory of that name may be in the way.
-            checkpointer.save(path, ocp.args.Composite(**items), force=True)
+        with ocp.CheckpointManager(directory, options=options) as manager:
+            manager.save(step, args=ocp.args.Composite(**items), force=True)
     except (OSError, ValueError, RuntimeError) as error:
-        _delete_unfinished(directory)
         raise OSError(f"{path}: cannot be saved: {_one_line(error)}") from error
-    for old in all_steps(directory)[:-keep]:
-        _delete(directory / str(old))
+    finally:
+        _delete_incomplete(directory)
 
 
 def save_params(directory: str | Path, params: Any, metadata: Metadata) -> None:
     """Write parameters alone, as step 0 of a new checkpoint directory.
 
-    Raises ValueError if the directory holds anything already.
+    Raises:
+      ValueError: the directory is not empty.
     """
     directory = Path(directory)
     if directory.exists() and any(directory.iterdir()):
-        raise ValueError(f"{directory}: not empty: choose another place or empty it")
+        raise ValueError(f"{directory}: not empty: choose another directory")
     save_checkpoint(directory, 0, {"params": params}, metadata=metadata, keep=1)
 
 
 def all_steps(directory: str | Path) -> list[int]:
-    """The complete steps of a checkpoint directory, ascending; empty if it has none."""
+    """The complete steps of a checkpoint directory, ascending."""
     directory = Path(directory)
     if not directory.is_dir():
         return []
     return sorted(
         int(path.name)
         for path in directory.iterdir()
-        if path.name.isdecimal() and (path / COMMITTED).is_file()
+        if _is_step(path) and _is_complete(path)
     )
 
 
 def latest_step(directory: str | Path) -> int | None:
-    """The newest complete step of a checkpoint directory, None if it has none."""
+    """The newest complete step of a checkpoint directory; None if there is none."""
     return max(all_steps(directory), default=None)
 
 
@@ -113,13 +129,18 @@ def restore_checkpoint(
     directory: str | Path,
     state_like: Any,
     *,
-    data_iterator: grain.DatasetIterator | None = None,
+    data_iterator: "grain.DatasetIterator | None" = None,
 ) -> tuple[Any, Metadata]:
-    """The latest step's state and metadata, bit for bit; moves the data iterator there.
+    """The state, bit for bit, and the metadata of the latest step.
 
     `state_like` gives structure, shapes, dtypes and shardings (arrays or
-    ShapeDtypeStructs); they need not be the shardings it was saved with. Raises
-    ValueError naming the leaves where the checkpoint has another structure.
+    ShapeDtypeStructs). The shardings may differ from those of the saved state. The
+    data iterator, if given, is moved to its saved position.
+
+    Raises:
+      FileNotFoundError: no complete step.
+      ValueError: the checkpoint has another structure (names the leaves), has no
+        position for the data iterator, or cannot be read.
     """
     path = _latest_path(Path(directory))
     likes = tree.flatten_names(state_like)
@@ -130,7 +151,12 @@ def restore_checkpoint(
     items: dict[str, Any] = {"state": _restore_state(specs, likes)}
     if data_iterator is not None:
         if not (path / "data").is_dir():
-            raise ValueError(f"{path}: holds no data position: not a training run's")
+            raise ValueError(
+                f"{path}: holds no position of the data iterator: give the checkpoints "
+                "of a training run"
+            )
+        with extra("train"):
+            import grain
         items["data"] = grain.checkpoint.CheckpointRestore(data_iterator)
     stored = tree.flatten_names(_restore(path, items)["state"])
     leaves = [_unstored(stored[name], like) for name, like in likes.items()]
@@ -140,8 +166,12 @@ def restore_checkpoint(
 def load_params(directory: str | Path) -> tuple[dict[str, Any], Metadata]:
     """Parameters (nested dictionaries of NumPy arrays) and metadata of the latest step.
 
-    Takes what `save_params` wrote, a training run's checkpoint directory, or the run
-    directory that holds `checkpoints/`.
+    `directory` is one that `save_params` wrote, the checkpoint directory of a training
+    run, or the run directory that holds `checkpoints/`.
+
+    Raises:
+      FileNotFoundError: no complete step.
+      ValueError: the checkpoint holds no parameters or cannot be read.
     """
     directory = Path(directory)
     if (directory / "checkpoints").is_dir():
@@ -154,7 +184,7 @@ def load_params(directory: str | Path) -> tuple[dict[str, Any], Metadata]:
     }
     if not specs:
         raise ValueError(
-            f"{path}: holds no leaf under params/: not a model's checkpoint"
+            f"{path}: holds no leaf under params/: not the checkpoint of a model"
         )
     restored = _restore(path, {"state": _restore_state(specs, specs)})
     return restored["state"]["params"], _read_metadata(path)
@@ -202,41 +232,37 @@ def init_from(
     return jax.tree.structure(params_like).unflatten(leaves), list(difference.values())
 
 
-def _uncopied_handler() -> ocp.CompositeCheckpointHandler:
-    """Orbax's handler, but NumPy arrays are written from where they are.
+class _Uncopied(np.ndarray):
+    """A view that Orbax writes from where it is.
 
-    Its own copies them first, for callers that do not wait for the end of a save.
+    Orbax deep-copies NumPy arrays first, for callers that do not wait for the end of a
+    save. A save here is synchronous.
     """
-    types, registry = ocp.type_handlers, ocp.handlers.DefaultCheckpointHandlerRegistry()
-    leaves = types.create_type_handler_registry(
-        (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)),
-        (jax.Array, types.get_type_handler(jax.Array)),
-    )
-    state = ocp.PyTreeCheckpointHandler(type_handler_registry=leaves)
-    registry.add("state", ocp.args.PyTreeSave, state)
-    return ocp.CompositeCheckpointHandler(handler_registry=registry)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Uncopied":
+        return self
 
 
 def _check_space(directory: Path, num_bytes: int) -> None:
-    """Raises OSError if the disk has not that much left."""
-    there = next(path for path in (directory, *directory.parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    """Raise OSError if the disk has less than `num_bytes` free."""
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < num_bytes:
         raise OSError(
             f"{directory}: a checkpoint takes {num_bytes / 2**20:.1f} MiB, but the "
-            f"disk has {free / 2**20:.1f} MiB left: free some"
+            f"disk has {free / 2**20:.1f} MiB left: free some space"
         )
 
 
 def _stored(leaf: Any) -> Any:
-    """What is written for a leaf: a JAX array or a NumPy array."""
+    """The JAX or NumPy array that is written for a leaf."""
     if isinstance(leaf, jax.Array):
         return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-    return np.asarray(leaf)
+    return np.asarray(leaf).view(_Uncopied)
 
 
 def _stored_spec(like: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of what is written for such a leaf."""
+    """Shape and dtype of the array that is written for a leaf like `like`."""
     if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
         like = np.asarray(like)
     elif _is_key(like):
@@ -245,7 +271,7 @@ def _stored_spec(like: Any) -> jax.ShapeDtypeStruct:
 
 
 def _unstored(array: Any, like: Any) -> Any:
-    """The leaf of the kind of `like` for what was written."""
+    """A leaf of the kind of `like` from the array that was written for it."""
     if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
         return array if isinstance(like, np.ndarray) else type(like)(array.item())
     if not _is_key(like):
@@ -261,9 +287,9 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _sharding(like: Any) -> jax.sharding.Sharding | None:
-    """Where a leaf must be; None where it may be anywhere (an uncommitted array)."""
-    is_free = isinstance(like, jax.Array) and not like.committed
-    return None if is_free else getattr(like, "sharding", None)
+    """Sharding that a leaf must have; None if any will do (an uncommitted array)."""
+    is_uncommitted = isinstance(like, jax.Array) and not like.committed
+    return None if is_uncommitted else getattr(like, "sharding", None)
 
 
 def _place(array: np.ndarray, like: Any) -> Any:
@@ -276,7 +302,7 @@ def _place(array: np.ndarray, like: Any) -> Any:
 def _restore_state(specs: dict[str, Any], likes: dict[str, Any]) -> Any:
     def restore_args(like: Any, spec: Any) -> ocp.RestoreArgs:
         sharding = _sharding(like)
-        if sharding is None or spec.dtype != like.dtype:  # a key's data, or anywhere
+        if sharding is None or spec.dtype != like.dtype:  # any sharding, or a key
             return ocp.RestoreArgs(restore_type=np.ndarray)
         return ocp.ArrayRestoreArgs(
             sharding=sharding, global_shape=spec.shape, dtype=spec.dtype
@@ -292,7 +318,7 @@ def _restore_state(specs: dict[str, Any], likes: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what a damaged file raises, from three libraries, into one line."""
+    """Turn the errors that three libraries raise for damaged files into one line."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -323,29 +349,30 @@ def _latest_path(directory: Path) -> Path:
     step = latest_step(directory)
     if step is None:
         raise FileNotFoundError(
-            f"{directory}: no complete checkpoint here: check the path"
+            f"{directory}: no complete checkpoint in this directory: check the path"
         )
     return directory.absolute() / str(step)
 
 
-def _delete(path: Path) -> None:
-    """Delete a step so that a kill half-way leaves nothing that looks complete."""
-    if jax.process_index() == 0:
-        doomed = path.with_name(f"{path.name}{UNFINISHED}-deleted")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+def _delete_incomplete(directory: Path) -> None:
+    """Delete what killed or failed saves, deletions and copies left.
 
-
-def _delete_unfinished(directory: Path) -> None:
-    """Remove what killed or failed saves left, to give back its space.
-
-    Threads of a save that has just failed may still write there: what they leave goes
-    with the next save.
+    Threads of a save that has just failed may still write: the next save deletes what
+    they leave.
     """
-    if jax.process_index() == 0 and directory.is_dir():
-        for path in directory.iterdir():
-            if UNFINISHED in path.name:
-                shutil.rmtree(path, ignore_errors=True)
+    if jax.process_index() > 0 or not directory.is_dir():
+        return
+    for path in directory.iterdir():
+        if UNFINISHED in path.name or (_is_step(path) and not _is_complete(path)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_step(path: Path) -> bool:
+    return path.name.isdecimal() and path.is_dir()
+
+
+def _is_complete(path: Path) -> bool:
+    return (path / COMMITTED).is_file()
 
 
 def _list(difference: dict[str, str]) -> str:

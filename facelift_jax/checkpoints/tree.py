@@ -1,4 +1,4 @@
-"""Names of a pytree's leaves, rules over those names, and differences of structure.
+"""Names of the leaves of a pytree, rules over names, and structure differences.
 
 A leaf's name is its path joined by slashes: `unet/conv_in/kernel`.
 """
@@ -9,14 +9,16 @@ from typing import Any
 
 import jax
 
-MAX_NAMES = 10  # named in one error; the rest is counted
+MAX_NAMES = 10  # listed in one error; the rest is counted
 
 
 def flatten_names(tree: Any) -> dict[str, Any]:
     """The leaves by name, in the order of `jax.tree.leaves`.
 
-    A dictionary from names to leaves gives itself. Raises ValueError if two leaves
-    share a name.
+    A dictionary from names to leaves is returned unchanged.
+
+    Raises:
+      ValueError: two leaves have the same name.
     """
     named = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -44,8 +46,9 @@ def first_match(
 ) -> dict[str, Any]:
     """The value of the first rule whose regular expression matches the whole name.
 
-    Raises ValueError, listing every problem, where a name has no rule, a rule
-    matches no name, or earlier rules take all the names it matches.
+    Raises:
+      ValueError: lists every problem: a name without a rule, a rule that matches no
+        name, a rule whose names are all matched by earlier rules.
     """
     names = list(names)
     deciding = match_rules(names, [pattern for pattern, _ in rules])
@@ -53,7 +56,7 @@ def first_match(
 
 
 def match_rules(names: Sequence[str], patterns: Sequence[str]) -> dict[str, int]:
-    """Index of the pattern that decides each name; errors as in `first_match`."""
+    """Index of the first pattern that matches each name; errors as in `first_match`."""
     compiled = [_compile(index, pattern) for index, pattern in enumerate(patterns)]
     deciding = {}
     for name in names:
@@ -69,7 +72,7 @@ def match_rules(names: Sequence[str], patterns: Sequence[str]) -> dict[str, int]
         if index in deciding.values():
             continue
         if any(regex.fullmatch(name) for name in names):
-            problem = "decides nothing, earlier rules take all it matches: move it up"
+            problem = "has no effect, earlier rules match all its names: move it up"
         else:
             problem = "matches no whole name: correct it"
         problems.append(f"rule {index} {regex.pattern!r} {problem} or remove it")
@@ -78,33 +81,33 @@ def match_rules(names: Sequence[str], patterns: Sequence[str]) -> dict[str, int]
     return deciding
 
 
-def structure_diff(expected: Any, found: Any) -> dict[str, str]:
-    """How the leaves of `found` differ from `expected`: {name: what is wrong}.
+def structure_diff(expected: Any, actual: Any) -> dict[str, str]:
+    """How the leaves of `actual` differ from `expected`: one line per leaf name.
 
     A leaf is missing, extra, or reshaped (another shape or dtype).
     """
-    wanted = {name: describe(leaf) for name, leaf in flatten_names(expected).items()}
-    present = {name: describe(leaf) for name, leaf in flatten_names(found).items()}
+    expected = {name: describe(leaf) for name, leaf in flatten_names(expected).items()}
+    actual = {name: describe(leaf) for name, leaf in flatten_names(actual).items()}
     difference = {}
-    for name, leaf in wanted.items():
-        if name not in present:
+    for name, leaf in expected.items():
+        if name not in actual:
             difference[name] = f"missing {name} {leaf}"
-        elif present[name] != leaf:
-            difference[name] = f"reshaped {name} {leaf}, found {present[name]}"
-    for name in present.keys() - wanted.keys():
-        difference[name] = f"extra {name} {present[name]}"
+        elif actual[name] != leaf:
+            difference[name] = f"reshaped {name} {leaf}, found {actual[name]}"
+    for name in actual.keys() - expected.keys():
+        difference[name] = f"extra {name} {actual[name]}"
     return dict(sorted(difference.items()))
 
 
 def describe(leaf: Any) -> str:
-    """Type and shape of a leaf in a few characters: `float32[3,64]`, `int`."""
+    """Type and shape of a leaf: `float32[3,64]`, `int`."""
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
     return type(leaf).__name__
 
 
 def list_names(names: Sequence[str]) -> str:
-    """Names for an error's one line; beyond the first few they are counted."""
+    """Names for a one-line error message; beyond the first few they are counted."""
     listed = ", ".join(names[:MAX_NAMES])
     rest = len(names) - MAX_NAMES
     return f"{listed} and {rest} more" if rest > 0 else listed

@@ -1,6 +1,9 @@
+"""Checkpoints come back bit for bit; a directory of steps stays complete."""
+
 import dataclasses
 import os
 import shutil
+import tracemalloc
 from typing import Any
 
 import grain
@@ -70,7 +73,7 @@ def mesh():
     return jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
-# What was saved comes back
+# Saving and restoring
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path):
@@ -95,6 +98,17 @@ def test_scalars_numpy_and_both_kinds_of_key_come_back(tmp_path):
     like = jax.tree.map(lambda x: x, state) | {"int": 0, "float": 0.0}
     restored, _ = checkpoint.restore_checkpoint(tmp_path, like)
     assert_same(restored, state)
+
+
+def test_numpy_arrays_are_written_without_a_copy(tmp_path):
+    params = {"a": np.arange(2**22, dtype=np.float32)}
+    save(tmp_path, 0)  # what Orbax allocates once
+    tracemalloc.start()
+    save(tmp_path, 1, {"params": params})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < params["a"].nbytes / 2
+    assert_same(checkpoint.load_params(tmp_path)[0], params)
 
 
 def test_shapes_alone_are_enough_to_restore(tmp_path):
@@ -132,7 +146,7 @@ def test_restoring_to_another_sharding(tmp_path, mesh, spec):
     assert np.asarray(restored["params"]).tobytes() == np.asarray(values).tobytes()
 
 
-def test_arrays_free_to_move_stay_free(tmp_path, mesh):
+def test_uncommitted_arrays_stay_uncommitted(tmp_path, mesh):
     save(tmp_path, 1)
     restored, _ = checkpoint.restore_checkpoint(tmp_path, make_state())
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -173,7 +187,7 @@ def test_the_newest_steps_are_kept(tmp_path):
 def test_the_last_step_before_another(tmp_path):
     assert checkpoint.last_step_before(tmp_path / "absent", 5) is None
     for step in (5, 10, 100):
-        save(tmp_path, step)
+        save(tmp_path, step, {"params": np.ones(1)})
     (tmp_path / "7").mkdir()  # incomplete
     steps = [checkpoint.last_step_before(tmp_path, x) for x in (5, 6, 10, 11, 999)]
     assert steps == [None, 5, 5, 10, 100]
@@ -181,11 +195,11 @@ def test_the_last_step_before_another(tmp_path):
 
 def test_a_step_is_saved_once(tmp_path):
     save(tmp_path, 3)
-    with pytest.raises(ValueError, match="3: this step is already saved"):
+    with pytest.raises(ValueError, match="3: this step exists already"):
         save(tmp_path, 3)
 
 
-def test_a_directory_half_there_is_not_a_checkpoint(tmp_path):
+def test_an_incomplete_directory_is_not_a_checkpoint(tmp_path):
     save(tmp_path, 1)
     shutil.copytree(tmp_path / "1", tmp_path / "2")
     (tmp_path / "2" / checkpoint.COMMITTED).unlink()
@@ -197,16 +211,15 @@ def test_a_directory_half_there_is_not_a_checkpoint(tmp_path):
     assert_same(checkpoint.restore_checkpoint(tmp_path, make_state())[0], make_state(2))
 
 
-def test_deleting_an_old_step_half_way_leaves_nothing_that_looks_complete(
-    tmp_path, monkeypatch
-):
+def test_a_half_deleted_step_does_not_look_complete(tmp_path, monkeypatch):
+    def delete_one_file(path, ignore_errors):
+        (path / "1/state/_METADATA").unlink()
+
     save(tmp_path, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            shutil, "rmtree", lambda path: (path / "state/_METADATA").unlink()
-        )
+        patch.setattr(shutil, "rmtree", delete_one_file)
         save(tmp_path, 2, keep=1)
-    assert len(os.listdir(tmp_path)) == 2
+    assert sorted(os.listdir(tmp_path)) == ["2", checkpoint.DELETED]
     assert checkpoint.all_steps(tmp_path) == [2]
     save(tmp_path, 3, keep=1)
     assert os.listdir(tmp_path) == ["3"]
@@ -240,14 +253,16 @@ def test_a_damaged_checkpoint(tmp_path, damaged):
 
 
 def test_no_checkpoint_at_all(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no complete checkpoint here"):
+    with pytest.raises(
+        FileNotFoundError, match="no complete checkpoint in this directory"
+    ):
         checkpoint.load_params(tmp_path / "nowhere")
 
 
 def test_no_data_position(tmp_path):
     save(tmp_path, 1)
     iterator = iter(grain.MapDataset.range(4).to_iter_dataset())
-    with pytest.raises(ValueError, match="/1: holds no data position"):
+    with pytest.raises(ValueError, match="/1: holds no position of the data iterator"):
         checkpoint.restore_checkpoint(tmp_path, make_state(), data_iterator=iterator)
 
 
@@ -283,13 +298,13 @@ def test_params_of_a_training_run(tmp_path, mesh, given):
     assert_same(loaded, jax.tree.map(np.asarray, state.params))
 
 
-def test_params_go_to_an_empty_place_only(tmp_path):
+def test_params_are_saved_to_an_empty_directory_only(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ValueError, match="not empty: choose another place"):
+    with pytest.raises(ValueError, match="not empty: choose another directory"):
         checkpoint.save_params(tmp_path, {"a": jnp.ones(2)}, {})
 
 
-def test_a_state_without_params_is_not_a_models(tmp_path):
+def test_a_state_without_params_is_not_the_checkpoint_of_a_model(tmp_path):
     save(tmp_path, 1, {"weights": jnp.ones(2)})
     with pytest.raises(ValueError, match="holds no leaf under params/"):
         checkpoint.load_params(tmp_path)
@@ -298,7 +313,7 @@ def test_a_state_without_params_is_not_a_models(tmp_path):
 # Starting from a checkpoint
 
 
-def test_init_from_takes_all_and_places_it(tmp_path, mesh):
+def test_init_from_restores_and_places_every_leaf(tmp_path, mesh):
     params = make_state(3).params
     checkpoint.save_params(tmp_path, params, METADATA)
     everywhere = NamedSharding(mesh, PartitionSpec())

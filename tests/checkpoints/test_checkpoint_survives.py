@@ -34,7 +34,7 @@ def as_bytes(state):
 
 @contextlib.contextmanager
 def largest_file(num_bytes):
-    """Writing more than this to a file fails, as it does on a full disk."""
+    """Writing a larger file fails, as it does on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
@@ -43,7 +43,7 @@ def largest_file(num_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_the_step_before_it(tmp_path):
+def test_a_full_disk_leaves_the_older_step(tmp_path):
     big = {"params": jax.random.normal(jax.random.key(0), (200_000,))}
     save(tmp_path, 1, big)
     later = jax.tree.map(lambda x: x + 1, big)
@@ -59,7 +59,7 @@ def test_a_full_disk_leaves_the_step_before_it(tmp_path):
     assert as_bytes(restore(tmp_path, big)) == as_bytes(later)
 
 
-def test_too_little_space_is_said_before_writing(tmp_path, monkeypatch):
+def test_too_little_space_is_reported_before_writing(tmp_path, monkeypatch):
     state = {"params": jnp.ones(2**18)}
     save(tmp_path, 1, state)
     usage = shutil.disk_usage(tmp_path)._replace(free=2**19)

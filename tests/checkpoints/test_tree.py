@@ -1,3 +1,5 @@
+"""Leaf names, rules over them, and structure differences."""
+
 import dataclasses
 from typing import Any
 
@@ -37,12 +39,12 @@ def test_names_flatten_to_themselves_and_nest_back():
     assert tree.nest_names(named) == nested
 
 
-def test_two_leaves_of_one_name_are_refused():
+def test_two_leaves_with_one_name_are_refused():
     with pytest.raises(ValueError, match="two leaves are named 'a/b': rename one"):
         tree.flatten_names({"a": {"b": 1}, "a/b": 2})
 
 
-def test_first_match_decides():
+def test_the_first_matching_rule_gives_the_value():
     rules = [("unet/conv_in/.*", None), ("unet/.*", 0.1), (".*", 1.0)]
     assert tree.first_match(NAMES, rules) == dict(
         zip(NAMES, [None, None, 0.1, 1.0], strict=True)
@@ -67,7 +69,7 @@ def test_a_rule_matches_the_whole_name():
         ),
         (
             [(".*", 1.0), ("head/.*", None)],
-            "rule 1 'head/.*' decides nothing, earlier rules take all it matches: "
+            "rule 1 'head/.*' has no effect, earlier rules match all its names: "
             "move it up or remove it",
         ),
         (
@@ -96,8 +98,8 @@ def test_many_names_are_counted():
 
 def test_structure_diff_names_every_difference():
     expected = {"a": {"w": jnp.zeros((3, 4)), "b": np.zeros(4, np.float32)}, "n": 1}
-    found = {"a": {"w": jnp.zeros((3, 5)), "c": jnp.zeros(2, jnp.int32)}, "n": 2}
-    assert tree.structure_diff(expected, found) == {
+    actual = {"a": {"w": jnp.zeros((3, 5)), "c": jnp.zeros(2, jnp.int32)}, "n": 2}
+    assert tree.structure_diff(expected, actual) == {
         "a/b": "missing a/b float32[4]",
         "a/c": "extra a/c int32[2]",
         "a/w": "reshaped a/w float32[3,4], found float32[3,5]",
@@ -110,7 +112,7 @@ def test_another_dtype_is_a_difference():
     assert list(difference.values()) == ["reshaped a float32[2], found float64[2]"]
 
 
-def test_a_struct_and_its_shapes_have_one_structure():
+def test_a_struct_and_its_shapes_have_the_same_structure():
     state = State({"w": jnp.ones((2, 3))}, step=0)
     shapes = jax.eval_shape(lambda: {"params": {"w": jnp.ones((2, 3))}})
     assert tree.structure_diff({"params": state.params}, shapes) == {}
