@@ -21,9 +21,9 @@ from facelift_jax.builders import make_renderer
 from facelift_jax.data import rodent
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.rodent.asset import load_rodent
-from facelift_jax.data.rodent.picture import colors_at, prepare
 from facelift_jax.data.rodent.pose import pose_mesh
-from facelift_jax.data.rodent.raycast import Hits, is_free
+from facelift_jax.data.rodent.raycast import Hits
+from facelift_jax.data.rodent.render import colors_at, prepare_subject
 from facelift_jax.data.rodent.surface import surface_at
 from facelift_jax.data.scenes import open_source
 from facelift_jax.evaluation.evaluator import evaluate
@@ -53,7 +53,7 @@ def perfect(inputs: Views, truth: Truth, render_fn: RenderFn) -> Planted:
     del render_fn
     parameters, world = truth.parameters, truth.world
     mesh = pose_mesh(load_rodent(), parameters["pose"])
-    subject = prepare(mesh, parameters["coat"], parameters["light"])
+    subject = prepare_subject(mesh, parameters["coat"], parameters["light"])
     corners = mesh.vertices[subject.faces].astype(np.float64)
     sides = corners[:, 1:] - corners[:, :1]
     areas = 0.5 * np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=-1)
@@ -73,7 +73,7 @@ def perfect(inputs: Views, truth: Truth, render_fn: RenderFn) -> Planted:
     size = np.full(num, 0.5 * pixel, np.float32)
     colors = colors_at(subject, hits, -normals, size)
     seen = [
-        is_free(subject.rays, points + LIFT * normals, eye - points)
+        subject.caster.is_unoccluded(points + LIFT * normals, eye - points)
         & (((eye - points) * normals).sum(-1) > 0)
         for eye in eyes
     ]

@@ -36,7 +36,7 @@ class Truth:
         inverse = self.world.inverse()
         exact = dataclasses.replace(cameras, viewmats=np.float64(cameras.viewmats))
         stored = transform_world(exact, *inverse)
-        rgba, depths = rodent.photograph(self.parameters, stored)
+        rgba, depths = rodent.render_images(self.parameters, stored)
         alphas = rgba[..., 3:] / np.float32(255)
         colors = rgba[..., :3] / np.float32(255) * alphas
         return RenderOutput(

@@ -13,7 +13,7 @@ import scipy.io
 import scipy.spatial
 from PIL import Image
 
-from facelift_jax.data.rodent import Options, picture, sample_parameters
+from facelift_jax.data.rodent import RodentOptions, render, sample_parameters
 from facelift_jax.data.rodent.asset import load_rodent
 from facelift_jax.data.rodent.pose import pose_mesh
 from facelift_jax.io.image_files import write_video
@@ -101,10 +101,10 @@ def project(points, viewmat, K, lens):
 @functools.cache
 def animal(index):
     """The rat in pose `index`, in the unit ball, ready for pictures."""
-    coat_and_light = sample_parameters(0, Options(64))
-    pose = sample_parameters(index, Options(64))["pose"]
+    coat_and_light = sample_parameters(0, RodentOptions(64))
+    pose = sample_parameters(index, RodentOptions(64))["pose"]
     mesh = pose_mesh(load_rodent(), pose)
-    return picture.prepare(mesh, coat_and_light["coat"], coat_and_light["light"])
+    return render.prepare_subject(mesh, coat_and_light["coat"], coat_and_light["light"])
 
 
 def place(index):
@@ -125,7 +125,7 @@ def pose_for_animal(viewmat, index, scale=ANIMAL_RADIUS, origin=(0, 0, 0)):
 
 def photograph(index, viewmat, K, size, lens):
     """RGBA of the animal through a lens; `viewmat` as `pose_for_animal` gives it."""
-    cast = picture.cast_through
+    cast = render.cast_pixels
     middle, focal = K[:2, 2], K[(0, 1), (0, 1)]
 
     def cast_bent(rays, camera, x, y):
@@ -140,10 +140,10 @@ def photograph(index, viewmat, K, size, lens):
         return project(vertices, viewmat, K, lens)
 
     with (
-        mock.patch.object(picture, "cast_through", cast_bent),
-        mock.patch.object(picture, "project_to_pixels", project_bent),
+        mock.patch.object(render, "cast_pixels", cast_bent),
+        mock.patch.object(render, "project_to_pixels", project_bent),
     ):
-        return picture.take_picture(animal(index), Cameras(viewmat, K, *size))[0]
+        return render.render_image(animal(index), Cameras(viewmat, K, *size))[0]
 
 
 def recording(num_times, shrink=1):

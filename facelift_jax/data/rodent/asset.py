@@ -1,4 +1,9 @@
-"""The rat: skin, skeleton and regions of the body, as plain arrays."""
+"""The rat model: skin, skeleton and body regions as plain arrays.
+
+The sphere and the vertex normals are computed here, not by trimesh: its icosphere has
+another vertex order and its normals differ in the last bits, and either would change
+the bits of every generated scene. Evaluation also poses the mesh without trimesh.
+"""
 
 import functools
 import importlib.resources
@@ -10,25 +15,25 @@ from jaxtyping import Float, Int
 
 from facelift_jax.geometry.rotations import quat_to_matrix
 
-BODY_LENGTH_METRES = 0.25  # nose to tail root, about: the unit of texture coordinates
+BODY_LENGTH_METRES = 0.25  # about nose to tail root: the unit of texture coordinates
 REGIONS = ("fur", "pink", "tail", "eye")
 EYE_SUBDIVISIONS = 2
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A tree of bodies, parents first, each turned by its joints one after another.
+    """A tree of bodies, parents first; the joints of a body rotate it in order.
 
     Attributes:
       parents: [b] index of each body's parent; body 0 is the world.
       offsets: [b 3] position in the parent's frame, metres.
       rotations: [b 3 3] rotation in the parent's frame at rest.
       body_names: b names.
-      joint_bodies: [j] the body each joint turns.
-      joint_anchors: [j 3] a point of the joint's axis, body frame, metres.
+      joint_bodies: [j] the body each joint rotates.
+      joint_anchors: [j 3] a point on the joint's axis, body frame, metres.
       joint_axes: [j 3] unit axes, body frame.
       joint_limits: [j 2] radians.
-      joint_rest: [j] angles of the rest pose, radians.
+      joint_rest: [j] angles in the rest pose, radians.
       joint_names: j names.
     """
 
@@ -46,21 +51,21 @@ class Skeleton:
 
 @dataclass(frozen=True)
 class Rodent:
-    """The animal at rest (metres; x towards the nose, z up), skin first, then eyes.
+    """The animal in its rest pose (metres; +x nose, +z up): skin first, then eyes.
 
     Attributes:
-      skeleton: what moves it.
+      skeleton: bodies and joints.
       skin: [s 3] vertices of the skin.
-      weights: [s k] sparse skinning weights over k bones, rows sum to one.
-      bone_bodies: [k] the body that carries each bone.
-      bone_rotations: [k 3 3] bone to world at rest.
-      bone_positions: [k 3] bone origins at rest.
+      weights: [s k] sparse skinning weights over k bones; rows sum to one.
+      bone_bodies: [k] the body each bone is attached to.
+      bone_rotations: [k 3 3] bone to world in the rest pose.
+      bone_positions: [k 3] bone origins in the rest pose.
       eye_bodies, eye_positions, eye_radii: [2], [2 3] (body frame), [2].
-      eye_sphere: [e 3] vertices of the unit sphere that stands for an eye.
+      eye_sphere: [e 3] vertices of the unit sphere that represents an eye.
       faces: [m 3] triangles of skin and eyes, over n = s + 2 e vertices.
-      weld: [n] a number shared by vertices that coincide at rest (texture seams).
+      weld: [n] an index shared by vertices that coincide at rest (texture seams).
       texture: [n 3] rest position in body lengths; zero at the eyes.
-      regions: [n 4] shares of fur, pink skin, tail and eye; sum to one.
+      regions: [n 4] shares of fur, pink skin, tail and eye; they sum to one.
       rest_normals: [n 3] unit normals of the rest pose.
     """
 
@@ -83,7 +88,7 @@ class Rodent:
 
 @functools.cache
 def load_rodent() -> Rodent:
-    """The animal that comes with this package (NOTICE says from where)."""
+    """The model that ships with this package; NOTICE names its origin."""
     path = importlib.resources.files("facelift_jax.data.rodent") / "rodent.npz"
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
@@ -94,7 +99,9 @@ def load_rodent() -> Rodent:
     starts = len(skin) + len(sphere) * np.arange(2)
     faces = [arrays["face"].astype(np.int32), *(sphere_faces + s for s in starts)]
     faces = np.concatenate(faces).astype(np.int32)
-    rest = np.concatenate([skin, *(sphere + 10 * k for k in (1, 2))])  # eyes far away
+    rest = np.concatenate(
+        [skin, *(sphere + 10 * k for k in (1, 2))]
+    )  # keeps the eyes apart
     weld = np.unique(rest.round(6), axis=0, return_inverse=True)[1].reshape(-1)
     bone_names = [skeleton.body_names[body] for body in arrays["bone_body"]]
     texture = np.zeros_like(rest)
@@ -125,7 +132,7 @@ def vertex_normals(
     faces: Int[np.ndarray, "m 3"],
     weld: Int[np.ndarray, "n"],
 ) -> Float[np.ndarray, "n 3"]:
-    """Unit normals, area-weighted over the faces around all vertices of one weld."""
+    """Unit normals, area-weighted over the faces at all vertices of a weld."""
     a, b, c = (vertices[faces[:, corner]] for corner in range(3))
     face_normals = np.cross(b - a, c - a)
     corners = weld[faces]
@@ -142,7 +149,7 @@ def vertex_normals(
 def icosphere(
     subdivisions: int,
 ) -> tuple[Float[np.ndarray, "n 3"], Int[np.ndarray, "m 3"]]:
-    """Unit sphere: an icosahedron whose faces are split in four, again and again."""
+    """Unit sphere: an icosahedron, each face split in four `subdivisions` times."""
     t = 0.5 * (1 + np.sqrt(5))
     corners = [(y, z, 0.0) for y in (-1, 1) for z in (-t, t)]
     points = np.array([np.roll(corner, k) for corner in corners for k in range(3)])
@@ -199,9 +206,9 @@ def _regions(
     bone_names: list[str],
     num_eye_vertices: int,
 ) -> Float[np.ndarray, "n 4"]:
-    """Shares of `REGIONS` at every vertex, from the bones and places of the rest pose.
+    """Shares of `REGIONS` at every vertex, from its bones and its rest position.
 
-    The constants were set by eye on pictures of the rest pose.
+    The constants were chosen by eye on images of the rest pose.
     """
 
     def share_of(*prefixes: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Coats: the colour of fur, skin, tail and eyes, as one function of place in space."""
+"""Coats: the colours of fur, skin, tail and eyes as procedural 3D textures."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +14,12 @@ Rgb = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Coat:
-    """Linear-light colours of the base and tip of the hairs, and of the belly."""
+    """Linear-light colours of hair base, hair tip and belly, and how common it is."""
 
     base: Rgb
     tip: Rgb
     belly: Rgb
-    share: float  # of all animals
+    share: float  # fraction of all animals
 
 
 COATS = {
@@ -40,13 +40,13 @@ TAIL = (0.40, 0.25, 0.21)
 DARK_EYE = (0.012, 0.010, 0.010)
 ALBINO_EYE = (0.22, 0.03, 0.03)
 
-# Strands: noise drawn out along the body; cells per body length along and across.
+# Strands are noise stretched along the body: cells per body length along and across.
 _COARSE, _FINE, _FINEST = (22.0, 95.0), (46.0, 210.0), (90.0, 430.0)
 _TAIL_RING_RADIANS = 260  # per body length: about 41 rings
 
 
 def sample_coat(rng: np.random.Generator) -> dict[str, Any]:
-    """A random coat as plain numbers and names."""
+    """Random coat parameters as JSON values."""
     names = list(COATS)
     name = names[rng.choice(len(names), p=[coat.share for coat in COATS.values()])]
     is_patched = rng.random() < PATCHED_SHARE and name != "white"
@@ -64,11 +64,11 @@ def sample_coat(rng: np.random.Generator) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Strands:
-    """The fur's streaks at n points.
+    """Height of the fur strands at n points.
 
     Attributes:
       coarse, fine: [n] heights, about -1 to 1.
-      ring_share: [n] how much of the tail's rings a sample can resolve.
+      ring_share: [n] in [0, 1], how well the samples resolve the rings of the tail.
     """
 
     coarse: np.ndarray
@@ -79,10 +79,10 @@ class Strands:
 def strands(
     surface: Surface, coat: dict[str, Any], sample_size: Float[np.ndarray, "n"]
 ) -> Strands:
-    """The fur's streaks seen by samples of the given size in body lengths.
+    """The strands as seen by samples of the given size in body lengths.
 
-    Detail finer than the samples fades out, so that it cannot alias: every view shows
-    the same texture.
+    Detail finer than the samples fades out and cannot alias, so all views show the same
+    texture.
     """
     points = surface.texture * np.float32(coat["strand_density"]) + surface.sway
     fine = _streaks(points, _FINE, 1, sample_size)
@@ -95,7 +95,7 @@ def strands(
 def albedo(
     surface: Surface, fur: Strands, coat: dict[str, Any]
 ) -> Float[np.ndarray, "n 3"]:
-    """Linear-light reflectance."""
+    """Linear-light reflectance (RGB)."""
     furry = _fur_colour(surface, fur, coat)
     darkness = np.clip(furry.sum(1) * np.float32(0.733) + 0.35, 0.35, 1)
     skin = np.float32(coat["skin_brightness"])
@@ -155,5 +155,5 @@ def _streaks(
 def _resolved(
     sample_size: Float[np.ndarray, "n"], waves: float
 ) -> Float[np.ndarray, "n"]:
-    """1 where samples are small against 1 / waves, 0 where they are larger."""
+    """1 where samples are much smaller than 1 / waves, 0 where they are larger."""
     return np.clip(1.6 - np.float32(1.6 * waves) * sample_size, 0, 1)

@@ -1,4 +1,4 @@
-"""Many scenes in many processes: resumable, and the same files whoever makes them."""
+"""Makes many scenes in parallel processes, resumable and reproducible bit for bit."""
 
 import errno
 import multiprocessing
@@ -16,12 +16,12 @@ from facelift_jax.data.formats import OPENCV_FILE
 from facelift_jax.data.rodent.rigs import NUM_INPUTS
 from facelift_jax.data.rodent.scene import (
     VERSION,
-    Options,
+    RodentOptions,
     make_scene,
     sample_parameters,
     scene_name,
 )
-from facelift_jax.data.rodent.write import view_paths, write_scene
+from facelift_jax.data.rodent.write import depth_path, image_path, write_rodent_scene
 from facelift_jax.data.writing import MARKER, claim_folder, read_marker, write_json
 from facelift_jax.io.progress import watched
 
@@ -41,18 +41,21 @@ def generate(
     uneven: bool = False,
     progress: Callable[[str], None] = print,
 ) -> int:
-    """Makes the scenes that `out` still lacks and returns how many that were.
+    """Makes the scenes that are missing in `out`; returns how many were made.
 
-    Scene i depends on the options, `seed` and i alone, bit for bit, whatever `workers`
-    (None: one a core). Complete scenes stay if their stored parameters are the same.
+    Scene i depends only on the options, `seed` and i, bit for bit, and not on `workers`
+    (None: one per core). Complete scenes with the same stored parameters are kept.
     `progress` is called with one line of text every few seconds.
 
     Raises:
-      ValueError: an option out of range, or `out` holds something else.
+      ValueError: an option is out of range, or `out` holds other data.
       OSError: the disk is full, or a file cannot be written.
-      RuntimeError: a worker process died; a further call finishes the work.
+      ImportError: the package embreex is not installed.
+      RuntimeError: a worker process died; call again to finish.
     """
-    options = Options(size, seed, views, float(fov_degrees), float(radius), uneven)
+    options = RodentOptions(
+        size, seed, views, float(fov_degrees), float(radius), uneven
+    )
     workers = (os.cpu_count() or 1) if workers is None else workers
     if scenes < 1 or workers < 1:
         raise ValueError(
@@ -62,18 +65,16 @@ def generate(
     _claim_folder(out, scenes, options)
     missing = [i for i in range(scenes) if not _is_complete(out, i, options)]
     if len(missing) < scenes:
-        progress(
-            f"rodent: {scenes - len(missing)} of {scenes} scenes are there already"
-        )
+        progress(f"rodent: {scenes - len(missing)} of {scenes} scenes already exist")
     finished = _make_all(out, missing, options, min(workers, len(missing)))
-    there = scenes - len(missing)
+    num_complete = scenes - len(missing)
     try:
-        for _ in watched(finished, "rodent", scenes, progress, there):
+        for _ in watched(finished, "rodent", scenes, progress, num_complete):
             pass
     except BrokenProcessPool as error:
         raise RuntimeError(
             f"{out}: a worker process died (killed, or out of memory) with "
-            f"{_num_complete(out, scenes)} of {scenes} scenes complete; start again to "
+            f"{_num_complete(out, scenes)} of {scenes} scenes complete; run again to "
             "finish"
         ) from error
     except OSError as error:
@@ -81,15 +82,15 @@ def generate(
             raise
         raise OSError(
             f"{out}: the disk is full with {_num_complete(out, scenes)} of {scenes} "
-            "scenes complete; make room and start again to finish"
+            "scenes complete; free some space and run again to finish"
         ) from error
     return len(missing)
 
 
 def _make_all(
-    out: Path, indices: list[int], options: Options, workers: int
+    out: Path, indices: list[int], options: RodentOptions, workers: int
 ) -> Iterator[int]:
-    """Makes and writes scenes, yielding each index when its files are complete."""
+    """Makes and writes scenes; yields each index when its files are complete."""
     if workers <= 1:
         for index in indices:
             yield _make_and_write(out, index, options)
@@ -107,13 +108,13 @@ def _make_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _make_and_write(out: Path, index: int, options: Options) -> int:
-    write_scene(out / scene_name(index), make_scene(index, options))
+def _make_and_write(out: Path, index: int, options: RodentOptions) -> int:
+    write_rodent_scene(out / scene_name(index), make_scene(index, options))
     return index
 
 
 def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends with the parent should it be killed."""
+    """Ignores Ctrl-C, which the parent handles, and exits when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -125,31 +126,35 @@ def _start_worker() -> None:
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
-def _claim_folder(out: Path, scenes: int, options: Options) -> None:
-    """Makes or recognises our folder; refuses any other."""
-    asked = {"kind": KIND, "version": VERSION, **asdict(options)}
-    found = claim_folder(out, asked, "a rodent data set")
-    if found and not isinstance(found.get("scenes"), int):
+def _claim_folder(out: Path, scenes: int, options: RodentOptions) -> None:
+    """Creates the folder, or checks that it holds a set made with these options."""
+    settings = {"kind": KIND, "version": VERSION, **asdict(options)}
+    marker = claim_folder(out, settings, "a rodent data set")
+    if marker and not isinstance(marker.get("scenes"), int):
         raise ValueError(f'{out / MARKER}: "scenes" must be a whole number')
-    if not found or scenes > found["scenes"]:  # else perhaps no right to write
-        write_json(out / MARKER, {**asked, "scenes": scenes})
+    if not marker or scenes > marker["scenes"]:  # a complete set may be read-only
+        write_json(out / MARKER, {**settings, "scenes": scenes})
 
 
-def _is_complete(out: Path, index: int, options: Options) -> bool:
-    """Whether a scene's files are all there; refuses one with other parameters."""
+def _is_complete(out: Path, index: int, options: RodentOptions) -> bool:
+    """Whether all files of a scene exist.
+
+    Raises:
+      ValueError: the scene has other parameters.
+    """
     folder = out / scene_name(index)
     path = folder / OPENCV_FILE
     if not path.exists():
         return False
     document = read_marker(path)
-    asked = sample_parameters(index, options)
-    if document.get("rodent") != asked:
+    if document.get("rodent") != sample_parameters(index, options):
         raise ValueError(
             f"{path}: its parameters are not those of scene {index} with seed "
             f"{options.seed}; choose another folder, or remove this scene"
         )
     views = range(NUM_INPUTS + options.views)
-    return all((folder / path).is_file() for v in views for path in view_paths(v))
+    paths = [path(view) for view in views for path in (image_path, depth_path)]
+    return all((folder / path).is_file() for path in paths)
 
 
 def _num_complete(out: Path, scenes: int) -> int:

@@ -1,29 +1,28 @@
-"""Light: an open sky above, a soft key light with shadows, and how the coat answers.
+"""Lighting: an open sky, a soft key light with shadows, and the shading of the coat.
 
-Sky and shadow are found by rays from the vertices, which lie about two pixels of a
-256-pixel picture apart, and are the same for all cameras.
+Sky visibility and shadows are computed per vertex by ray casting, once for all cameras.
+Neighbouring vertices are about two pixels apart in a 256-pixel image.
 """
 
 import math
 from typing import Any
 
 import numpy as np
-from embreex.rtcore_scene import EmbreeScene
 from jaxtyping import Float
 
 from facelift_jax.data.rodent.coat import Strands, albedo
-from facelift_jax.data.rodent.raycast import is_free
+from facelift_jax.data.rodent.raycast import RayCaster
 from facelift_jax.data.rodent.surface import Surface, unit
 
 _NUM_SKY_RAYS = 24
 _NUM_KEY_RAYS = 12
-_KEY_RADIUS = 0.12  # of the key light's disc, at distance one
-_LIFT = 4e-3  # world units between the skin and its shadow rays
+_KEY_RADIUS = 0.12  # of the key light's disc, at unit distance
+_LIFT = 4e-3  # distance of ray origins from the skin, world units
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
 
 
 def sample_light(rng: np.random.Generator) -> dict[str, Any]:
-    """A random light as plain numbers."""
+    """Random light parameters as JSON values."""
     return {
         "key_azimuth_degrees": rng.uniform(0, 360),
         "key_elevation_degrees": rng.uniform(35, 75),
@@ -43,11 +42,11 @@ def key_direction(light: dict[str, Any]) -> Float[np.ndarray, "3"]:
 
 
 def skylight(
-    rays: EmbreeScene,
+    caster: RayCaster,
     vertices: Float[np.ndarray, "n 3"],
     normals: Float[np.ndarray, "n 3"],
 ) -> Float[np.ndarray, "n"]:
-    """Cosine-weighted light from the open sky: bright above, dim from below."""
+    """Cosine-weighted light of the unoccluded sky: bright above, dim from below."""
     disc = _disc(_NUM_SKY_RAYS)
     heights = np.sqrt(1 - (disc**2).sum(1))
     tangents, bitangents = _tangent_frames(normals)
@@ -57,22 +56,22 @@ def skylight(
         + heights[None, :, None] * normals[:, None]
     )
     brightness = 0.62 + 0.38 * directions[..., 2]
-    return (_free_from(rays, vertices, normals, directions) * brightness).mean(1)
+    return (_unoccluded(caster, vertices, normals, directions) * brightness).mean(1)
 
 
 def sunlight(
-    rays: EmbreeScene,
+    caster: RayCaster,
     vertices: Float[np.ndarray, "n 3"],
     normals: Float[np.ndarray, "n 3"],
     light: dict[str, Any],
 ) -> Float[np.ndarray, "n"]:
-    """Visible share of the key light's disc."""
+    """Fraction of the key light's disc that each vertex sees."""
     center = key_direction(light)
     tangent, bitangent = _tangent_frames(center[None])
     disc = _KEY_RADIUS * _disc(_NUM_KEY_RAYS)
     directions = center + disc[:, :1] * tangent + disc[:, 1:] * bitangent
     directions = np.broadcast_to(directions, (len(vertices), *directions.shape))
-    return _free_from(rays, vertices, normals, directions).mean(1)
+    return _unoccluded(caster, vertices, normals, directions).mean(1)
 
 
 def shade(
@@ -84,8 +83,8 @@ def shade(
 ) -> Float[np.ndarray, "n 3"]:
     """Linear-light colour seen along `view_directions` (camera to surface, any length).
 
-    Wrapped diffuse light on a normal that the strands tilt sideways, and a highlight
-    (Blinn-Phong): sharp on eyes, faint on skin, a sheen on fur.
+    Wrapped diffuse shading with normals that the strands tilt sideways, plus a
+    Blinn-Phong highlight: sharp on the eyes, faint on skin, a sheen on fur.
     """
     is_fur, is_pink, is_tail, is_eye = surface.regions.T
     key = key_direction(light)
@@ -114,19 +113,20 @@ def shade(
     return colour + mirrored_sky[:, None]
 
 
-def _free_from(
-    rays: EmbreeScene,
+def _unoccluded(
+    caster: RayCaster,
     vertices: Float[np.ndarray, "n 3"],
     normals: Float[np.ndarray, "n 3"],
     directions: Float[np.ndarray, "n r 3"],
 ) -> np.ndarray:
-    """[n r] whether each vertex sees the open along each of its r directions."""
+    """[n r] whether the ray from each vertex along each of its directions is free."""
     origins = np.repeat(vertices + _LIFT * normals, directions.shape[1], axis=0)
-    return is_free(rays, origins, directions.reshape(-1, 3)).reshape(len(vertices), -1)
+    is_unoccluded = caster.is_unoccluded(origins, directions.reshape(-1, 3))
+    return is_unoccluded.reshape(len(vertices), -1)
 
 
 def _disc(num_points: int) -> Float[np.ndarray, "r 2"]:
-    """Points spread evenly over the unit disc (a sunflower's spiral)."""
+    """Evenly spread points on the unit disc (Fibonacci spiral)."""
     index = np.arange(num_points)
     radius = np.sqrt((index + 0.5) / num_points)
     angle = index * _GOLDEN_ANGLE
@@ -137,7 +137,7 @@ def _disc(num_points: int) -> Float[np.ndarray, "r 2"]:
 def _tangent_frames(
     normals: Float[np.ndarray, "n 3"],
 ) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, "n 3"]]:
-    """Two unit vectors that complete each normal to a frame, without a branch.
+    """Two unit vectors per normal that complete an orthonormal frame, branch-free.
 
     Duff et al., "Building an Orthonormal Basis, Revisited", JCGT 6(1), 2017.
     """

@@ -1,4 +1,4 @@
-"""Smooth periodic noise in space."""
+"""Smooth periodic 3D value noise."""
 
 import functools
 
@@ -7,16 +7,16 @@ from jaxtyping import Float
 
 _PERIOD = 64  # lattice cells; a power of two
 NUM_CHANNELS = 4
-_SEED = 7  # of the one lattice all animals share
+_SEED = 7  # all animals share one lattice
 
 
 def value_noise(
     points: Float[np.ndarray, "n 3"], channel: int
 ) -> Float[np.ndarray, "n"]:
-    """Values in [-1, 1] that change over about one unit of `points`, float32.
+    """float32 values in [-1, 1] that vary over about one unit of `points`.
 
-    Random numbers at integer positions, blended with the cubic 3 t^2 - 2 t^3; each of
-    the `NUM_CHANNELS` channels is a noise of its own; the period is 64 units.
+    Random numbers at integer positions, blended with the cubic 3 t^2 - 2 t^3. The
+    `NUM_CHANNELS` channels are independent. The period is 64 units.
     """
     lattice = _lattices()[channel]
     x, y, z = points.T
@@ -35,7 +35,7 @@ def value_noise(
 def _cell(
     x: Float[np.ndarray, "n"], stride: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Flat-lattice offsets of the cell's two sides, and the blend between them."""
+    """Flat lattice offsets of the cell's two sides, and the blend weight."""
     floor = np.floor(x)
     t = (x - floor).astype(np.float32)
     index = floor.astype(np.int32) & (_PERIOD - 1)

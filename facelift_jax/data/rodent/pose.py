@@ -1,4 +1,4 @@
-"""Joint angles to a posed mesh: sampling, forward kinematics, skinning."""
+"""Pose sampling, forward kinematics and linear blend skinning."""
 
 import math
 import re
@@ -11,14 +11,14 @@ from jaxtyping import Float
 from facelift_jax.data.rodent.asset import BODY_LENGTH_METRES, Rodent, Skeleton
 from facelift_jax.geometry.rotations import rotation_vector_to_matrix
 
-# How far a joint may leave its rest angle, as a share of half its range of motion.
+# Largest deviation from the rest angle, as a fraction of half the range of motion.
 _SPINE_SHARES = {"extend": 0.56, "bend": 0.56, "twist": 0.25}
 _NECK_SHARES = {"extend": 0.36, "bend": 0.48, "twist": 0.24}
 _TAIL_SHARES = {"extend": 0.26, "bend": 0.68}
 _LIMB_SHARE = 0.3
 _TAIL_VERTEBRAE = 30  # C1 at the root
 _NECK_JOINTS = ("vertebra_cervical", "vertebra_axis", "vertebra_atlant", "atlas")
-# The skin's rest pose has its mouth open; these angles, past the limit, shut it.
+# The mouth of the rest pose is open. These angles, beyond the limit, close it.
 _SHUT_JAW_RADIANS = (-0.52, -0.42)
 
 
@@ -28,7 +28,7 @@ class PosedMesh:
 
     Attributes:
       vertices: [n 3] float32.
-      fur_directions: [n 3] float32, unit: where the rest pose's nose points.
+      fur_directions: [n 3] float32, unit: the rest pose's +x (nose) direction, posed.
       body_length: world units of one body length, the unit of texture coordinates.
     """
 
@@ -38,13 +38,13 @@ class PosedMesh:
 
 
 def sample_pose(rodent: Rodent, rng: np.random.Generator) -> dict[str, Any]:
-    """A random pose as plain numbers: joint angles, proportions, attitude."""
+    """A random pose as JSON values: joint angles, proportions, orientation."""
     skeleton = rodent.skeleton
     spine, neck, tail = (
         {motion: rng.uniform(-share, share) for motion, share in shares.items()}
         for shares in (_SPINE_SHARES, _NECK_SHARES, _TAIL_SHARES)
     )
-    tail_tip = 0.3 * tail["bend"] + rng.uniform(-0.68, 0.68)  # makes an S now and then
+    tail_tip = 0.3 * tail["bend"] + rng.uniform(-0.68, 0.68)  # sometimes an S shape
     angles = []
     for joint, name in enumerate(skeleton.joint_names):
         low, high = skeleton.joint_limits[joint]
@@ -74,7 +74,7 @@ def sample_pose(rodent: Rodent, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def pose_mesh(rodent: Rodent, pose: dict[str, Any]) -> PosedMesh:
-    """Poses the skin, turns it in the world and fits it into the unit ball."""
+    """Poses the skin, rotates it in the world frame and scales it to the unit ball."""
     angles = np.array(pose["joint_radians"], np.float64)
     rotations, positions = _body_frames(rodent.skeleton, angles, pose["tail_length"])
     bones = rodent.bone_bodies
@@ -91,9 +91,9 @@ def pose_mesh(rodent: Rodent, pose: dict[str, Any]) -> PosedMesh:
     directions[:] = (1, 0, 0)
     directions[: len(skin)] = motions[..., 0]
 
-    attitude = _attitude(pose["pitch_radians"], pose["yaw_radians"])
-    vertices = np.einsum("ij,nj->ni", attitude, vertices)
-    directions = np.einsum("ij,nj->ni", attitude, directions)
+    orientation = _orientation(pose["pitch_radians"], pose["yaw_radians"])
+    vertices = np.einsum("ij,nj->ni", orientation, vertices)
+    directions = np.einsum("ij,nj->ni", orientation, directions)
     directions /= np.sqrt((directions**2).sum(-1, keepdims=True))
     vertices -= (vertices.min(0) + vertices.max(0)) / 2
     world_per_metre = 1 / np.sqrt((vertices**2).sum(-1).max())
@@ -109,7 +109,7 @@ def _body_frames(
 ) -> tuple[Float[np.ndarray, "b 3 3"], Float[np.ndarray, "b 3"]]:
     """Rotation and origin of every body in the model's frame, metres.
 
-    A joint turns its body about an axis through its anchor, so the anchor stays.
+    A joint rotates its body about an axis through its anchor, which stays in place.
     """
     turns = (angles - skeleton.joint_rest)[:, None] * skeleton.joint_axes
     turns = rotation_vector_to_matrix(turns)
@@ -119,7 +119,7 @@ def _body_frames(
     for body in range(1, num_bodies):
         parent = skeleton.parents[body]
         offset = skeleton.offsets[body]
-        if _tail_number(skeleton.body_names[body]) >= 2:  # C1 stays in the pelvis
+        if _tail_number(skeleton.body_names[body]) >= 2:  # C1 is part of the pelvis
             offset = offset * tail_length
         position = positions[parent] + rotations[parent] @ offset
         rotation = rotations[parent] @ skeleton.rotations[body]
@@ -143,13 +143,13 @@ def _eyes(
     return (centers[:, None] + spheres).reshape(-1, 3)
 
 
-def _attitude(pitch: float, yaw: float) -> Float[np.ndarray, "3 3"]:
-    """Pitch about y (nose down where positive), then yaw about z."""
+def _orientation(pitch: float, yaw: float) -> Float[np.ndarray, "3 3"]:
+    """Rotation by pitch about y (positive: nose down), then yaw about z."""
     turns = rotation_vector_to_matrix(np.array([[0, 0, yaw], [0, pitch, 0]]))
     return np.asarray(turns[0] @ turns[1])
 
 
 def _tail_number(name: str) -> int:
-    """7 for vertebra_C7 and its joints, 0 for what is not a tail vertebra."""
+    """7 for vertebra_C7 and its joints, 0 for anything but a tail vertebra."""
     match = re.match(r"vertebra_C(\d+)", name)
     return int(match[1]) if match else 0

@@ -1,4 +1,4 @@
-"""Camera rigs around the unit ball: six inputs, and cameras over the whole sphere."""
+"""Camera rigs around the unit ball: six input cameras, and cameras on a sphere."""
 
 import math
 
@@ -10,18 +10,22 @@ from facelift_jax.structs import Cameras
 
 NUM_INPUTS = 6
 EVEN_ELEVATION_DEGREES = 20.0
-# A rig built around a real mouse arena; elevations and distances vary by scene.
+# The rig of a real mouse arena; elevations and distances vary between scenes.
 UNEVEN_AZIMUTHS_DEGREES = (-147.0, 34.0, 86.0, -11.0, 144.0, -64.0)
 UNEVEN_ELEVATIONS_DEGREES = (11.0, 31.0)
 AZIMUTH_JITTER_DEGREES = 4.0
 DISTANCE_FACTORS = (0.85, 1.15)
 FOCAL_FACTORS = (0.9, 1.04)
 ASPECT_FACTORS = (0.99, 1.01)  # fy / fx
-PRINCIPAL_OFFSET = 0.025  # of the picture's side, at most
+PRINCIPAL_OFFSET = 0.025  # at most, as a fraction of the image's side
 
 
 def check_framing(fov_degrees: float, radius: float, uneven: bool) -> None:
-    """Refuses rigs in which the unit ball would leave a picture (one-line message)."""
+    """Checks that the unit ball is completely visible to every camera.
+
+    Raises:
+      ValueError: it is not; one line with the field of view that is needed.
+    """
     if not (radius > 1 and 0 < fov_degrees < 180):
         raise ValueError(
             f"camera radius {radius} and field of view {fov_degrees} degrees: expected "
@@ -36,7 +40,7 @@ def check_framing(fov_degrees: float, radius: float, uneven: bool) -> None:
         raise ValueError(
             f"cameras at radius {radius} with a field of view of {fov_degrees} degrees "
             f"cut the object off: at this radius {needed:.1f} degrees are needed"
-            + (" and at least one camera would stand inside it" * (nearest <= 1))
+            + (", and at least one camera is inside the object" * (nearest <= 1))
         )
 
 
@@ -47,7 +51,10 @@ def input_rig(
     radius: float,
     uneven: bool,
 ) -> Cameras:
-    """Six cameras [6]: an even ring, or the uneven rig of a real arena."""
+    """Six cameras [6]: an even ring, or the uneven rig of a real arena.
+
+    `radius` and distances are in world units, `size` in pixels.
+    """
     if not uneven:
         azimuths = np.arange(NUM_INPUTS) * (360.0 / NUM_INPUTS)
         elevations = np.full(NUM_INPUTS, EVEN_ELEVATION_DEGREES)
@@ -58,7 +65,7 @@ def input_rig(
     azimuths = np.array(UNEVEN_AZIMUTHS_DEGREES) + jitter
     elevations = rng.uniform(*UNEVEN_ELEVATIONS_DEGREES, NUM_INPUTS)
     distances = radius * rng.uniform(*DISTANCE_FACTORS, NUM_INPUTS)
-    # Lenses are chosen for their distance, so the object fills every picture alike.
+    # Focal lengths follow the distances, so the object fills all images equally.
     fill = [_ball_tangent(radius) / _ball_tangent(distance) for distance in distances]
     focal = fov_intrinsics(fov_degrees, size)[0, 0] * np.array(fill)
     focal = focal * rng.uniform(*FOCAL_FACTORS, NUM_INPUTS)
@@ -79,8 +86,8 @@ def sphere_rig(
     fov_degrees: float,
     radius: float,
 ) -> Cameras:
-    """Cameras [num_views] uniform over the sphere's area, below the object too."""
-    # One row of draws a camera: more cameras leave the first ones as they are.
+    """Cameras [num_views] uniform over the area of the whole sphere."""
+    # One row of draws per camera: more cameras do not change the first ones.
     draws = rng.uniform(-1, 1, (num_views, 2))
     azimuths = 180 * draws[:, 0]
     elevations = np.rad2deg(np.arcsin(draws[:, 1]))
@@ -89,14 +96,14 @@ def sphere_rig(
 
 
 def _ball_tangent(distance: float) -> float:
-    """Tangent of the unit ball's angular radius, seen from outside."""
+    """Tangent of the unit ball's angular radius seen from a distance above 1."""
     return 1 / math.sqrt(distance**2 - 1)
 
 
 def _directions(
     azimuths_degrees: Float[np.ndarray, "v"], elevations_degrees: Float[np.ndarray, "v"]
 ) -> Float[np.ndarray, "v 3"]:
-    """Unit vectors; azimuth 0 on +x, 90 on +y; positive elevation towards +z."""
+    """Unit vectors; azimuth 0 is +x, 90 is +y; positive elevation is towards +z."""
     azimuths, elevations = np.deg2rad(azimuths_degrees), np.deg2rad(elevations_degrees)
     x, y = np.cos(azimuths) * np.cos(elevations), np.sin(azimuths) * np.cos(elevations)
     return np.stack([x, y, np.sin(elevations)], axis=-1)

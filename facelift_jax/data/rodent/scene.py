@@ -1,4 +1,4 @@
-"""One scene: an index and options to parameters, then to a mesh and pictures."""
+"""One scene: index and options to parameters, then to a mesh and images."""
 
 import contextlib
 import dataclasses
@@ -12,8 +12,8 @@ from jaxtyping import Float, Int, UInt8
 from facelift_jax.data.rodent.asset import load_rodent
 from facelift_jax.data.rodent.coat import sample_coat
 from facelift_jax.data.rodent.light import sample_light
-from facelift_jax.data.rodent.picture import prepare, take_picture
 from facelift_jax.data.rodent.pose import pose_mesh, sample_pose
+from facelift_jax.data.rodent.render import prepare_subject, render_image
 from facelift_jax.data.rodent.rigs import (
     NUM_INPUTS,
     check_framing,
@@ -22,21 +22,21 @@ from facelift_jax.data.rodent.rigs import (
 )
 from facelift_jax.structs import Cameras
 
-VERSION = 1  # of what a seed means: rises when the same options give other pictures
-MAX_SIZE = 8000  # 64 megapixels, the most that a reader of the files accepts
+VERSION = 1  # raised when the same options give different scenes
+MAX_SIZE = 8000  # 64 megapixels, the largest image that the readers accept
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a set of scenes is made of.
+class RodentOptions:
+    """Options of a set of scenes.
 
     Attributes:
-      size: side of the pictures in pixels.
+      size: side of the images in pixels.
       seed: scene i is a function of (seed, i) and the other options.
-      views: held-out cameras a scene, over the whole sphere.
+      views: held-out cameras per scene, over the whole sphere.
       fov_degrees: field of view of the even ring and the held-out cameras.
       radius: camera distance in world units; the object fills the unit ball.
-      uneven: input cameras like a real arena's instead of an even ring.
+      uneven: input cameras as in a real arena instead of an even ring.
     """
 
     size: int
@@ -49,7 +49,7 @@ class Options:
     def __post_init__(self):
         if not 8 <= self.size <= MAX_SIZE:
             raise ValueError(
-                f"size {self.size}: expected 8 to {MAX_SIZE} pixels a side"
+                f"size {self.size}: expected a side of 8 to {MAX_SIZE} pixels"
             )
         if self.seed < 0 or self.views < 0:
             raise ValueError(
@@ -61,13 +61,13 @@ class Options:
 
 @dataclass(frozen=True)
 class RodentScene:
-    """One animal seen by v cameras, the inputs first.
+    """One animal seen by v cameras, input cameras first.
 
     Attributes:
       name: "scene_000012" for index 12.
       parameters: seed and all parameters as JSON values; `posed_mesh` takes them.
       rgba: [v h w 4] uint8, straight alpha.
-      depths: [v h w] float32 camera-z depth at pixel centres, world units, 0 = nothing.
+      depths: [v h w] float32 camera-z depth at pixel centres, world units; 0 is empty.
       cameras: over [v].
       is_input: [v] bool.
     """
@@ -81,14 +81,15 @@ class RodentScene:
 
 
 def scene_name(index: int) -> str:
-    """The folder of a scene."""
+    """Name of a scene and of its folder."""
     return f"scene_{index:06d}"
 
 
-def sample_parameters(index: int, options: Options) -> dict[str, Any]:
-    """The parameters of scene `index` as JSON values; the same for any size or rig.
+def sample_parameters(index: int, options: RodentOptions) -> dict[str, Any]:
+    """The parameters of scene `index` as JSON values.
 
-    Pose, coat and light have random streams of their own, so none shifts another.
+    Pose, coat and light do not depend on the size or the rig, and each has its own
+    random stream, so that a change to one does not affect the others.
     """
     rodent = load_rodent()
     return {
@@ -101,8 +102,8 @@ def sample_parameters(index: int, options: Options) -> dict[str, Any]:
     }
 
 
-def sample_cameras(index: int, options: Options) -> tuple[Cameras, np.ndarray]:
-    """Input cameras, then held-out ones, over [v]; and which are inputs, [v] bool."""
+def sample_cameras(index: int, options: RodentOptions) -> tuple[Cameras, np.ndarray]:
+    """Input cameras, then held-out cameras, over [v]; and is_input, [v] bool."""
     size, fov, radius = options.size, options.fov_degrees, options.radius
     inputs = input_rig(_stream(index, options, 3), size, fov, radius, options.uneven)
     held_out = sphere_rig(_stream(index, options, 4), options.views, size, fov, radius)
@@ -118,10 +119,13 @@ def sample_cameras(index: int, options: Options) -> tuple[Cameras, np.ndarray]:
 def posed_mesh(
     parameters: dict[str, Any],
 ) -> tuple[Float[np.ndarray, "n 3"], Int[np.ndarray, "m 3"]]:
-    """The mesh a scene's pictures show: world-frame vertices and triangles.
+    """The mesh of a scene: world-frame vertices and triangles.
 
     `parameters` is the "rodent" entry of a scene's opencv_cameras.json. The mesh is
     bit-identical to the one that was rendered.
+
+    Raises:
+      ValueError: the parameters are incomplete or of another version; one line.
     """
     with _checked(parameters):
         return pose_mesh(
@@ -129,41 +133,45 @@ def posed_mesh(
         ).vertices, load_rodent().faces
 
 
-def photograph(
+def render_images(
     parameters: dict[str, Any], cameras: Cameras
 ) -> tuple[UInt8[np.ndarray, "v h w 4"], Float[np.ndarray, "v h w"]]:
     """RGBA and camera-z depth of a scene's animal from any world-frame cameras [v].
 
-    As `picture.take_picture`; `parameters` as in `posed_mesh`. The animal must lie in
+    As `render.render_image`; `parameters` as in `posed_mesh`. The animal must be in
     front of every camera.
+
+    Raises:
+      ValueError: the parameters are incomplete or of another version; one line.
+      ImportError: the package embreex is not installed.
     """
     with _checked(parameters):
         mesh = pose_mesh(load_rodent(), parameters["pose"])
-        subject = prepare(mesh, parameters["coat"], parameters["light"])
-        pictures = [
-            take_picture(subject, Cameras(viewmat, K, cameras.width, cameras.height))
+        subject = prepare_subject(mesh, parameters["coat"], parameters["light"])
+        images = [
+            render_image(subject, Cameras(viewmat, K, cameras.width, cameras.height))
             for viewmat, K in zip(cameras.viewmats, cameras.Ks, strict=True)
         ]
-    rgba, depths = (np.stack(arrays) for arrays in zip(*pictures, strict=True))
+    rgba, depths = (np.stack(arrays) for arrays in zip(*images, strict=True))
     return rgba, depths
 
 
-def make_scene(index: int, options: Options) -> RodentScene:
-    """Poses, lights and photographs the animal of one index."""
+def make_scene(index: int, options: RodentOptions) -> RodentScene:
+    """Samples, poses and renders the scene of one index."""
     parameters = sample_parameters(index, options)
     cameras, is_input = sample_cameras(index, options)
-    rgba, depths = photograph(parameters, cameras)
+    rgba, depths = render_images(parameters, cameras)
     return RodentScene(scene_name(index), parameters, rgba, depths, cameras, is_input)
 
 
 @contextlib.contextmanager
 def _checked(parameters: dict[str, Any]) -> Iterator[None]:
-    """One-line errors for parameters of another version, or that are none."""
-    found = parameters.get("version")
-    if found != VERSION:
+    """Turns errors caused by unusable parameters into one line."""
+    version = parameters.get("version")
+    if version != VERSION:
         raise ValueError(
-            f"rodent parameters of version {found}, expected {VERSION}: this scene was "
-            "made by another version of the generator"
+            f"rodent parameters of version {version}, expected {VERSION}: another "
+            "version of the generator made the scene; make it again"
         )
     try:
         yield
@@ -174,5 +182,5 @@ def _checked(parameters: dict[str, Any]) -> Iterator[None]:
         ) from error
 
 
-def _stream(index: int, options: Options, purpose: int) -> np.random.Generator:
+def _stream(index: int, options: RodentOptions, purpose: int) -> np.random.Generator:
     return np.random.default_rng([options.seed, index, purpose])

@@ -1,4 +1,4 @@
-"""Scenes to files, in the layout that `facelift_jax.data.formats` reads."""
+"""Writes scenes in the format that `facelift_jax.data.formats` reads."""
 
 import math
 from pathlib import Path
@@ -15,21 +15,20 @@ from facelift_jax.geometry.numerics import Array
 _DEPTH_LEVELS = 2**16 - 1
 
 
-def write_scene(folder: Path, scene: RodentScene) -> None:
-    """Writes pictures, depths and, last, the cameras of one scene."""
+def write_rodent_scene(folder: Path, scene: RodentScene) -> None:
+    """Writes the images and depths of a scene and, last, its cameras."""
     for name in ("images", "depths"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     unit = depth_unit(scene.depths)
     frames = []
     for view, (rgba, depth) in enumerate(zip(scene.rgba, scene.depths, strict=True)):
-        picture_path, depth_path = view_paths(view)
         steps = np.rint(depth / unit).astype(np.uint16)
-        write_image(folder / picture_path, rgba)
-        write_image(folder / depth_path, steps)
+        write_image(folder / image_path(view), rgba)
+        write_image(folder / depth_path(view), steps)
         frames.append(
             {
-                "file_path": picture_path,
-                "depth_path": depth_path,
+                "file_path": image_path(view),
+                "depth_path": depth_path(view),
                 "split": "input" if scene.is_input[view] else "novel",
                 **camera_entry(scene.cameras, view),
             }
@@ -44,7 +43,7 @@ def write_scene(folder: Path, scene: RodentScene) -> None:
 
 
 def read_parameters(folder: ScenePath) -> dict[str, Any] | None:
-    """The parameters stored with a scene; None where it is no rodent of ours.
+    """The rodent parameters stored with a scene, or None if it has none.
 
     Raises:
       DataError: the camera file is not readable; one line that names it.
@@ -57,11 +56,16 @@ def read_parameters(folder: ScenePath) -> dict[str, Any] | None:
     return parameters if isinstance(parameters, dict) else None
 
 
-def view_paths(view: int) -> tuple[str, str]:
-    """Where a view's picture and depth lie in its scene's folder."""
-    return f"images/cam_{view:03d}.png", f"depths/cam_{view:03d}.png"
+def image_path(view: int) -> str:
+    """Path of a view's image in the folder of its scene."""
+    return f"images/cam_{view:03d}.png"
+
+
+def depth_path(view: int) -> str:
+    """Path of a view's depth image in the folder of its scene."""
+    return f"depths/cam_{view:03d}.png"
 
 
 def depth_unit(depths: Array) -> float:
-    """World units of one step of a 16-bit depth picture; a power of two, so exact."""
+    """World units per step of a 16-bit depth image; a power of two, hence exact."""
     return 2.0 ** math.ceil(math.log2(max(float(depths.max()), 1.0) / _DEPTH_LEVELS))

@@ -20,7 +20,7 @@ from facelift_jax.data.io import DataError
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.recordings.footage import open_recording
 from facelift_jax.data.recordings.scenes import Options, plan, split_by_time
-from facelift_jax.data.rodent import picture
+from facelift_jax.data.rodent import render
 from facelift_jax.data.scenes import open_source, split_source
 from facelift_jax.data.validation.checks import check_scene
 from facelift_jax.data.validation.leakage import check_together
@@ -77,7 +77,7 @@ def direct(document, view):
         np.array(frame["w2c"]), index, scale, document["center"]
     )
     camera = Cameras(pose, np.array(K), frame["w"], frame["h"])
-    return picture.take_picture(arena.animal(index), camera)[0]
+    return render.render_image(arena.animal(index), camera)[0]
 
 
 def on_white(rgba):

@@ -1,8 +1,9 @@
-"""Many scenes: files, resuming, processes, refusals."""
+"""Sets of scenes: files, resuming, worker processes, refusals."""
 
 import errno
 import json
 import multiprocessing
+import subprocess
 import sys
 
 import numpy as np
@@ -12,13 +13,14 @@ from PIL import Image
 from facelift_jax.data import writing
 from facelift_jax.data.formats import OPENCV_FILE
 from facelift_jax.data.rodent import (
-    Options,
+    RodentOptions,
     generate,
     make_scene,
     posed_mesh,
     read_parameters,
 )
 from facelift_jax.data.rodent import __main__ as command
+from facelift_jax.data.rodent.generate import KIND
 from facelift_jax.data.scenes import open_source
 from facelift_jax.io import progress
 
@@ -50,11 +52,11 @@ def complete(tmp_path_factory):
     return folder
 
 
-def test_files_hold_the_scene(complete):
+def test_files_contain_the_scene(complete):
     source = open_source(complete)
     assert len(source) == SCENES
     for index in range(SCENES):
-        made, read = make_scene(index, Options(SIZE, views=1)), source[index]
+        made, read = make_scene(index, RodentOptions(SIZE, views=1)), source[index]
         assert read.name == made.name == f"scene_{index:06d}"
         np.testing.assert_array_equal(read.rgba, made.rgba)
         np.testing.assert_array_equal(read.is_input, made.is_input)
@@ -64,15 +66,15 @@ def test_files_hold_the_scene(complete):
         np.testing.assert_array_equal(read.depths[..., 0] > 0, made.depths > 0)
 
 
-def test_the_layout_on_disk(complete):
+def test_the_files_on_disk(complete):
     folder = complete / "scene_000001"
     document = json.loads((folder / "opencv_cameras.json").read_text())
     assert document["id"] == "scene_000001"
     assert document["rodent"]["seed"] == 0
     assert [f["split"] for f in document["frames"]] == ["input"] * 6 + ["novel"]
     assert document["frames"][6]["file_path"] == "images/cam_006.png"
-    with Image.open(folder / "images/cam_006.png") as picture:
-        assert (picture.mode, picture.size) == ("RGBA", (SIZE, SIZE))
+    with Image.open(folder / "images/cam_006.png") as image:
+        assert (image.mode, image.size) == ("RGBA", (SIZE, SIZE))
     with Image.open(folder / "depths/cam_006.png") as depth:
         assert depth.mode == "I;16"
         assert np.array(depth).max() * document["depth_unit"] == pytest.approx(
@@ -83,7 +85,7 @@ def test_the_layout_on_disk(complete):
     assert not list(complete.rglob("*.partial"))
     assert read_parameters(folder) == document["rodent"]
     vertices, _ = posed_mesh(document["rodent"])
-    made = make_scene(1, Options(SIZE, views=1))
+    made = make_scene(1, RodentOptions(SIZE, views=1))
     assert vertices.tobytes() == posed_mesh(made.parameters)[0].tobytes()
 
 
@@ -96,12 +98,12 @@ def test_other_scenes_have_no_parameters(tmp_path):
         read_parameters(tmp_path)
 
 
-def test_the_number_of_workers_changes_no_bit(complete, tmp_path):
+def test_the_number_of_workers_does_not_change_the_files(complete, tmp_path):
     assert make(tmp_path / "set", workers=2) == SCENES
     assert contents(tmp_path / "set") == contents(complete)
 
 
-def test_unfinished_scenes_are_made_anew_and_others_kept(complete, tmp_path):
+def test_incomplete_scenes_are_made_again_and_complete_ones_kept(complete, tmp_path):
     folder = tmp_path / "set"
     make(folder)
     no_cameras = folder / "scene_000000"
@@ -114,12 +116,12 @@ def test_unfinished_scenes_are_made_anew_and_others_kept(complete, tmp_path):
     lines = []
     assert make(folder, progress=lines.append) == 2
     assert kept.stat().st_mtime_ns == stamp
-    assert lines[0] == "rodent: 1 of 3 scenes are there already"
+    assert lines[0] == "rodent: 1 of 3 scenes already exist"
     assert lines[-1].startswith("rodent: 2 scenes in 0:0")
     assert contents(folder) == contents(complete)
 
 
-def test_a_set_grows_and_asking_for_fewer_changes_nothing(complete, tmp_path):
+def test_a_set_can_grow_and_fewer_scenes_change_nothing(complete, tmp_path):
     folder = tmp_path / "set"
     assert make(folder, 1) == 1
     assert make(folder, SCENES) == SCENES - 1
@@ -135,7 +137,7 @@ def test_a_set_grows_and_asking_for_fewer_changes_nothing(complete, tmp_path):
         ({"uneven": True}, "made with uneven False, asked for True"),
     ],
 )
-def test_another_set_in_the_folder_is_refused(complete, changes, message):
+def test_a_set_with_other_options_is_refused(complete, changes, message):
     before = contents(complete)
     with pytest.raises(ValueError, match=message):
         make(complete, **changes)
@@ -152,7 +154,7 @@ def test_a_scene_with_other_parameters_is_refused(tmp_path):
         make(tmp_path / "set", 1)
 
 
-def test_a_foreign_folder_is_refused_and_untouched(tmp_path):
+def test_a_folder_with_other_files_is_refused_and_unchanged(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match=r"is not a rodent data set \(it has no"):
         make(tmp_path)
@@ -162,7 +164,7 @@ def test_a_foreign_folder_is_refused_and_untouched(tmp_path):
     (tmp_path / "dataset.json").write_text('{"kind": "something else"}')
     with pytest.raises(ValueError, match="made with kind 'something else'"):
         make(tmp_path)
-    made = {"kind": generate.KIND, "version": 1, "size": SIZE, "seed": 0, "views": 1}
+    made = {"kind": KIND, "version": 1, "size": SIZE, "seed": 0, "views": 1}
     made |= {"fov_degrees": 50.0, "radius": 2.7, "uneven": False, "scenes": "x"}
     (tmp_path / "dataset.json").write_text(json.dumps(made))
     with pytest.raises(ValueError, match='"scenes" must be a whole number'):
@@ -172,13 +174,13 @@ def test_a_foreign_folder_is_refused_and_untouched(tmp_path):
         make(tmp_path)
 
 
-def test_a_start_killed_at_its_marker_is_no_foreign_folder(complete, tmp_path):
+def test_a_run_killed_while_writing_its_marker_can_be_repeated(complete, tmp_path):
     (tmp_path / "dataset.json.partial").write_text("{")
     assert make(tmp_path) == SCENES
     assert contents(tmp_path) == contents(complete)
 
 
-def test_a_killed_worker_is_one_line_and_the_next_start_finishes(
+def test_a_killed_worker_is_a_one_line_error_and_the_next_run_finishes(
     complete, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_REPORTS", 0.0)
@@ -191,7 +193,7 @@ def test_a_killed_worker_is_one_line_and_the_next_start_finishes(
     folder = tmp_path / "set"
     with pytest.raises(RuntimeError, match="a worker process died") as caught:
         make(folder, 40, workers=2, progress=kill_one)
-    assert "of 40 scenes complete; start again to finish" in str(caught.value)
+    assert "of 40 scenes complete; run again to finish" in str(caught.value)
     assert "\n" not in str(caught.value)
     make(folder, SCENES)
     for index in range(SCENES):
@@ -199,17 +201,17 @@ def test_a_killed_worker_is_one_line_and_the_next_start_finishes(
         assert contents(folder / name) == contents(complete / name)
 
 
-def test_a_full_disk_is_one_line_and_the_next_start_finishes(
+def test_a_full_disk_is_a_one_line_error_and_the_next_run_finishes(
     complete, tmp_path, monkeypatch
 ):
     written = []
-    really_write = writing.atomic.write_bytes
+    write_bytes = writing.atomic.write_bytes
 
     def write_until_full(path, content):
         written.append(path)
         if len(written) > 20:
             raise OSError(errno.ENOSPC, "No space left on device")
-        really_write(path, content)
+        write_bytes(path, content)
 
     with monkeypatch.context() as patched:
         patched.setattr(writing.atomic, "write_bytes", write_until_full)
@@ -220,17 +222,17 @@ def test_a_full_disk_is_one_line_and_the_next_start_finishes(
 
 
 def run_command(monkeypatch, *arguments):
+    """Exit code of the command."""
     monkeypatch.setattr(sys, "argv", ["rodent", *map(str, arguments)])
-    try:
-        return command.main()
-    except SystemExit as leaving:
-        return leaving.code
+    with pytest.raises(SystemExit) as exited:
+        command.command.run("rodent", command.main)
+    return exited.value.code
 
 
 def test_the_command(complete, tmp_path, monkeypatch, capsys):
     options = ("--scenes", SCENES, "--size", SIZE, "--workers", 1, "--views", 1)
     out = tmp_path / "set"
-    assert run_command(monkeypatch, "--out", out, *options) == 0
+    assert not run_command(monkeypatch, "--out", out, *options)
     assert "rodent: 3 scenes in 0:0" in capsys.readouterr().out
     assert contents(out) == contents(complete)
 
@@ -257,18 +259,40 @@ def test_the_command(complete, tmp_path, monkeypatch, capsys):
         ),
     ],
 )
-def test_bad_usage_ends_with_one_line(tmp_path, monkeypatch, capsys, arguments, line):
+def test_bad_usage_is_a_one_line_error(tmp_path, monkeypatch, capsys, arguments, line):
     out = tmp_path / "set"
     assert run_command(monkeypatch, "--out", out, "--scenes", 1, *arguments) == 2
     assert capsys.readouterr().err == line
     assert not out.exists()
 
 
-def test_a_dead_worker_gives_exit_code_1(tmp_path, monkeypatch, capsys):
+def test_a_dead_worker_is_a_one_line_error_of_the_command(
+    tmp_path, monkeypatch, capsys
+):
     def fail(*_, **__):
         raise RuntimeError("a worker process died")
 
     monkeypatch.setattr(command, "generate", fail)
     options = ("--out", tmp_path / "set", "--scenes", 1, "--size", SIZE)
-    assert run_command(monkeypatch, *options) == 1
+    assert run_command(monkeypatch, *options) == 2
     assert capsys.readouterr().err == "rodent: a worker process died\n"
+
+
+WITHOUT_EMBREEX = """
+import sys
+sys.modules["embreex"] = None
+from facelift_jax.data import rodent
+parameters = rodent.sample_parameters(0, rodent.RodentOptions(16))
+assert len(rodent.posed_mesh(parameters)[0])
+try:
+    rodent.make_scene(0, rodent.RodentOptions(16))
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_only_rendering_needs_embreex():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EMBREEX], capture_output=True, text=True
+    )
+    assert done.stdout.endswith('pip install "facelift-jax[data]"\n'), done.stderr

@@ -1,20 +1,20 @@
-"""The ray caster against spheres and boxes in closed form, and against triangles."""
+"""The ray caster against analytic spheres and boxes, and against all triangles."""
 
 import numpy as np
 import pytest
 
-from facelift_jax.data.rodent import Options, make_scene, posed_mesh
+from facelift_jax.data.rodent import RodentOptions, make_scene, posed_mesh
 from facelift_jax.data.rodent.asset import icosphere, vertex_normals
-from facelift_jax.data.rodent.picture import cast_through
-from facelift_jax.data.rodent.raycast import build, is_free
+from facelift_jax.data.rodent.raycast import RayCaster
+from facelift_jax.data.rodent.render import cast_pixels
 from facelift_jax.data.rodent.rigs import input_rig
 from facelift_jax.structs import Cameras
 
 SIZE = 40
 # float32 rays over distances of about 3
 EXACT = 2e-6
-# the 20,480 flat faces of the finest icosphere lie up to 3e-4 inside the sphere;
-# seen at most 70 degrees from straight on
+# the 20,480 flat faces of the icosphere are up to 3e-4 inside the sphere;
+# viewed at no more than 70 degrees from the normal
 FACETED = 1.2e-3
 
 
@@ -25,7 +25,7 @@ def camera(request):
 
 
 def pixel_rays(camera):
-    """Camera centre and z = 1 directions in float64, from the pinhole formulas."""
+    """Camera centre and directions with z = 1 in float64, from the pinhole model."""
     rows, cols = np.indices((SIZE, SIZE)).reshape(2, -1)
     viewmat, K = camera.viewmats.astype(float), camera.Ks.astype(float)
     local = np.linalg.inv(K) @ np.stack([cols + 0.5, rows + 0.5, np.ones(SIZE**2)])
@@ -35,9 +35,9 @@ def pixel_rays(camera):
 
 def cast_depth(vertices, faces, camera):
     rows, cols, _, _ = pixel_rays(camera)
-    rays = build(vertices.astype(np.float32), faces)
-    hits, _ = cast_through(rays, camera, cols + 0.5, rows + 0.5)
-    return np.where(hits.found, hits.distances, 0)
+    caster = RayCaster(vertices.astype(np.float32), faces)
+    hits, _ = cast_pixels(caster, camera, cols + 0.5, rows + 0.5)
+    return np.where(hits.is_hit, hits.distances, 0)
 
 
 def test_depth_of_a_box_is_exact(camera):
@@ -51,7 +51,7 @@ def test_depth_of_a_box_is_exact(camera):
     _, _, center, directions = pixel_rays(camera)
     sides = np.sort((np.stack([low, high])[:, None] - center) / directions, axis=0)
     enter, leave = sides[0].max(-1), sides[1].min(-1)
-    clear = np.abs(leave - enter) > 1e-4  # not within rounding of an edge
+    clear = np.abs(leave - enter) > 1e-4  # away from edges, where rounding decides
     expected = np.where(leave > enter, enter, 0)
     assert (expected > 0).sum() > 50
     np.testing.assert_allclose(depth[clear], expected[clear], atol=EXACT)
@@ -74,9 +74,9 @@ def test_depth_of_a_sphere(camera):
     assert not depth[root < 0].any()
 
 
-def test_depth_and_mask_of_the_animal_are_its_triangles():
+def test_depth_and_mask_of_the_animal_match_its_triangles():
     """Every pixel centre against every projected triangle, in float64."""
-    scene = make_scene(3, Options(24, views=2))
+    scene = make_scene(3, RodentOptions(24, views=2))
     vertices, faces = posed_mesh(scene.parameters)
     for view in (1, 7):
         camera = Cameras(scene.cameras.viewmats[view], scene.cameras.Ks[view], 24, 24)
@@ -84,7 +84,7 @@ def test_depth_and_mask_of_the_animal_are_its_triangles():
         depth = scene.depths[view]
         differ = np.abs(depth - expected) > 1e-5
         assert (expected > 0).sum() > 20
-        assert differ.sum() <= 1  # a centre may lie on an outline
+        assert differ.sum() <= 1  # one pixel centre may be on the outline
         covered = scene.rgba[view, ..., 3]
         assert (depth[covered == 255] > 0).all()
         assert (covered[depth > 0] > 0).all()
@@ -115,12 +115,12 @@ def cross_2d(u, v):
     return u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0]
 
 
-def test_open_sky_above_a_plate_and_none_below():
+def test_a_plate_occludes_the_sky_only_from_below():
     plate = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]], np.float32)
-    rays = build(plate, np.array([[0, 1, 2], [0, 2, 3]]))
+    caster = RayCaster(plate, np.array([[0, 1, 2], [0, 2, 3]]))
     origins = np.array([[0.2, 0.1, 0.5], [0.2, 0.1, -0.5], [3, 0, -0.5]], np.float32)
     up = np.broadcast_to(np.array([0, 0, 1], np.float32), (3, 3))
-    assert is_free(rays, origins, up).tolist() == [True, False, True]
+    assert caster.is_unoccluded(origins, up).tolist() == [True, False, True]
 
 
 def test_casting_twice_gives_the_same_bits():
@@ -133,7 +133,7 @@ def test_casting_twice_gives_the_same_bits():
 
 
 def test_welded_vertices_share_a_normal():
-    """Two triangles that meet in duplicated corners, as at a texture seam."""
+    """Two triangles with duplicated corners along their common edge, a texture seam."""
     vertices = np.array(
         [[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0], [1, 1, -1], [0, 1, 0]], float
     )
@@ -151,5 +151,5 @@ def test_icosphere_is_a_closed_outward_sphere():
     np.testing.assert_allclose(np.linalg.norm(points, axis=1), 1)
     corners = points[faces]
     assert (np.linalg.det(corners) > 0).all()
-    volume = np.linalg.det(corners).sum() / 6  # a little less than the ball's
+    volume = np.linalg.det(corners).sum() / 6  # slightly less than the ball
     assert volume == pytest.approx(4 / 3 * np.pi, rel=0.04)

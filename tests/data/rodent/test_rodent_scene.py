@@ -1,4 +1,4 @@
-"""One scene: parameters, mesh, cameras, pictures."""
+"""One scene: parameters, mesh, cameras, images."""
 
 import dataclasses
 import json
@@ -8,16 +8,16 @@ import pytest
 import scipy.ndimage
 
 from facelift_jax.data.rodent import (
-    Options,
+    RodentOptions,
     make_scene,
-    photograph,
     posed_mesh,
+    render_images,
     sample_parameters,
 )
 from facelift_jax.data.rodent.asset import REGIONS, load_rodent
 from facelift_jax.data.rodent.coat import COATS
-from facelift_jax.data.rodent.picture import srgb_from_linear
 from facelift_jax.data.rodent.pose import pose_mesh
+from facelift_jax.data.rodent.render import srgb_from_linear
 from facelift_jax.data.rodent.rigs import (
     UNEVEN_AZIMUTHS_DEGREES,
     input_rig,
@@ -26,52 +26,53 @@ from facelift_jax.data.rodent.rigs import (
 from facelift_jax.data.rodent.scene import sample_cameras
 from facelift_jax.structs import check
 
-# Depth carried from view to view, pooled over PAIRS at 256 px: what is required;
-# measured are a median of 5e-5, kept 0.906, floating 5e-5 and off 0.
-# Depth is exact to 1e-6; what is left is interpolating B's depth between pixel centres.
-REPROJECTION = 2e-4  # median error, of the camera's distance
-KEPT = 0.87  # the rest is hidden in B behind another part of the animal
-ASTRAY = 1e-3  # no true point floats before what B sees, or lies off B's silhouette
+# Bounds for points of view A reprojected into view B, pooled over PAIRS at 256 px.
+# Measured: median 5e-5, consistent 0.906, floating 5e-5 and off 0. Depth is exact to
+# 1e-6; the remaining error comes from interpolating B's depth between pixel centres.
+REPROJECTION = 2e-4  # median error, in camera distances
+CONSISTENT = 0.87  # the other points are occluded in B by another part of the animal
+INCONSISTENT = 1e-3  # share of points in front of B's surface or off B's silhouette
 PAIRS = ((0, 1), (3, 2), (6, 4), (5, 7))
 
 
 @pytest.fixture(scope="module")
 def scene():
-    return make_scene(2, Options(256, views=2))
+    return make_scene(2, RodentOptions(256, views=2))
 
 
-def test_depth_carries_points_from_view_to_view(scene):
-    """A point seen at A's depth lies, where B sees it too, at B's depth."""
-    error, kept, floating, off = carried(scene.depths, scene.cameras)
+def test_depth_is_consistent_between_views(scene):
+    """A point at A's depth has B's depth in B, unless it is occluded there."""
+    error, consistent, floating, off = reproject_pairs(scene.depths, scene.cameras)
     print(
-        f"median reprojection error {error:.2g} of the camera distance, 256 px; of the "
-        f"points that face B {kept:.3f} kept; {floating:.1g} floating, {off:.1g} off"
+        f"median reprojection error {error:.2g} camera distances at 256 px; of the "
+        f"points that face B {consistent:.3f} consistent; {floating:.1g} floating, "
+        f"{off:.1g} off"
     )
     assert error < REPROJECTION
-    assert kept > KEPT
-    assert max(floating, off) < ASTRAY
+    assert consistent > CONSISTENT
+    assert max(floating, off) < INCONSISTENT
 
 
 @pytest.mark.parametrize("view", range(8))
-def test_depth_wrong_on_half_an_animal_in_one_view_would_be_seen(scene, view):
+def test_wrong_depth_on_half_an_animal_in_one_view_is_detected(scene, view):
     depths = scene.depths.copy()
     middle = int(np.median(np.nonzero(depths[view])[1]))
     depths[view, :, :middle] *= 1.03
-    # the median over the points that agree need not move: it is not asked
-    _, kept, floating, off = carried(depths, scene.cameras)
-    assert kept < KEPT or max(floating, off) > ASTRAY
-    if view < 4:  # the pairs of neighbours, whose points mostly face both cameras
-        assert kept < KEPT
+    # the median over the consistent points need not change, so it is not checked
+    _, consistent, floating, off = reproject_pairs(depths, scene.cameras)
+    assert consistent < CONSISTENT or max(floating, off) > INCONSISTENT
+    if view < 4:  # in the pairs of neighbours, most points face both cameras
+        assert consistent < CONSISTENT
 
 
-def carried(depths, cameras):
-    """Of PAIRS together: median error, and the shares kept, floating and off.
+def reproject_pairs(depths, cameras):
+    """Over PAIRS: median error, and the shares consistent, floating and off.
 
-    kept: of the points whose surface faces B (by its normal, whatever B's depth says),
-    those that B sees at their depth; floating: of the points that land on a smooth part
-    of B's depth, those clearly nearer than it; off: of all, those where B sees nothing.
+    consistent: of the points whose normal faces B, those with B's depth; floating: of
+    the points on a smooth part of B's depth, those clearly in front of it; off: of all
+    points, those off B's silhouette.
     """
-    parts = [carry(depths.astype(float), cameras, a, b) for a, b in PAIRS]
+    parts = [reproject(depths.astype(float), cameras, a, b) for a, b in PAIRS]
     assert all(agree.sum() > 100 for _, agree, *_ in parts)
     errors, agree, facing, smooth, off = map(np.concatenate, zip(*parts, strict=True))
     floating = smooth & (errors > 0.02)
@@ -83,15 +84,15 @@ def carried(depths, cameras):
     )
 
 
-def carry(depths, cameras, a, b):
-    """For each point of A [n]: B's depth less its own, and whether it agrees, faces B,
-    lands on a smooth part of B's depth, and lands where B sees nothing."""
+def reproject(depths, cameras, a, b):
+    """For each point of A [n]: B's depth minus its own, and whether it agrees, faces B,
+    is on a smooth part of B's depth, and is off B's silhouette."""
     viewmats, Ks = cameras.viewmats.astype(float), cameras.Ks.astype(float)
     pixels = np.moveaxis(np.indices(depths[a].shape)[::-1] + 0.5, 0, -1)
     rays = np.dstack([pixels, np.ones_like(depths[a])]) @ np.linalg.inv(Ks[a]).T
     a_to_b = viewmats[b] @ np.linalg.inv(viewmats[a])
     points = (rays * depths[a][..., None]) @ a_to_b[:3, :3].T + a_to_b[:3, 3]
-    # down x right points towards camera A, from any surface that A sees
+    # down x right points from any surface that A sees towards camera A
     normals = np.cross(np.gradient(points, axis=0), np.gradient(points, axis=1))
     lengths = np.linalg.norm(normals, axis=-1) * np.linalg.norm(points, axis=-1)
     inside = scipy.ndimage.minimum_filter(depths[a], 3) > 0
@@ -110,7 +111,7 @@ def carry(depths, cameras, a, b):
     return errors, agree, facing[on_animal], smooth, np.max(corners, 0) == 0
 
 
-def test_mesh_comes_back_from_stored_parameters(scene):
+def test_stored_parameters_give_the_rendered_mesh(scene):
     stored = json.loads(json.dumps(scene.parameters))
     vertices, faces = posed_mesh(stored)
     rendered = pose_mesh(load_rodent(), scene.parameters["pose"]).vertices
@@ -122,7 +123,7 @@ def test_mesh_comes_back_from_stored_parameters(scene):
 
 @pytest.mark.parametrize("uneven", [False, True])
 def test_the_mesh_projects_into_the_masks(uneven):
-    scene = make_scene(11, Options(64, views=3, uneven=uneven))
+    scene = make_scene(11, RodentOptions(64, views=3, uneven=uneven))
     vertices, _ = posed_mesh(scene.parameters)
     for view in range(9):
         viewmat, K = scene.cameras.viewmats[view], scene.cameras.Ks[view]
@@ -131,8 +132,8 @@ def test_the_mesh_projects_into_the_masks(uneven):
         alpha = scene.rgba[view, ..., 3]
         near = scipy.ndimage.maximum_filter(alpha, 3)
         assert (near[rows, cols] > 0).all()
-        # the many vertices of the tail's tip may share a pixel that they cover by less
-        # than a sixteenth
+        # at the tip of the tail, many vertices may share a pixel of which the tail
+        # covers less than a sixteenth
         assert (alpha[rows, cols] > 0).mean() > 0.95
         assert (alpha > 0).any(1).nonzero()[0][[0, -1]] == pytest.approx(
             [rows.min(), rows.max()], abs=1
@@ -142,36 +143,36 @@ def test_the_mesh_projects_into_the_masks(uneven):
         )
 
 
-def test_pictures_have_straight_alpha_and_soft_edges(scene):
+def test_images_have_straight_alpha_and_antialiased_edges(scene):
     alpha = scene.rgba[..., 3]
     assert not scene.rgba[alpha == 0].any()
     levels = np.unique(alpha)
-    assert len(levels) == 17  # sixteen samples a pixel on the silhouette
+    assert len(levels) == 17  # sixteen samples per pixel on the silhouette
     assert 0.02 < (alpha == 255).mean() < 0.2
-    # straight: edges are as bright as the inside, not darkened by coverage
+    # straight alpha: edges are as bright as the inside, not darkened by coverage
     edge = scene.rgba[..., :3][(alpha > 0) & (alpha < 128)].mean()
     assert edge > 0.6 * scene.rgba[..., :3][alpha == 255].mean()
 
 
-def test_scenes_are_what_their_seed_and_index_say():
-    options = Options(32, views=1)
+def test_a_scene_depends_on_its_seed_and_index_only():
+    options = RodentOptions(32, views=1)
     first, again = make_scene(4, options), make_scene(4, options)
     assert first.rgba.tobytes() == again.rgba.tobytes()
     assert first.depths.tobytes() == again.depths.tobytes()
     assert first.parameters == again.parameters
-    for other in (make_scene(5, options), make_scene(4, Options(32, 1, views=1))):
+    for other in (make_scene(5, options), make_scene(4, RodentOptions(32, 1, views=1))):
         assert other.parameters["pose"] != first.parameters["pose"]
 
 
-def test_rig_and_size_leave_the_animal_alone():
-    plain = sample_parameters(7, Options(32))
-    other = sample_parameters(7, Options(64, views=3, uneven=True))
+def test_rig_and_size_do_not_change_the_animal():
+    plain = sample_parameters(7, RodentOptions(32))
+    other = sample_parameters(7, RodentOptions(64, views=3, uneven=True))
     for part in ("pose", "coat", "light"):
         assert plain[part] == other[part]
 
 
-def test_more_held_out_cameras_leave_the_first_ones_alone():
-    few, many = (sample_cameras(3, Options(32, views=n))[0] for n in (4, 9))
+def test_more_held_out_cameras_do_not_change_the_first_ones():
+    few, many = (sample_cameras(3, RodentOptions(32, views=n))[0] for n in (4, 9))
     np.testing.assert_array_equal(few.viewmats, many.viewmats[:10])
 
 
@@ -180,11 +181,11 @@ GOLDEN_MEAN_POSITION = [0.4518299, 0.2141954, 0.1559080]
 GOLDEN_MEAN_PIXEL = [7.6604, 6.4309, 5.3030, 12.3926]
 
 
-def test_seeds_keep_their_meaning():
-    """These numbers move only together with scene.VERSION."""
-    scene = make_scene(0, Options(64, views=1))
+def test_a_seed_gives_the_same_scene_in_every_version():
+    """These numbers change only together with scene.VERSION."""
+    scene = make_scene(0, RodentOptions(64, views=1))
     vertices, _ = posed_mesh(scene.parameters)
-    coats = [sample_parameters(i, Options(64))["coat"]["coat"] for i in range(6)]
+    coats = [sample_parameters(i, RodentOptions(64))["coat"]["coat"] for i in range(6)]
     assert coats == GOLDEN_COATS
     np.testing.assert_allclose(
         np.abs(vertices).mean(0), GOLDEN_MEAN_POSITION, rtol=1e-5
@@ -192,17 +193,17 @@ def test_seeds_keep_their_meaning():
     np.testing.assert_allclose(scene.rgba[0].mean((0, 1)), GOLDEN_MEAN_PIXEL, atol=0.02)
 
 
-def test_animals_differ_and_every_coat_appears():
-    coats = [sample_parameters(i, Options(32))["coat"] for i in range(80)]
+def test_animals_differ_and_every_coat_occurs():
+    coats = [sample_parameters(i, RodentOptions(32))["coat"] for i in range(80)]
     assert {coat["coat"] for coat in coats} == set(COATS)
     patched = np.mean([coat["patch_coat"] is not None for coat in coats])
     assert 0.08 < patched < 0.4
 
 
-def test_jaws_are_shut_and_joints_within_their_limits():
+def test_jaws_are_closed_and_joints_are_within_their_limits():
     skeleton = load_rodent().skeleton
     for index in range(10):
-        angles = sample_parameters(index, Options(32))["pose"]["joint_radians"]
+        angles = sample_parameters(index, RodentOptions(32))["pose"]["joint_radians"]
         for joint, name in enumerate(skeleton.joint_names):
             low, high = skeleton.joint_limits[joint]
             assert (angles[joint] < low) == (name == "mandible")
@@ -210,7 +211,7 @@ def test_jaws_are_shut_and_joints_within_their_limits():
 
 
 def test_the_even_ring_is_even():
-    cameras, is_input = sample_cameras(0, Options(128, views=5))
+    cameras, is_input = sample_cameras(0, RodentOptions(128, views=5))
     assert is_input.tolist() == [True] * 6 + [False] * 5
     assert check(cameras)["b"] == (11,)
     centers = cameras.centers[:6]
@@ -223,10 +224,10 @@ def test_the_even_ring_is_even():
     np.testing.assert_allclose(cameras.Ks[:, :2, 2], 64)
 
 
-def test_all_cameras_look_at_the_object_and_hold_it():
+def test_all_cameras_look_at_the_object_and_see_all_of_it():
     for uneven in (False, True):
         for index in range(20):
-            cameras, _ = sample_cameras(index, Options(100, uneven=uneven))
+            cameras, _ = sample_cameras(index, RodentOptions(100, uneven=uneven))
             axis_points = cameras.viewmats[:, :3, 3]  # the origin in camera frames
             np.testing.assert_allclose(axis_points[:, :2], 0, atol=1e-6)
             distances = axis_points[:, 2]
@@ -263,13 +264,13 @@ def test_held_out_cameras_cover_the_whole_sphere():
     check(cameras)
 
 
-def test_the_asset_needs_no_pickle_and_adds_up():
+def test_the_model_is_consistent():
     rodent = load_rodent()
     assert rodent.regions.shape == (len(rodent.texture), len(REGIONS))
     np.testing.assert_allclose(rodent.regions.sum(1), 1, atol=1e-12)
     assert rodent.regions.min() >= 0
     np.testing.assert_allclose(rodent.weights.sum(1), 1, atol=1e-12)
-    assert rodent.weld.max() + 1 == 5376 + 2 * 162  # seams closed
+    assert rodent.weld.max() + 1 == 5376 + 2 * 162  # seams are welded
     assert (rodent.skeleton.parents[1:] < np.arange(1, 66)).all()
 
 
@@ -282,16 +283,16 @@ def test_srgb_curve():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 4}, "size 4: expected 8 to 8000"),
+        ({"size": 4}, "size 4: expected a side of 8 to 8000"),
         ({"views": -1}, "neither may be negative"),
         ({"radius": 0.9}, "expected a radius above 1"),
         ({"fov_degrees": 30.0}, "at this radius 43.5 degrees are needed"),
-        ({"uneven": True, "radius": 1.1, "fov_degrees": 150.0}, "stand inside it"),
+        ({"uneven": True, "radius": 1.1, "fov_degrees": 150.0}, "is inside the object"),
     ],
 )
 def test_impossible_options_are_refused(change, message):
     with pytest.raises(ValueError, match=message) as caught:
-        dataclasses.replace(Options(64), **change)
+        dataclasses.replace(RodentOptions(64), **change)
     assert "\n" not in str(caught.value)
 
 
@@ -303,12 +304,12 @@ def test_impossible_options_are_refused(change, message):
         ({"version": 1, "pose": {"joint_radians": [0.0]}}, "without a usable pose"),
     ],
 )
-def test_foreign_parameters_are_refused(parameters, message):
+def test_unusable_parameters_are_refused(parameters, message):
     with pytest.raises(ValueError, match=message):
         posed_mesh(parameters)
 
 
-def test_a_foreign_coat_is_refused_by_name(scene):
+def test_an_unknown_coat_is_refused(scene):
     parameters = {**scene.parameters, "coat": {"coat": "plaid"}}
     with pytest.raises(ValueError, match="without a usable pose, coat or light"):
-        photograph(parameters, scene.cameras)
+        render_images(parameters, scene.cameras)
