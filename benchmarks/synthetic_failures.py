@@ -1,14 +1,13 @@
-"""Four planted answers to synthetic scenes, and what every figure says of them.
+"""Four synthetic predictions with known quality, and every metric of each.
 
-    python -m benchmarks.synthetic_failures --pictures planted
+    python -m benchmarks.synthetic_failures --images sheets
 
 `perfect`: opaque splats all over the posed mesh in its true colours; each belongs to
-one of the input views that see it. `billboards`: each input picture on an opaque plane
-that fills its camera's frustum at .3 of its distance, what a network collapses to if
-nothing but its inputs is asked for. `blob`: a soft grey ball. `random`: anything.
+one of the input views that see it. `billboards`: each input image on an opaque plane
+that fills its camera's frustum at .3 of its distance, as a network paints them if only
+its input views are supervised. `blob`: a soft grey ball. `random`: random Gaussians.
 """
 
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,29 +26,33 @@ from facelift_jax.data.rodent.render import colors_at, prepare_subject
 from facelift_jax.data.rodent.surface import surface_at
 from facelift_jax.data.scenes import open_source
 from facelift_jax.evaluation.evaluator import evaluate
-from facelift_jax.evaluation.ground_truth import Truth, scene_truth
+from facelift_jax.evaluation.ground_truth import GroundTruth, scene_ground_truth
 from facelift_jax.evaluation.results import Evaluation
-from facelift_jax.evaluation.steps import judge, make_shape_step, make_turntable
+from facelift_jax.evaluation.steps import (
+    evaluate_gaussians,
+    make_shape_step,
+    make_turntable,
+)
 from facelift_jax.geometry.numerics import SH_C0
 from facelift_jax.geometry.rays import unproject
 from facelift_jax.io import command
 from facelift_jax.structs import Batch, Gaussians, RenderFn, Views
 
 BILLBOARD_DEPTH = 0.3  # of the camera's distance
-PAINTINGS = 8  # rounds in which the billboards' colours make up for the splats' blur
-OPTICAL_DEPTH = 8.0  # of the perfect surface, one side of it
-LIFT = 4e-3  # world units between the skin and rays that leave it
+NUM_CORRECTIONS = 8  # of the billboards' colours, for the blur of the splats
+OPTICAL_DEPTH = 8.0  # of one side of the perfect surface
+LIFT = 4e-3  # world units from the skin to the origin of a visibility ray
 
 
-class Planted(NamedTuple):
+class Prediction(NamedTuple):
     """Gaussians [n] and the input view each comes from [n], -1 for none."""
 
     gaussians: Gaussians
     source_views: np.ndarray
 
 
-def perfect(inputs: Views, truth: Truth, render_fn: RenderFn) -> Planted:
-    """Splats all over the mesh, as many as the inputs have pixels."""
+def perfect(inputs: Views, truth: GroundTruth, render_fn: RenderFn) -> Prediction:
+    """Splats all over the mesh, one for each pixel of the input images."""
     del render_fn
     parameters, world = truth.parameters, truth.world
     mesh = pose_mesh(load_rodent(), parameters["pose"])
@@ -80,15 +83,15 @@ def perfect(inputs: Views, truth: Truth, render_fn: RenderFn) -> Planted:
     chance = rng.random((len(eyes), num)) * np.stack(seen)
     sources = np.where(chance.any(0), chance.argmax(0), -1)
     sigma = 0.7 * np.sqrt(areas.sum() / num)  # splats overlap
-    # squarely seen, the splats of one side, blurred by the renderer, add up to this
+    # optical depth of one side, seen head-on, with the blur of the renderer
     blurred = 2 * np.pi * (sigma**2 + 0.3 * pixel**2)
     opacity = OPTICAL_DEPTH * areas.sum() / (num * blurred)
     means = world.apply(points)
-    return _planted(means, world.scale * sigma, opacity, colors, sources)
+    return _prediction(means, world.scale * sigma, opacity, colors, sources)
 
 
-def billboards(inputs: Views, truth: Truth, render_fn: RenderFn) -> Planted:
-    """A splat for every pixel of every input picture, near its camera."""
+def billboards(inputs: Views, truth: GroundTruth, render_fn: RenderFn) -> Prediction:
+    """A splat for every pixel of every input image, near its camera."""
     del truth
     cameras = inputs.cameras
     v, height, width = inputs.images.shape[:3]
@@ -100,48 +103,50 @@ def billboards(inputs: Views, truth: Truth, render_fn: RenderFn) -> Planted:
     sigma = 0.1 * np.repeat(depths / cameras.Ks[:, 0, 0], height * width)[:, None]
     sources = np.repeat(np.arange(v), height * width)
     jitted, colors = jax.jit(render_fn), np.asarray(inputs.images)
-    for _ in range(PAINTINGS):  # van Cittert's iteration
-        found = _planted(means, sigma, 1.0, colors.reshape(-1, 3), sources)
-        rendered = np.asarray(jitted(found.gaussians, cameras).colors)
+    for _ in range(NUM_CORRECTIONS):  # van Cittert's iteration
+        prediction = _prediction(means, sigma, 1.0, colors.reshape(-1, 3), sources)
+        rendered = np.asarray(jitted(prediction.gaussians, cameras).colors)
         colors = colors + (inputs.images - rendered)
-    return _planted(means, sigma, 1.0, colors.reshape(-1, 3), sources)
+    return _prediction(means, sigma, 1.0, colors.reshape(-1, 3), sources)
 
 
-def blob(inputs: Views, truth: Truth, render_fn: RenderFn) -> Planted:
+def blob(inputs: Views, truth: GroundTruth, render_fn: RenderFn) -> Prediction:
     """A soft ball in the mean colour of the object."""
     del render_fn
     rng = np.random.default_rng(0)
-    num, sources = inputs.masks.size, _dealt(inputs)
+    num, sources = inputs.masks.size, _dealt_out(inputs)
     means = truth.world.apply(0.3 * rng.normal(size=(num, 3)))
     color = inputs.images[inputs.masks[..., 0] > 0.5].mean(0)
     colors = np.broadcast_to(color, (num, 3))
-    return _planted(means, 0.1 * truth.world.scale, 0.03, colors, sources)
+    return _prediction(means, 0.1 * truth.world.scale, 0.03, colors, sources)
 
 
-def anything(inputs: Views, truth: Truth, render_fn: RenderFn) -> Planted:
+def random_gaussians(
+    inputs: Views, truth: GroundTruth, render_fn: RenderFn
+) -> Prediction:
     """Gaussians of random places, sizes, opacities and colours."""
     del render_fn
     rng = np.random.default_rng(0)
-    num, sources = inputs.masks.size, _dealt(inputs)
+    num, sources = inputs.masks.size, _dealt_out(inputs)
     means = truth.world.apply(rng.uniform(-1, 1, (num, 3)))
     scales = truth.world.scale * np.exp(rng.uniform(-6, -3, (num, 3)))
-    return _planted(means, scales, rng.random(num), rng.random((num, 3)), sources)
+    return _prediction(means, scales, rng.random(num), rng.random((num, 3)), sources)
 
 
-SCENES: dict[str, Callable[[Views, Truth, RenderFn], Planted]] = {
+CASES: dict[str, Callable[[Views, GroundTruth, RenderFn], Prediction]] = {
     "perfect": perfect,
     "billboards": billboards,
     "blob": blob,
-    "random": anything,
+    "random": random_gaussians,
 }
 
 
-def judge_all(
-    path: Path, size: int, num_frames: int, pictures: Path | None = None
+def evaluate_all(
+    path: Path, size: int, num_frames: int, image_dir: Path | None = None
 ) -> dict[str, Evaluation]:
-    """Every planted answer to a rodent set, evaluated as a network's would be.
+    """Evaluates each case on a rodent set, like the predictions of a network.
 
-    Sheets of the first scene go to folders of `pictures`.
+    Sheets of the first scene are written to one folder per case in `image_dir`.
     """
     options = DataOptions(input_size=size, target_size=size)
     render_fn = make_renderer(options.background)
@@ -150,37 +155,38 @@ def judge_all(
     shape_step = make_shape_step(render_fn, turn)
 
     @jax.jit
-    def judged(gaussians: Gaussians, sources: Any, batch: Batch):
-        return judge(render_fn, gaussians, sources, batch)
+    def jitted(gaussians: Gaussians, sources: Any, batch: Batch):
+        return evaluate_gaussians(render_fn, gaussians, sources, batch)
 
-    def step(plant: Callable[..., Planted], batch: Batch):
-        truth = scene_truth(source[int(batch.scene_id[0])], options)
+    def step(predict: Callable[..., Prediction], batch: Batch):
+        truth = scene_ground_truth(source[int(batch.scene_id[0])], options)
         assert truth is not None, "a rodent set"
         inputs = jax.tree.map(lambda x: x[0], batch.inputs)
-        found = plant(inputs, truth, render_fn)
-        gaussians = jax.tree.map(lambda x: x[None], found.gaussians)
-        return gaussians, judged(gaussians, found.source_views, batch)
+        prediction = predict(inputs, truth, render_fn)
+        gaussians = jax.tree.map(lambda x: x[None], prediction.gaussians)
+        return gaussians, jitted(gaussians, prediction.source_views, batch)
 
     return {
         name: evaluate(
             step,
-            plant,
+            predict,
             source,
             options,
-            num_picture_scenes=1,
-            picture_dir=pictures and pictures / name,
+            num_image_scenes=1,
+            image_dir=image_dir and image_dir / name,
             shape_step=shape_step,
         )
-        for name, plant in SCENES.items()
+        for name, predict in CASES.items()
     }
 
 
-def table(found: dict[str, Evaluation]) -> str:
-    """Every figure of each planted scene as Markdown."""
-    lines = [f"| | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
-    for figure in next(iter(found.values())).figures:
-        values = " | ".join(f"{x.figures[figure]:.4g}" for x in found.values())
-        lines.append(f"| {figure} | {values} |")
+def table(evaluations: dict[str, Evaluation]) -> str:
+    """Every metric of each case as Markdown."""
+    num_columns = len(evaluations) + 1
+    lines = [f"| | {' | '.join(evaluations)} |", "|---" * num_columns + "|"]
+    for metric in next(iter(evaluations.values())).metrics:
+        values = [f"{x.metrics[metric]:.4g}" for x in evaluations.values()]
+        lines.append(f"| {metric} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
@@ -189,10 +195,10 @@ def parse(arguments: list[str]):
     parser = command.Parser(
         prog="python -m benchmarks.synthetic_failures", description=__doc__
     )
-    parser.add_argument("--size", type=int, default=96, help="side of pictures, pixels")
+    parser.add_argument("--size", type=int, default=96, help="side of images, pixels")
     parser.add_argument("--scenes", type=int, default=1, help="number of rodents")
     parser.add_argument("--frames", type=int, default=40, help="of the turntable")
-    parser.add_argument("--pictures", type=Path, help="folder for sheets")
+    parser.add_argument("--images", type=Path, help="folder for sheets")
     return parser.parse_args(arguments)
 
 
@@ -201,18 +207,18 @@ def main(arguments: list[str]) -> None:
     flags = parse(arguments)
     with tempfile.TemporaryDirectory() as folder:
         rodent.generate(folder, flags.scenes, flags.size)
-        found = judge_all(Path(folder), flags.size, flags.frames, flags.pictures)
-    print(table(found))
+        evaluations = evaluate_all(Path(folder), flags.size, flags.frames, flags.images)
+    print(table(evaluations))
 
 
-def _dealt(inputs: Views) -> np.ndarray:
-    """Input views dealt out in turn."""
+def _dealt_out(inputs: Views) -> np.ndarray:
+    """Assigns the Gaussians to the input views in turn."""
     return np.arange(inputs.masks.size) % len(inputs.masks)
 
 
-def _planted(
+def _prediction(
     means: np.ndarray, scales: Any, opacities: Any, colors: np.ndarray, sources: Any
-) -> Planted:
+) -> Prediction:
     num = len(means)
     gaussians = Gaussians(
         means=means.astype(np.float32),
@@ -221,11 +227,8 @@ def _planted(
         opacities=np.broadcast_to(opacities, num).astype(np.float32),
         sh=((colors - 0.5) / SH_C0).astype(np.float32)[:, None],
     )
-    return Planted(gaussians, sources)
+    return Prediction(gaussians, sources)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        command.fail("planted", error)
+    command.run("synthetic_failures", main)

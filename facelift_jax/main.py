@@ -3,7 +3,6 @@
 python -m facelift_jax.main --config configs/lgm.py:demo --workdir runs/demo
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +11,15 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from facelift_jax.builders import build_model, data_options, make_renderer
-from facelift_jax.checkpoints.checkpoint import load_params
+from facelift_jax.builders import data_options, restore
 from facelift_jax.data.mixture import (
     check_data_settings,
     join,
     open_checked,
     open_parts,
 )
-from facelift_jax.data.validation.leakage import leave_out_trained
-from facelift_jax.evaluation.evaluator import count_violations, report
-from facelift_jax.evaluation.report import Judged
-from facelift_jax.evaluation.results import Evaluation, table
+from facelift_jax.evaluation.evaluator import evaluate_held_out
+from facelift_jax.evaluation.results import EvaluatedModel, Evaluation, table
 from facelift_jax.evaluation.steps import make_eval_step
 from facelift_jax.io import command
 from facelift_jax.losses import uses_lpips
@@ -78,7 +74,7 @@ def default_workdir() -> str:
 
 
 def evaluate_run(config: Any, workdir: Path) -> Evaluation:
-    """Judges the run's last checkpoint on the config's held-out scenes.
+    """Evaluates the run's last checkpoint on the config's held-out scenes.
 
     Raises:
       ValueError: no checkpoint, one of another config, or scenes it was trained on.
@@ -86,13 +82,13 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
     lpips = None
     if uses_lpips(config.loss):
         lpips = load_lpips(config.loss.lpips_weights)
-    params, stored = load_params(workdir)
-    asked = plain(config)
+    restored = restore(str(workdir), config.eval.num_targets)
+    settings = plain(config)
     changed = [
         f"{section}.{key}"
         for section in ("model", "data", "render")
-        for key in asked[section]
-        if asked[section][key] != stored[section].get(key)
+        for key in settings[section]
+        if settings[section][key] != restored.config[section].get(key)
     ]
     if changed:
         raise ValueError(
@@ -100,23 +96,18 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
             "was started with"
         )
     parts = open_parts(config.data)
-    options = data_options(config.data, config.eval.num_targets)
-    held_out = leave_out_trained(join(parts)[1], stored["trained_on"])
-    violations = [
-        count_violations(part.path, part.held_out, options.background) for part in parts
-    ]
-    render_fn = make_renderer(options.background, **config.render)
-    model = build_model(config.model)
-    return report(
+    return evaluate_held_out(
         workdir / "evaluation",
-        make_eval_step(model, render_fn, lpips),
-        params,
-        dataclasses.replace(held_out, violations=sum(violations)),
-        options,
-        render_fn,
-        config.eval.num_image_scenes,
-        config.eval.turntable_frames,
-        Judged(str(workdir), asked),
+        make_eval_step(restored.model, restored.render_fn, lpips),
+        restored.params,
+        join(parts)[1],
+        restored.options,
+        restored.render_fn,
+        EvaluatedModel(str(workdir), settings),
+        data_sets={part.path: part.held_out for part in parts},
+        trained_on=restored.trained_on,
+        num_image_scenes=config.eval.num_image_scenes,
+        num_turntable_frames=config.eval.turntable_frames,
     )
 
 

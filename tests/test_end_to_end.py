@@ -112,7 +112,7 @@ def lines_of(run):
 def test_a_run_leaves_everything_a_user_needs(run):
     names = {path.name for path in run.iterdir()}
     wanted = "config.json metrics.jsonl checkpoints report.html scene.ply turntable.mp4"
-    assert names >= {*wanted.split(), "complete.json", "figures.json", "curves.png"}
+    assert names >= {*wanted.split(), "complete.json", "metrics.json", "curves.png"}
     lines = lines_of(run)
     assert [line["step"] for line in lines] == [1, 2, 4, 5, 6, 8, 10]
     assert lines[-1]["train/total"] < 0.7 * lines[0]["train/total"]
@@ -171,7 +171,7 @@ def test_lpips_is_a_loss_and_a_figure(rodents, lpips_folder, tmp_path):
     assert first["train/lpips"] > 0
     assert {"inputs/lpips_vgg16", "held_out/lpips_vgg16"} <= last.keys()
     arguments = ["--checkpoint", "run", rodents, "--turntable-frames", 2]
-    arguments += ["--picture-scenes", 0, "--held-out-views", 1]
+    arguments += ["--image-scenes", 0, "--held-out-views", 1]
     arguments += ["--lpips", lpips_folder]
     code, out, err = finish(command(*arguments, cwd=tmp_path, module="evaluate"))
     assert code == 0, err
@@ -240,8 +240,8 @@ def test_bad_scenes_stop_training_unless_allowed(rodents, tmp_path):
     for mode, place in (("--mode=train", ""), ("--mode=eval", "evaluation")):
         code, _, err = finish(smoke("run", data, mode, *allowed, cwd=tmp_path))
         assert code == 0, err
-        figures = json.loads((tmp_path / "run" / place / "figures.json").read_text())
-        assert figures["violations"] == 1
+        metrics = json.loads((tmp_path / "run" / place / "metrics.json").read_text())
+        assert metrics["violations"] == 1
     assert lines_of(tmp_path / "run")[-1]["train/bad_scenes"] == 1
     record = json.loads((tmp_path / "run" / "data_checks.json").read_text())
     assert record["used_with_violations"].keys() == {"scene_000007"}
@@ -263,16 +263,16 @@ def test_weights_of_another_shape_are_refused_by_name(run, rodents, tmp_path):
 
 
 @pytest.mark.slow
-def test_eval_mode_repeats_the_figures(run, rodents, tmp_path):
+def test_eval_mode_repeats_the_metrics(run, rodents, tmp_path):
     code, out, err = finish(smoke(run, rodents, "--mode=eval", cwd=tmp_path))
     assert code == 0, err
     assert "held-out views" in out
-    again = json.loads((run / "evaluation" / "figures.json").read_text())
-    assert again == json.loads((run / "figures.json").read_text())
+    again = json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert again == json.loads((run / "metrics.json").read_text())
 
 
 @pytest.mark.slow
-def test_reconstruct_command_writes_scenes_and_leaves_complete_ones(
+def test_reconstruct_command_writes_scenes_and_keeps_complete_ones(
     run, rodents, tmp_path
 ):
     scenes = [str(rodents / name) for name in ("scene_000006", "scene_000007")]
@@ -284,21 +284,21 @@ def test_reconstruct_command_writes_scenes_and_leaves_complete_ones(
     assert "[process=" not in err  # other libraries' lines
     first = tmp_path / "reconstruction" / "scene_000006"
     kinds = [f"scene_000006_{kind}.png" for kind in ("inputs", "maps", "sheet")]
-    files = ["figures.json", "scene.ply", *kinds, "turntable.mp4"]
+    files = ["metrics.json", "scene.ply", *kinds, "turntable.mp4"]
     assert sorted(path.name for path in first.iterdir()) == sorted(files)
-    figures = json.loads((first / "figures.json").read_text())
-    assert figures["inputs/psnr_fg"] > 0
-    assert figures["left_out_of_ply"] == "opacity < 0.005"
-    assert not any(key.startswith("held_out") for key in figures)
+    metrics = json.loads((first / "metrics.json").read_text())
+    assert metrics["inputs/psnr_fg"] > 0
+    assert metrics["left_out_of_ply"] == "opacity < 0.005"
+    assert not any(key.startswith("held_out") for key in metrics)
     second = tmp_path / "reconstruction" / "scene_000007"
-    (second / "figures.json").unlink()
+    (second / "metrics.json").unlink()
     before = (first / "scene.ply").stat().st_mtime_ns
     again = command(*arguments, *scenes, cwd=tmp_path, module="reconstruct")
     code, out, err = finish(again)
     assert code == 0, err
-    assert "scene_000006: complete in" in out
+    assert "scene_000006: already complete in" in out
     assert (first / "scene.ply").stat().st_mtime_ns == before
-    assert (second / "figures.json").is_file()
+    assert (second / "metrics.json").is_file()
     code, _, err = finish(
         command(*arguments, "nowhere", cwd=tmp_path, module="reconstruct")
     )
@@ -308,17 +308,17 @@ def test_reconstruct_command_writes_scenes_and_leaves_complete_ones(
 
 
 @pytest.mark.slow
-def test_evaluate_command_judges_any_data_set(run, rodents, tmp_path):
-    arguments = ["--checkpoint", run, rodents, "--out", "judged"]
-    arguments += ["--picture-scenes", 1, "--turntable-frames", 4]
+def test_evaluate_command_takes_any_data_set(run, rodents, tmp_path):
+    arguments = ["--checkpoint", run, rodents, "--out", "evaluated"]
+    arguments += ["--image-scenes", 1, "--turntable-frames", 4]
     code, out, err = finish(command(*arguments, cwd=tmp_path, module="evaluate"))
     assert code == 0, err
-    assert "means over views, then over scenes: 2" in out  # six were trained on
+    assert "scenes in the means: 2" in out  # six were trained on
     assert "6 of 8 scenes were trained on and are left out" in err
-    judged = tmp_path / "judged"
-    scenes = json.loads((judged / "figures.json").read_text())["scenes"]
-    assert [scene["scene"] for scene in scenes] == ["scene_000006", "scene_000007"]
-    assert (judged / "turntable.mp4").stat().st_size > 1000
+    folder = tmp_path / "evaluated"
+    scenes = json.loads((folder / "metrics.json").read_text())["scenes"]
+    assert [scene["name"] for scene in scenes] == ["scene_000006", "scene_000007"]
+    assert (folder / "turntable.mp4").stat().st_size > 1000
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Evaluation refuses pictures that are not the network's; the hull needs none."""
+"""The evaluate command, and evaluation in general: refusals, counts, files."""
 
 import functools
 import json
@@ -50,23 +50,23 @@ def test_dropped_entries_end_an_evaluation(tmp_path):
 
 
 def repeat_a_view(scene):
-    """Makes a scene fail the data checks: two views of one picture."""
+    """Makes a scene fail the data checks: two views have the same image."""
     images = sorted((scene / "images").iterdir())
     shutil.copy(images[6], images[7])
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")  # by the default of a flag
-def test_a_run_counts_the_held_out_scenes_that_break_the_contract(
+def test_a_run_counts_the_held_out_scenes_that_fail_the_data_checks(
     tmp_path, monkeypatch, capsys
 ):
-    """In every process; the first one speaks and writes."""
-
+    """In every process; only the first one logs and writes."""
     rodent.generate(tmp_path / "data", 4, 24, workers=1, views=3)
     for name in ("scene_000001", "scene_000003"):
         repeat_a_view(tmp_path / "data" / name)
     config = get_config("smoke")
     config.data.update(path=str(tmp_path / "data"), num_held_out_scenes=2)
     config.data.violations_allowed = 2
+    options = data_options(config.data, config.eval.num_targets)
     (tmp_path / "run").mkdir()
     for process in (1, 0):
         assert not list(tmp_path.rglob("data_checks.json"))
@@ -79,12 +79,12 @@ def test_a_run_counts_the_held_out_scenes_that_break_the_contract(
 
 
 @pytest.mark.slow
-def test_the_hull_is_judged_without_a_network(tmp_path, monkeypatch, capsys, caplog):
+def test_the_hull_is_evaluated_without_a_network(tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.setattr(command, "log_own_lines", lambda: None)
     rodent.generate(tmp_path / "data", 2, 24, workers=1, views=3)
     repeat_a_view(tmp_path / "data" / "scene_000001")
     arguments = [str(tmp_path / "data"), "--out", str(tmp_path / "hull")]
-    with pytest.raises(ValueError, match="give --checkpoint, or --baseline hull to ju"):
+    with pytest.raises(ValueError, match="give --checkpoint, or --baseline hull for "):
         command_evaluate.main(arguments)
     arguments += ["--baseline", "hull", "--inputs", "5"]
     with pytest.raises(ValueError, match="--turntable-frames 0: at least 1"):
@@ -92,27 +92,27 @@ def test_the_hull_is_judged_without_a_network(tmp_path, monkeypatch, capsys, cap
     command_evaluate.main([*arguments, "--turntable-frames", "4"])
     (warning,) = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
     assert warning.startswith(
-        f"judged all the same: {tmp_path}/data: 1 of 2 scenes fail the data checks; "
-        "the first: scene scene_000001: views 6 and 7 are the same picture"
+        f"evaluated nevertheless: {tmp_path}/data: 1 of 2 scenes fail the data "
+        "checks; the first: scene scene_000001: views 6 and 7 are the same picture"
     )
     assert warning.endswith(f"python -m facelift_jax.check_data {tmp_path}/data")
-    found = json.loads((tmp_path / "hull" / "figures.json").read_text())
-    assert found["violations"] == 1
-    figures = found["figures"]
-    assert figures["held_out/iou"] > 0.5
-    assert found["hull"]["figures"] == figures
-    low, high = found["intervals"]["held_out/iou"]
-    assert low <= figures["held_out/iou"] <= high
-    assert found["counts"]["surface/chamfer"] == 2
-    assert found["figures"]["turntable/p6"] is None  # of four frames
-    assert sum(row["views"] for row in found["by_angle"]) == 2 * 4  # one input less
-    means = [np.mean(scene["held_out_views"]["psnr_fg"]) for scene in found["scenes"]]
-    assert figures["held_out/psnr_fg"] == pytest.approx(np.mean(means))
+    written = json.loads((tmp_path / "hull" / "metrics.json").read_text())
+    assert written["violations"] == 1
+    metrics = written["metrics"]
+    assert metrics["held_out/iou"] > 0.5
+    assert written["hull"]["metrics"] == metrics
+    low, high = written["intervals"]["held_out/iou"]
+    assert low <= metrics["held_out/iou"] <= high
+    assert written["counts"]["surface/chamfer"] == 2
+    assert metrics["turntable/p6"] is None  # too few frames
+    assert sum(x["num_views"] for x in written["by_angle"]) == 2 * 4  # one input less
+    means = [np.mean(scene["psnr_fg"]) for scene in written["scenes"]]
+    assert metrics["held_out/psnr_fg"] == pytest.approx(np.mean(means))
     lines = capsys.readouterr().out.splitlines()
     iou = next(line.split() for line in lines if line.startswith("iou"))
     assert iou[2] == iou[-1]  # held-out views, and the hull's
     box = next(line.split() for line in lines if line.startswith("psnr_box"))
     assert box[-1] == "-"
     files = {path.name for path in (tmp_path / "hull").iterdir()}
-    wanted = "figures.json pictures report.html scene.ply turntable.mp4"
+    wanted = "metrics.json images report.html scene.ply turntable.mp4"
     assert files == {*wanted.split()}

@@ -1,4 +1,4 @@
-"""Reconstruction: what a checkpoint says of its pictures, and whose folder it is."""
+"""The reconstruct command: settings of checkpoints, files, and complete folders."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ DATA = {"input_size": 16, "target_size": 16, "radius": 2.7, "frame": "world"}
 
 
 @pytest.fixture(autouse=True)
-def logs_as_they_are(monkeypatch):
+def keep_log_handlers(monkeypatch):
     monkeypatch.setattr(command, "log_own_lines", lambda: None)
 
 
@@ -42,7 +42,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """(checkpoint of a small GS-LRM trained on small pictures, the same converted)."""
+    """(run of a small GS-LRM with small images, the same as converted weights)."""
     model = get_model("gslrm", "mini", **SIZES)
     params = model.init(jax.random.key(0), dummy_views(1, 2, 16))["params"]
     root = tmp_path_factory.mktemp("weights")
@@ -52,8 +52,8 @@ def weights(tmp_path_factory):
     return root / "run", root / "converted"
 
 
-def test_converted_weights_get_the_pictures_they_were_trained_on(weights):
-    """FaceLift's: cameras 2.7 from the origin of a world that keeps its axes."""
+def test_converted_weights_use_the_data_options_of_their_training(weights):
+    """FaceLift: cameras 2.7 from the origin, in a world that keeps its axes."""
     options = restore(str(weights[1]), 3).options
     assert (options.radius, options.frame) == (2.7, "world")
     assert (options.input_size, options.target_size) == (512, 512)
@@ -73,21 +73,23 @@ def test_a_scene_is_reconstructed_in_the_world_of_its_rig(weights, scenes):
     restored = restore(str(weights[0]), 1, num_inputs=4)
     step = make_eval_step(restored.model, restored.render_fn)
     scene = open_source(scenes[0])[0]
-    found = reconstruct.reconstruct_scene(
+    result = reconstruct.reconstruct_scene(
         step, restored.params, scene, restored.options
     )
-    assert found.figures["num_gaussians"] == 2 + 4 * 16 * 16
-    assert found.figures["share_opaque"] == 1  # about 0.12 at the start
-    assert found.output.colors.shape == (1, 4, 16, 16, 3)
-    distances = np.linalg.norm(found.batch.inputs.cameras.centers[0], axis=-1)
+    assert result.metrics["num_gaussians"] == 2 + 4 * 16 * 16
+    assert result.metrics["share_opaque"] == 1  # about 0.12 at the start
+    assert result.output.colors.shape == (1, 4, 16, 16, 3)
+    distances = np.linalg.norm(result.batch.inputs.cameras.centers[0], axis=-1)
     np.testing.assert_allclose(distances, 2.7, rtol=1e-3)
-    assert found.metrics["psnr_fg"].shape == (1, 4)
+    assert result.view_metrics["psnr_fg"].shape == (1, 4)
     np.testing.assert_allclose(
-        found.figures["inputs/psnr_fg"], found.metrics["psnr_fg"].mean(), rtol=1e-6
+        result.metrics["inputs/psnr_fg"],
+        result.view_metrics["psnr_fg"].mean(),
+        rtol=1e-6,
     )
 
 
-def test_a_complete_scene_is_left_and_other_folders_are_refused(
+def test_a_complete_scene_is_kept_and_other_folders_are_refused(
     weights, scenes, tmp_path, capsys
 ):
     out = tmp_path / "out"
@@ -95,25 +97,25 @@ def test_a_complete_scene_is_left_and_other_folders_are_refused(
     arguments += ["--turntable-frames", "2"]
     reconstruct.main(arguments)
     folder = out / "scene_000000"
-    figures = json.loads((folder / "figures.json").read_text())
-    assert figures["made_by"]["filter"] == "opacity"
-    assert figures["made_by"]["data.num_inputs"] == 6
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["made_by"]["filter"] == "opacity"
+    assert metrics["made_by"]["data.num_inputs"] == 6
     names = [f"inputs/{name}" for name in OWN_VIEW_DEFINITIONS]
     names += [f"health/{name}" for name in HEALTH_DEFINITIONS]
     names += [f"turntable/{name}" for name in TURNTABLE_DEFINITIONS]
-    assert {*names} <= figures.keys()
+    assert {*names} <= metrics.keys()
     printed = capsys.readouterr().out
     assert all(f"{name.split('/')[1]} " in printed for name in names)
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     reconstruct.main(arguments)
-    assert "scene_000000: complete in" in capsys.readouterr().out
+    assert "scene_000000: already complete in" in capsys.readouterr().out
     after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert after == before
     for flags, changed in (
         (["--filter", "facelift", "--turntable-frames", "3"], "filter, turntable_fram"),
         (["--inputs", "4"], "data.num_inputs"),
     ):
-        with pytest.raises(ValueError, match=f"complete, but by other {changed}"):
+        with pytest.raises(ValueError, match=f"but made with other {changed}"):
             reconstruct.main([*arguments, *flags])
 
     moved = tmp_path / "moved" / "scene_000000"
@@ -123,22 +125,22 @@ def test_a_complete_scene_is_left_and_other_folders_are_refused(
     save_params(tmp_path / "same", params, config)
     same = [str(moved), "--checkpoint", str(tmp_path / "same"), *arguments[3:]]
     reconstruct.main(same)
-    assert "scene_000000: complete in" in capsys.readouterr().out
+    assert "scene_000000: already complete in" in capsys.readouterr().out
     shutil.copy(moved / "images" / "cam_001.png", moved / "images" / "cam_000.png")
-    with pytest.raises(ValueError, match="complete, but by other files; choose"):
+    with pytest.raises(ValueError, match="complete, but made with other files; cho"):
         reconstruct.main(same)
 
-    (folder / "figures.json").unlink()  # as a run that was stopped leaves it
+    (folder / "metrics.json").unlink()  # as after an interrupted run
     assert not reconstruct.is_complete(folder, "scene_000000", {})
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds notes\.txt, which is of no recons"):
+    with pytest.raises(ValueError, match=r"holds notes\.txt, which is not a file"):
         reconstruct.main(arguments)
     into_data = [*arguments, "--out", str(scenes[0].parent)]
-    with pytest.raises(ValueError, match=r"scene_000000: holds depths, which is of no"):
+    with pytest.raises(ValueError, match=r"scene_000000: holds depths, which is not"):
         reconstruct.main(into_data)
 
 
-def test_other_weights_are_told_apart():
+def test_the_digest_changes_with_any_weight():
     params = {"a": np.zeros(2, np.float32), "b": np.ones((2, 3), np.float32)}
     same = jax.tree.map(np.copy, params)
     assert reconstruct.digest(same) == reconstruct.digest(params)
@@ -146,13 +148,13 @@ def test_other_weights_are_told_apart():
     assert reconstruct.digest(same) != reconstruct.digest(params)
 
 
-def test_bad_arguments_are_refused_before_anything_is_made(weights, scenes, tmp_path):
+def test_bad_arguments_are_refused_before_any_output(weights, scenes, tmp_path):
     out = tmp_path / "out"
     data = DATA | {"frame": "first_camera"}
     params = restore(str(weights[0]), 1).params
     save_params(tmp_path / "y_up", params, {"model": MODEL, "data": data})
     flags = ["--checkpoint", str(tmp_path / "y_up"), "--filter", "facelift"]
-    with pytest.raises(ValueError, match="--filter facelift: made for a world whose z"):
+    with pytest.raises(ValueError, match="--filter facelift: needs a world whose z"):
         reconstruct.main([*flags, "--out", str(out), str(scenes[0])])
     arguments = ["--checkpoint", str(weights[0]), "--out", str(out), str(scenes[0])]
     with pytest.raises(ValueError, match="two scenes are named scene_000000; give"):
@@ -171,11 +173,14 @@ def test_bad_arguments_are_refused_before_anything_is_made(weights, scenes, tmp_
     [
         ("{", "not readable as JSON"),
         ("[]", "expected a JSON object; remove the file"),
-        ('{"made_by": 3}', "complete, but by other weights; choose another --out"),
+        (
+            '{"made_by": 3}',
+            "complete, but made with other weights; choose another",
+        ),
     ],
 )
-def test_a_damaged_record_is_one_line(tmp_path, text, line):
-    (tmp_path / reconstruct.FIGURES).write_text(text)
+def test_a_damaged_metrics_file_is_reported_in_one_line(tmp_path, text, line):
+    (tmp_path / reconstruct.METRICS_FILE).write_text(text)
     with pytest.raises(ValueError, match=line) as caught:
         reconstruct.is_complete(tmp_path, "scene", {"weights": "1"})
     assert str(tmp_path) in str(caught.value)

@@ -1,7 +1,7 @@
-"""A whole evaluation: every scene of a source, the visual hull, and the files."""
+"""A whole evaluation: every scene of a data set, the visual hull, and all files."""
 
-import collections
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,16 @@ from facelift_jax.data.options import DataOptions
 from facelift_jax.data.pipeline import Source, evaluation_batches
 from facelift_jax.data.scenes import FolderSource, StoredScene
 from facelift_jax.data.validation.dataset_report import find_violations
-from facelift_jax.evaluation.report import Judged, write_report
+from facelift_jax.data.validation.leakage import leave_out_trained
+from facelift_jax.evaluation.report import require_report_packages, write_report
 from facelift_jax.evaluation.results import (
+    METRICS_FILE,
+    EvaluatedModel,
     Evaluation,
-    write_figures,
-    write_scene,
+    SceneResult,
+    summarize,
+    write_metrics,
+    write_ply_and_turntable,
     write_sheets,
 )
 from facelift_jax.evaluation.steps import (
@@ -27,13 +32,13 @@ from facelift_jax.evaluation.steps import (
     make_hull_step,
     make_shape_step,
     make_turntable,
-    scene_row,
+    require_nothing_dropped,
+    scene_metrics,
 )
 from facelift_jax.io.progress import show_on_first_process, watched
-from facelift_jax.metrics import by_angle, summarize_scenes
-from facelift_jax.structs import RenderFn, RenderOutput
+from facelift_jax.structs import RenderFn
 
-NUM_SHAPE_SCENES = 4  # that also get the figures which cost as much as all others
+NUM_SHAPE_SCENES = 4  # scenes with the metrics that take as long as all others
 
 
 def evaluate(
@@ -41,133 +46,154 @@ def evaluate(
     params: Any,
     source: Source,
     options: DataOptions,
-    num_picture_scenes: int = 0,
-    picture_dir: Path | None = None,
+    num_image_scenes: int = 0,
+    image_dir: Path | None = None,
     shape_step: ShapeStep | None = None,
 ) -> Evaluation:
-    """Figures of every scene of a source, from its inputs and from held-out cameras.
+    """Metrics of every scene of a source, at its input views and at held-out views.
 
-    The first `num_picture_scenes` scenes get sheets in `picture_dir`. With a
-    `shape_step` the first `NUM_SHAPE_SCENES` scenes get its figures as well.
+    The first `num_image_scenes` scenes get sheets in `image_dir`. With a `shape_step`,
+    the first `NUM_SHAPE_SCENES` scenes get its metrics as well.
 
     Raises:
       ValueError: the renderer dropped list entries (an explicit cap).
     """
-    rows, scenes, sheets, first = [], [], {}, None
-    undefined: collections.Counter[str] = collections.Counter()
+    results: list[SceneResult] = []
+    first, sheets = None, {}
     batches = evaluation_batches(source, options, batch_size=1)
-    batches = watched(batches, "judge", len(source), show_on_first_process)
+    batches = watched(batches, "evaluate", len(source), show_on_first_process)
     for index, batch in enumerate(batches):
         scene = source[int(batch.scene_id[0])]
-        gaussians, found = jax.device_get(eval_step(params, batch))
-        refuse_dropped(scene.name, found.output)
-        row, left_out = scene_row(found, options.num_inputs)
+        gaussians, outputs = jax.device_get(eval_step(params, batch))
+        require_nothing_dropped(scene.name, outputs.output)
+        metrics, undefined = scene_metrics(outputs, options.num_inputs)
         gaussians, inputs = jax.tree.map(
             lambda x: x[0], (gaussians, batch.inputs.cameras)
         )
         if shape_step is not None and index < NUM_SHAPE_SCENES:
-            radius = float(found.radius[0])
-            row |= shape_step(gaussians, batch, scene, options, radius)
-        undefined.update(left_out)
-        held_out = slice(options.num_inputs, None)
-        angles, psnr_fg = found.angles[0, held_out], found.views["psnr_fg"][0, held_out]
-        rows.append(row)
+            radius = float(outputs.radius[0])
+            metrics |= shape_step(gaussians, batch, scene, options, radius)
         origin = scene.origin if isinstance(scene, StoredScene) else NO_ORIGIN
-        known = {"scene": scene.name, "moment": (origin.recording, origin.time)}
-        views = {"angle": angles.tolist(), "psnr_fg": psnr_fg.tolist()}
-        scenes.append({**known, **row, "held_out_views": views})
-        if picture_dir is not None and index < num_picture_scenes:
+        held_out, psnr_fg = (
+            slice(options.num_inputs, None),
+            outputs.view_metrics["psnr_fg"],
+        )
+        results.append(
+            SceneResult(
+                scene.name,
+                (origin.recording, origin.time),
+                metrics,
+                undefined,
+                outputs.angles[0, held_out].tolist(),
+                psnr_fg[0, held_out].tolist(),
+            )
+        )
+        if image_dir is not None and index < num_image_scenes:
             sheets[scene.name] = write_sheets(
-                picture_dir, scene.name, batch, found.output, found.views["psnr_fg"]
+                image_dir, scene.name, batch, outputs.output, psnr_fg
             )
         first = first or (gaussians, inputs)
     assert first is not None, "a source holds at least one scene"
-    views = [scene["held_out_views"] for scene in scenes]
-    classes = by_angle(*([view[key] for view in views] for key in ("angle", "psnr_fg")))
-    summary = summarize_scenes(rows, [scene["moment"] for scene in scenes])
-    return Evaluation(*summary, dict(undefined), classes, scenes, *first, sheets)
+    return summarize(results, *first, sheets)
 
 
-def finish(
+def write_evaluation(
     directory: Path,
     evaluation: Evaluation,
     render_fn: RenderFn,
     turn: Turntable,
     source: FolderSource,
     options: DataOptions,
-    judged: Judged,
+    evaluated: EvaluatedModel,
 ) -> Evaluation:
-    """Sets the visual hull beside an evaluation of the same source and writes it down.
+    """Adds the visual hull of the same scenes to an evaluation and writes its files.
 
-    Writes scene.ply and turntable.mp4 of the first scene, then figures.json and, of all
-    that, report.html; both count the source's `violations`.
+    Writes scene.ply and turntable.mp4 of the first scene, then metrics.json, then
+    report.html.
     """
     hull = evaluation
-    if judged.checkpoint is not None:
+    if evaluated.checkpoint is not None:
         shape_step = make_shape_step(render_fn, None)
         step = make_hull_step(render_fn)
         hull = evaluate(step, None, source, options, shape_step=shape_step)
     frames, _ = turn(evaluation.gaussians, evaluation.inputs)
-    for line in write_scene(directory, evaluation.gaussians, frames):
+    for line in write_ply_and_turntable(directory, evaluation.gaussians, frames):
         logging.info(line)
     evaluation = dataclasses.replace(
         evaluation, hull=hull, violations=source.violations
     )
-    write_figures(directory / "figures.json", evaluation)
-    write_report(directory, evaluation, judged, source, options)
+    write_metrics(directory / METRICS_FILE, evaluation)
+    write_report(directory, evaluation, evaluated, source, options)
     return evaluation
 
 
-def report(
+def evaluate_held_out(
     directory: Path,
     eval_step: EvalStep,
     params: Any,
     source: FolderSource,
     options: DataOptions,
     render_fn: RenderFn,
-    num_picture_scenes: int,
-    num_frames: int,
-    judged: Judged,
+    evaluated: EvaluatedModel,
+    data_sets: Mapping[Path, FolderSource],
+    trained_on: Sequence[str],
+    num_image_scenes: int,
+    num_turntable_frames: int,
 ) -> Evaluation:
-    """Evaluates and writes sheets and what `finish` does.
+    """Evaluates the scenes that a model was not trained on; writes all files.
+
+    `source` holds the scenes of all `data_sets` (path -> its scenes); `trained_on` are
+    the fingerprints of training scenes. The scenes that are evaluated and fail the data
+    checks are counted, and reported as a warning.
 
     Raises:
-      ValueError: the folder holds something else.
+      ValueError: every scene was trained on, or `directory` holds other files.
+      ImportError: the packages of the report are missing.
     """
-    is_ours = (directory / "figures.json").is_file()
-    if directory.is_dir() and any(directory.iterdir()) and not is_ours:
+    require_report_packages()
+    is_evaluation = (directory / METRICS_FILE).is_file()
+    if directory.is_dir() and any(directory.iterdir()) and not is_evaluation:
         raise ValueError(
-            f"{directory}: not empty and no evaluation of ours; choose another folder"
+            f"{directory}: not empty, but holds no {METRICS_FILE} of an earlier "
+            "evaluation; choose another folder"
         )
+    if trained_on:
+        source = leave_out_trained(source, list(trained_on))
+    violations = sum(
+        _count_violations(path, _common(data_set, source), options.background)
+        for path, data_set in data_sets.items()
+    )
+    source = dataclasses.replace(source, violations=violations)
     directory.mkdir(parents=True, exist_ok=True)
-    turn = make_turntable(render_fn, num_frames)
+    turn = make_turntable(render_fn, num_turntable_frames)
     evaluation = evaluate(
         eval_step,
         params,
         source,
         options,
-        num_picture_scenes,
-        directory / "pictures",
+        num_image_scenes,
+        directory / "images",
         make_shape_step(render_fn, turn),
     )
-    return finish(directory, evaluation, render_fn, turn, source, options, judged)
+    return write_evaluation(
+        directory, evaluation, render_fn, turn, source, options, evaluated
+    )
 
 
-def refuse_dropped(name: str, output: RenderOutput) -> None:
-    """Refuses pictures that are not all of a scene's Gaussians."""
-    dropped = int(output.dropped.sum())
-    if dropped:
-        raise ValueError(
-            f"scene {name}: the renderer dropped {dropped} list entries, so its "
-            "pictures are not the network's; raise or remove max_entries"
-        )
+def _common(data_set: FolderSource, source: FolderSource) -> FolderSource:
+    """The scenes of a data set that `source` holds too."""
+    kept = set(map(str, source.folders))
+    pairs = zip(data_set.folders, data_set.names, strict=True)
+    pairs = [(folder, name) for folder, name in pairs if str(folder) in kept]
+    folders, names = (tuple(pair[i] for pair in pairs) for i in (0, 1))
+    return dataclasses.replace(data_set, folders=folders, names=names)
 
 
-def count_violations(
+def _count_violations(
     path: Path, source: FolderSource, background: tuple[float, float, float]
 ) -> int:
-    """The number of violations, as in `find_violations`; its line becomes a warning."""
+    """How many scenes fail the data checks; logs a warning if any does."""
     violations, line = find_violations(path, source, background, show_on_first_process)
     if violations:
-        logging.warning("judged all the same: %s", line)
+        logging.warning("evaluated nevertheless: %s", line)
     return violations

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from facelift_jax.data import rodent
 from facelift_jax.data.normalize import Similarity
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.scenes import Scene, StoredScene
@@ -15,13 +14,13 @@ from facelift_jax.structs import Cameras, RenderOutput
 
 
 @dataclasses.dataclass(frozen=True)
-class Truth:
-    """The object of a synthetic scene, in the world it is judged in.
+class GroundTruth:
+    """The object of a synthetic scene, in the world of its evaluation.
 
     Attributes:
       vertices, faces: its mesh, [n 3] and [m 3].
-      parameters: the rodent's, in the stored world.
-      world: from the stored world to this one.
+      parameters: of the rodent, in the stored world.
+      world: similarity from the stored world to this one.
     """
 
     vertices: np.ndarray
@@ -29,10 +28,10 @@ class Truth:
     parameters: dict[str, Any]
     world: Similarity
 
-    def photograph(
-        self, cameras: Cameras, background: tuple[float, ...]
-    ) -> RenderOutput:
-        """Its pictures from cameras [f] in the shape of a rendering; none dropped."""
+    def render(self, cameras: Cameras, background: tuple[float, ...]) -> RenderOutput:
+        """Ray-traced images of the object from cameras [f]; nothing is dropped."""
+        from facelift_jax.data import rodent  # needs the extra "data"
+
         inverse = self.world.inverse()
         exact = dataclasses.replace(cameras, viewmats=np.float64(cameras.viewmats))
         stored = transform_world(exact, *inverse)
@@ -47,12 +46,16 @@ class Truth:
         )
 
 
-def scene_truth(scene: Scene | StoredScene, options: DataOptions) -> Truth | None:
-    """The mesh of a scene of ours; None where the scene does not know it.
+def scene_ground_truth(
+    scene: Scene | StoredScene, options: DataOptions
+) -> GroundTruth | None:
+    """The mesh of a generated rodent scene; None for any other scene.
 
     Raises:
-      ValueError: the scene's parameters make no rodent; one line that names it.
+      ValueError: the scene's parameters do not describe a rodent; one line.
     """
+    from facelift_jax.data import rodent  # needs the extra "data"
+
     parameters = rodent.read_parameters(scene.path)
     if parameters is None:
         return None
@@ -61,4 +64,4 @@ def scene_truth(scene: Scene | StoredScene, options: DataOptions) -> Truth | Non
     except ValueError as error:
         raise ValueError(f"scene {scene.name} ({scene.path}): {error}") from error
     world = evaluation_world(scene, options)
-    return Truth(world.apply(vertices), faces, parameters, world)
+    return GroundTruth(world.apply(vertices), faces, parameters, world)

@@ -1,24 +1,22 @@
 """An evaluation as one page, report.html: no server, no network, no script.
 
-Every name is escaped, and the page's own policy lets nothing in but what it carries.
+All text is escaped, and the content security policy of the page allows only the images,
+the video and the style sheet that are embedded in it. Needs the extra "report".
 """
 
 import base64
 import dataclasses
 import datetime
 import hashlib
+import importlib
 import io
 import json
 import math
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL.PngImagePlugin import PngImageFile
 
 import facelift_jax
@@ -26,19 +24,27 @@ from facelift_jax.data.io import printable
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.packed import PackedScene
 from facelift_jax.data.scenes import FolderSource
-from facelift_jax.evaluation.results import Evaluation, angle_classes, number, rows
+from facelift_jax.evaluation.results import (
+    EvaluatedModel,
+    Evaluation,
+    SceneResult,
+    describe_angle_bins,
+    format_number,
+    metric_rows,
+)
 from facelift_jax.io import atomic
+from facelift_jax.io.extras import extra
 from facelift_jax.io.revision import source_revision
 from facelift_jax.metrics import paired_interval
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-SHOWN_SETS = 3  # paths that stand in the page; others are counted
-MAX_SHEET = (2200, 16_000)  # px; the PNG beside the page are whole
-WEBP = {"quality": 85, "method": 2}  # of much less effort than its default
-PAPER = "#f3f3f1"  # what sheets are drawn on
+MAX_DATA_SETS = 3  # paths listed on the page; the others are counted
+MAX_SHEET = (2200, 16_000)  # px; the PNG files have the full size
+WEBP = {"quality": 85, "method": 2}  # much faster than the default method
+SHEET_COLOR = "#f3f3f1"  # background of sheets
 COMPARED = {"held_out/psnr_fg": "colour", "held_out/iou": "silhouette"}
 UNITS = {"psnr_fg": " dB", "gap": " dB"}
-COLUMNS = {  # of the table of scenes: heading -> figure
+COLUMNS = {  # of the table of scenes: heading -> metric
     "psnr_fg, input views": "inputs/psnr_fg",
     "psnr_fg": "held_out/psnr_fg",
     "gap": "gap",
@@ -49,55 +55,55 @@ COLUMNS = {  # of the table of scenes: heading -> figure
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Judged:
-    """Whose Gaussians an evaluation is of.
+def require_report_packages() -> None:
+    """Imports the packages of the report, so that a missing one is reported early.
 
-    Attributes:
-      checkpoint: where the network's weights are; None: the visual hull.
-      settings: that it was made by, as JSON values.
+    Raises:
+      ImportError: one of them is missing; one line.
     """
-
-    checkpoint: str | None
-    settings: dict[str, Any]
+    with extra("report"):
+        for name in ("jinja2", "matplotlib.figure"):
+            importlib.import_module(name)
 
 
 def write_report(
     directory: Path,
     evaluation: Evaluation,
-    judged: Judged,
+    evaluated: EvaluatedModel,
     source: FolderSource,
     options: DataOptions,
 ) -> None:
-    """Writes report.html of an evaluation whose hull, sheets and turntable are there.
+    """Writes report.html. The hull, the sheets and turntable.mp4 must exist.
 
     Raises:
-      OSError: one of these files cannot be read, or the page not be written.
+      OSError: one of these files cannot be read, or the page cannot be written.
     """
+    with extra("report"):
+        import jinja2
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"digest": _digest, "number": number}
-    settings = judged.settings | {"examples": dataclasses.asdict(options)}
+    environment.filters |= {"digest": _digest, "number": format_number}
+    settings = evaluated.settings | {"examples": dataclasses.asdict(options)}
     sheets = [
-        (printable(name), {kind: _shrunk(path) for kind, path in files.items()})
+        (printable(name), {kind: _shrink(path) for kind, path in files.items()})
         for name, files in evaluation.sheets.items()
     ]
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        judged=printable(judged.checkpoint or "the visual hull"),
-        is_hull=judged.checkpoint is None,
+        evaluated=printable(evaluated.checkpoint or "the visual hull"),
+        is_hull=evaluated.checkpoint is None,
         facts=_facts(evaluation, source, options),
         comparison=_compare(evaluation),
-        figures={row.label: row for row in rows(evaluation)},
+        rows={row.label: row for row in metric_rows(evaluation)},
         units=UNITS,
         video=_data_uri("video/mp4", (directory / "turntable.mp4").read_bytes()),
         sheets=sheets,
         curve=_data_uri("image/png", _draw_by_angle(evaluation)),
-        classes=angle_classes(evaluation),
-        gap=evaluation.figures.get("gap", math.nan),
+        angle_bins=describe_angle_bins(evaluation),
+        gap=evaluation.metrics.get("gap", math.nan),
         columns=list(COLUMNS),
         scenes=_scene_rows(evaluation),
         command=printable(shlex.join(sys.orig_argv)),
@@ -111,96 +117,106 @@ def write_report(
 def _facts(
     evaluation: Evaluation, source: FolderSource, options: DataOptions
 ) -> dict[str, str]:
-    """What was judged, in words."""
-    places = [
+    """What was evaluated, in words."""
+    folders = [
         x.root if isinstance(x, PackedScene) else x.parent for x in source.folders
     ]
-    sets = [printable(str(place)) for place in dict.fromkeys(places)]
-    more = f" and {len(sets) - SHOWN_SETS} more" if len(sets) > SHOWN_SETS else ""
-    counts = [len(scene["held_out_views"]["angle"]) for scene in evaluation.scenes]
+    data_sets = [printable(str(folder)) for folder in dict.fromkeys(folders)]
+    num_others = len(data_sets) - MAX_DATA_SETS
+    others = f" and {num_others} more" if num_others > 0 else ""
+    counts = [len(scene.angles) for scene in evaluation.scenes]
     least, most = min(counts), max(counts)
-    bad = evaluation.violations
-    broken = f", {bad} of them fail the data checks" if bad else ""
+    held_out = f"{least}" if least == most else f"{least} to {most}"
+    num_bad = evaluation.violations
+    bad = f", {num_bad} of them fail the data checks" if num_bad else ""
     return {
-        "data set": ", ".join(sets[:SHOWN_SETS]) + more,
-        "scenes": f"{len(evaluation.scenes)}{broken}",
-        "input views": f"{options.num_inputs} a scene",
-        "held-out views": f"{least if least == most else f'{least} to {most}'} a scene",
+        "data set": ", ".join(data_sets[:MAX_DATA_SETS]) + others,
+        "scenes": f"{len(evaluation.scenes)}{bad}",
+        "input views": f"{options.num_inputs} per scene",
+        "held-out views": f"{held_out} per scene",
         "date": f"{datetime.datetime.now().astimezone():%-d %B %Y, %H:%M %Z}",
     }
 
 
 def _compare(evaluation: Evaluation) -> list[dict[str, str]]:
-    """Held-out figures minus the hull's, scene by scene: ahead, behind or not clear.
+    """Held-out metrics minus those of the hull: ahead, behind or no clear difference.
 
-    Clear is a difference whose 95 % interval, see `paired_interval`, leaves out zero.
+    A difference is clear if its 95 % interval over scenes, see `paired_interval`, does
+    not contain zero.
     """
     assert evaluation.hull is not None
     pairs = list(zip(evaluation.scenes, evaluation.hull.scenes, strict=True))
-    moments = [scene["moment"] for scene in evaluation.scenes]
-    found = []
+    timestamps = [scene.timestamp for scene in evaluation.scenes]
+    comparison = []
     for name, what in COMPARED.items():
-        figure = name.split("/")[1]
+        metric = name.split("/")[1]
         differences = [
-            ours.get(name, math.nan) - hulls.get(name, math.nan)
-            for ours, hulls in pairs
+            scene.metrics.get(name, math.nan) - hull.metrics.get(name, math.nan)
+            for scene, hull in pairs
         ]
-        mean, (low, high) = paired_interval(np.array(differences), moments)
-        word = "ahead" if low > 0 else "behind" if high < 0 else "not clear"
-        interval = f"[{number(low)}, {number(high)}]"
+        mean, (low, high) = paired_interval(np.array(differences), timestamps)
+        word = "ahead" if low > 0 else "behind" if high < 0 else "no clear difference"
+        interval = f"[{format_number(low)}, {format_number(high)}]"
         if math.isnan(low):
-            word, interval = "too few scenes to tell", ""
+            word, interval = "too few scenes", ""
         sign = "+" if mean > 0 else ""
-        difference = f"{sign}{number(mean)}{UNITS.get(figure, '')}"
-        found.append({"what": what, "figure": figure, "word": word})
-        found[-1] |= {"difference": difference, "interval": interval}
-    return found
+        difference = f"{sign}{format_number(mean)}{UNITS.get(metric, '')}"
+        comparison.append(
+            {
+                "what": what,
+                "metric": metric,
+                "word": word,
+                "difference": difference,
+                "interval": interval,
+            }
+        )
+    return comparison
 
 
 def _scene_rows(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
-    """Name and `COLUMNS`: means, the hull's, then scenes, of least held-out psnr_fg.
+    """Name and `COLUMNS` of the mean, of the hull's mean, then of every scene.
 
-    Those that do not define it come last.
+    Scenes are sorted by held-out psnr_fg, the lowest first and NaN last.
     """
-    hull = evaluation.hull
-    assert hull is not None
+    assert evaluation.hull is not None
 
-    def worst_first(scene: dict[str, Any]) -> float:
-        psnr_fg = scene.get("held_out/psnr_fg", math.nan)
-        return math.inf if math.isnan(psnr_fg) else psnr_fg
+    def psnr_fg(scene: SceneResult) -> float:
+        value = scene.metrics.get("held_out/psnr_fg", math.nan)
+        return math.inf if math.isnan(value) else value
 
-    scenes = sorted(evaluation.scenes, key=worst_first)
-    named = [("mean", evaluation.figures), ("visual hull, mean", hull.figures)]
-    named += [(printable(scene["scene"]), scene) for scene in scenes]
+    scenes = sorted(evaluation.scenes, key=psnr_fg)
+    rows = [("mean", evaluation.metrics)]
+    rows += [("visual hull, mean", evaluation.hull.metrics)]
+    rows += [(printable(scene.name), scene.metrics) for scene in scenes]
     return [
-        (name, [number(found.get(x, math.nan)) for x in COLUMNS.values()])
-        for name, found in named
+        (name, [format_number(metrics.get(x, math.nan)) for x in COLUMNS.values()])
+        for name, metrics in rows
     ]
 
 
 def _draw_by_angle(evaluation: Evaluation) -> bytes:
-    """PNG: a dot a held-out view, psnr_fg over degrees to the nearest input."""
+    """PNG: psnr_fg over degrees to the nearest input view, a dot per held-out view."""
+    with extra("report"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
     assert evaluation.hull is not None
-    views = [scene["held_out_views"] for scene in evaluation.scenes]
-    figure = Figure((8.6, 3.6), dpi=160, layout="constrained", facecolor=PAPER)
+    figure = Figure((8.6, 3.6), dpi=160, layout="constrained", facecolor=SHEET_COLOR)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.set_facecolor(PAPER)
-    angles, psnr_fg = (
-        np.concatenate([np.asarray(view[key], np.float64) for view in views])
-        for key in ("angle", "psnr_fg")
-    )
+    axes.set_facecolor(SHEET_COLOR)
+    angles = np.array([x for scene in evaluation.scenes for x in scene.angles], float)
+    psnr_fg = np.array([x for scene in evaluation.scenes for x in scene.psnr_fg], float)
     axes.plot(
         angles, psnr_fg, ".", color="tab:blue", alpha=0.5, ms=8, mew=0, label="views"
     )
-    for found, style, label in (
-        (evaluation, {"color": "tab:blue", "lw": 2.5}, "their mean"),
-        (evaluation.hull, {"color": "0.3", "ls": "--"}, "visual hull, mean"),
+    for drawn, style, label in (
+        (evaluation, {"color": "tab:blue", "lw": 2.5}, "mean of views"),
+        (evaluation.hull, {"color": "0.3", "ls": "--"}, "visual hull, mean of views"),
     ):
-        classes = [row for row in found.by_angle if row["views"]]
-        ends = [[row["from"], min(row["to"], angles.max())] for row in classes]
-        means = [row["mean"] for row in classes]
-        if classes:  # else no view defines it
+        bins = [angle_bin for angle_bin in drawn.by_angle if angle_bin.num_views]
+        ends = [[x.low, min(x.high, angles.max())] for x in bins]
+        if bins:  # otherwise no view defines psnr_fg
+            means = [angle_bin.mean for angle_bin in bins]
             axes.hlines(means, *np.transpose(ends), label=label, **style)
     axes.set_xlabel("degrees to the nearest input view")
     axes.set_ylabel("held-out psnr_fg, dB")
@@ -212,9 +228,9 @@ def _draw_by_angle(evaluation: Evaluation) -> bytes:
     return buffer.getvalue()
 
 
-def _shrunk(path: Path) -> str:
-    """A sheet for the page: WebP takes a fifth of the PNG, half of a JPEG."""
-    # the class itself, as Image.open refuses sheets of very many views
+def _shrink(path: Path) -> str:
+    """A sheet as WebP: a fifth of the size of the PNG, half of a JPEG."""
+    # Image.open refuses sheets of very many views, the class does not
     sheet = PngImageFile(path).convert("RGB")
     sheet.thumbnail(MAX_SHEET)
     buffer = io.BytesIO()
@@ -227,6 +243,6 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 
 def _digest(style: str) -> str:
-    """What a content policy calls a style sheet by."""
+    """The hash by which a content security policy allows a style sheet."""
     digest = hashlib.sha256(style.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"

@@ -1,8 +1,9 @@
-"""What an evaluation found, and how it is shown: tables, figures.json, sheets."""
+"""What an evaluation measures, and how it is written: tables, metrics.json, images."""
 
 import dataclasses
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +22,21 @@ from facelift_jax.metrics import (
     OWN_VIEW_DEFINITIONS,
     SURFACE_DEFINITIONS,
     TURNTABLE_DEFINITIONS,
+    AngleBin,
+    Timestamp,
+    mean_by_angle,
+    summarize_scenes,
 )
 from facelift_jax.structs import Batch, Cameras, Gaussians, RenderOutput
 
+METRICS_FILE = "metrics.json"
 VIDEO_FPS = 24
+# metrics that say something about a hull; tables show "-" for its others
 HULL_METRICS = ("psnr_fg", "ssim", "iou", "depth_error", "depth_within_02R")
-HULL_METRICS += ("depth_within_05R", "absrel", "chamfer")  # of its row; others are "-"
+HULL_METRICS += ("depth_within_05R", "absrel", "chamfer")
 SIDES = {"inputs": "input views", "held_out": "held-out views"}
-GAP = "psnr_fg of input views minus that of held-out views, dB; large for pictures "
-GAP += "painted in front of each camera"
+GAP = "psnr_fg of the input views minus psnr_fg of the held-out views, dB; large when "
+GAP += "each camera sees a flat image instead of a shape"
 DEFINED = {
     "": {**DEFINITIONS, "gap": GAP},
     "inputs": OWN_VIEW_DEFINITIONS,
@@ -38,35 +45,67 @@ DEFINED = {
     "true_turntable": TURNTABLE_DEFINITIONS,
     "surface": SURFACE_DEFINITIONS,
 }
-"""Kind of figure -> name -> what it is."""
+"""Kind of metric -> name -> definition."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedModel:
+    """Which model an evaluation is about.
+
+    Attributes:
+      checkpoint: directory of the network's weights; None for the visual hull.
+      settings: the settings it was trained with, as JSON values.
+    """
+
+    checkpoint: str | None
+    settings: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneResult:
+    """The metrics of one scene.
+
+    Attributes:
+      name: of the scene.
+      timestamp: the recording and the seconds in it, if known.
+      metrics: by name, see `steps.scene_metrics` and `steps.make_shape_step`.
+      undefined: per metric, the number of views it leaves out as undefined there.
+      angles: per held-out view, degrees to the nearest input view.
+      psnr_fg: per held-out view, dB.
+    """
+
+    name: str
+    timestamp: Timestamp
+    metrics: dict[str, float]
+    undefined: dict[str, int]
+    angles: list[float]
+    psnr_fg: list[float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The metrics of a data set.
 
     Attributes:
-      figures: means over views, then over scenes, by name: see `judge.scene_row` and
-        `judge.make_shape_step`; `gap`.
-      intervals: per figure, the ends of its 95 % interval, see `bootstrap_interval`.
-      counts: per figure, the number of scenes it is a mean of.
-      undefined: per figure, the number of views it leaves out as undefined there.
-      by_angle: held-out psnr_fg in classes of the angle to the nearest input.
-      scenes: one dictionary a scene: its name, its `moment` (recording and seconds in
-        it), its own figures and, per held-out view, `angle` and `psnr_fg`.
+      scenes: in the order of the data set.
+      metrics: means over views, then over scenes, by name.
+      intervals: per metric, its 95 % interval, see `bootstrap_interval`.
+      counts: per metric, the number of scenes in its mean.
+      undefined: per metric, the number of views it leaves out as undefined there.
+      by_angle: held-out psnr_fg in bins of the angle to the nearest input view.
       gaussians: of the first scene, [n].
-      inputs: cameras [v] the first scene's Gaussians come from.
-      sheets: files of the scenes that have any: name of the scene -> kind -> PNG.
-      hull: the evaluation of the visual hull of the same scenes.
-      violations: scenes that fail the data checks; None: not asked.
+      inputs: input cameras [v] of the first scene.
+      sheets: scene name -> kind of sheet -> PNG file, for the scenes that have any.
+      hull: the evaluation of the visual hull on the same scenes.
+      violations: number of scenes that fail the data checks; None: not checked.
     """
 
-    figures: dict[str, float]
+    scenes: list[SceneResult]
+    metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     counts: dict[str, int]
     undefined: dict[str, int]
-    by_angle: list[dict[str, float | int]]
-    scenes: list[dict[str, Any]]
+    by_angle: list[AngleBin]
     gaussians: Gaussians
     inputs: Cameras
     sheets: dict[str, dict[str, Path]] = dataclasses.field(default_factory=dict)
@@ -74,17 +113,47 @@ class Evaluation:
     violations: int | None = None
 
 
-class Row(NamedTuple):
-    """A figure as tables show it: numbers, "-" if undefined, "" if not of that column.
+def summarize(
+    scenes: Sequence[SceneResult],
+    gaussians: Gaussians,
+    inputs: Cameras,
+    sheets: Mapping[str, dict[str, Path]],
+) -> Evaluation:
+    """The evaluation of a set of scenes; the other arguments become its attributes."""
+    undefined: dict[str, int] = {}
+    for scene in scenes:
+        for name, count in scene.undefined.items():
+            undefined[name] = undefined.get(name, 0) + count
+    means, intervals, counts = summarize_scenes(
+        [scene.metrics for scene in scenes], [scene.timestamp for scene in scenes]
+    )
+    by_angle = mean_by_angle(
+        [scene.angles for scene in scenes], [scene.psnr_fg for scene in scenes]
+    )
+    return Evaluation(
+        list(scenes),
+        means,
+        intervals,
+        counts,
+        undefined,
+        by_angle,
+        gaussians,
+        inputs,
+        dict(sheets),
+    )
+
+
+class MetricRow(NamedTuple):
+    """One row of a table: text, "-" if undefined, "" if the column does not apply.
 
     Attributes:
-      kind: of figure: the part of its name before "/"; "" for those of pictures.
-      label: what it is called.
+      kind: of metric: the part of its name before "/"; "" for image metrics.
+      label: name in the table.
       definition: one line.
-      inputs, held_out: means; figures that are of no views stand in the second.
-      interval: 95 %, of `held_out`, or of `inputs` where there is no other.
-      hull: the visual hull's `held_out`.
-      notes: views left out as undefined, and scenes if it is a mean of fewer than all.
+      inputs, held_out: means; metrics that belong to no view are in `held_out`.
+      interval: 95 % interval of `held_out`, or of `inputs` if that is the only mean.
+      hull: `held_out` of the visual hull.
+      notes: number of undefined views; number of scenes if some lack the metric.
     """
 
     kind: str
@@ -97,8 +166,8 @@ class Row(NamedTuple):
     notes: str
 
 
-def number(value: float) -> str:
-    """Four digits, from a thousand on whole numbers; "-" for what is not finite."""
+def format_number(value: float) -> str:
+    """Four digits; whole numbers from a thousand on; "-" for NaN and infinity."""
     if not math.isfinite(value):
         return "-"
     if abs(value) >= 1000:
@@ -106,84 +175,88 @@ def number(value: float) -> str:
     return f"{value:#.4g}".rstrip(".")
 
 
-def rows(evaluation: Evaluation) -> list[Row]:
-    """Every figure: of both kinds of views, of input views alone, then the rest."""
-    names = list(evaluation.figures)
-    pairs = [x for x in METRICS if {f"inputs/{x}", f"held_out/{x}"} & set(names)]
-    shown = {f"{side}/{metric}" for side in SIDES for metric in METRICS}
-    others = [name for name in names if name not in shown]
+def metric_rows(evaluation: Evaluation) -> list[MetricRow]:
+    """All metrics: image metrics first, then those of input views, then the rest."""
+    names = list(evaluation.metrics)
+    of_images = [x for x in METRICS if {f"inputs/{x}", f"held_out/{x}"} & set(names)]
+    in_both_columns = {f"{side}/{metric}" for side in SIDES for metric in METRICS}
+    others = [name for name in names if name not in in_both_columns]
     others.sort(key=lambda name: (name != "gap", not name.startswith("inputs/")))
-    found = [
-        _row(evaluation, "", metric, [f"{side}/{metric}" for side in SIDES])
-        for metric in pairs
+    rows = [
+        _metric_row(evaluation, "", metric, [f"{side}/{metric}" for side in SIDES])
+        for metric in of_images
     ]
     for name in others:
-        kind, _, figure = name.rpartition("/")
+        kind, _, metric = name.rpartition("/")
         is_of_inputs = kind == "inputs"
-        label, columns = (figure, [name, ""]) if is_of_inputs else (name, ["", name])
-        found.append(_row(evaluation, kind, label, columns))
-    return found
+        label, columns = (metric, [name, ""]) if is_of_inputs else (name, ["", name])
+        rows.append(_metric_row(evaluation, kind, label, columns))
+    return rows
 
 
-def _row(evaluation: Evaluation, kind: str, label: str, columns: list[str]) -> Row:
-    """The row of the figures of both columns, "" for one that stays empty."""
+def _metric_row(
+    evaluation: Evaluation, kind: str, label: str, columns: list[str]
+) -> MetricRow:
+    """The row of the metrics named in the two columns; "" leaves a column empty."""
     name = columns[1] or columns[0]
     inputs, held_out = (
-        number(evaluation.figures.get(column, math.nan)) if column else ""
+        format_number(evaluation.metrics.get(column, math.nan)) if column else ""
         for column in columns
     )
     low, high = evaluation.intervals.get(name, (math.nan, math.nan))
-    hull = {} if evaluation.hull is None else evaluation.hull.figures
-    figure = name.split("/")[-1]
-    is_given = name in hull and figure in HULL_METRICS
-    left_out = [
+    hull = {} if evaluation.hull is None else evaluation.hull.metrics
+    metric = name.split("/")[-1]
+    undefined = [
         f"{count} {SIDES[column.split('/')[0]]}"
         for column in columns
         if (count := evaluation.undefined.get(column, 0))
     ]
-    notes = [f"undefined in {' and '.join(left_out)}"] if left_out else []
+    notes = [f"undefined in {' and '.join(undefined)}"] if undefined else []
     num_scenes, count = len(evaluation.scenes), evaluation.counts.get(name, 0)
-    notes += [f"of {count} scenes"] if count < num_scenes else []
-    return Row(
+    notes += [f"mean of {count} scenes"] if count < num_scenes else []
+    return MetricRow(
         kind,
         label,
-        DEFINED[kind][figure],
+        DEFINED[kind][metric],
         inputs,
         held_out,
-        "" if math.isnan(low) else f"[{number(low)}, {number(high)}]",
-        number(hull[name]) if is_given else "-",
+        "" if math.isnan(low) else f"[{format_number(low)}, {format_number(high)}]",
+        format_number(hull[name]) if name in hull and metric in HULL_METRICS else "-",
         ", ".join(notes),
     )
 
 
 def table(evaluation: Evaluation) -> str:
-    """Input views beside held-out views and the hull's, then the rest, as text."""
+    """All metrics as text: input views, held-out views, interval, visual hull."""
     lines = [f"{'':<28}{'input views':>12}{'held-out views':>16}  {'95 %':<22}"]
     lines[0] += "hull, held-out views"
-    for row in rows(evaluation):
-        figures = f"{row.label:<28}{row.inputs:>12}{row.held_out:>16}"
-        lines.append(f"{figures}  {row.interval:<22}{row.hull}")
-    lines.append("held-out psnr_fg by degrees to the nearest input (views):")
-    lines.append(f"  {', '.join(angle_classes(evaluation))}")
-    left_out = {name: n for name, n in evaluation.undefined.items() if n}
-    if left_out:
-        counts = ", ".join(f"{name} {n}" for name, n in left_out.items())
-        lines.append(f"views left out where a figure is undefined: {counts}")
-    lines.append(f"means over views, then over scenes: {_counts(evaluation)}")
+    for row in metric_rows(evaluation):
+        means = f"{row.label:<28}{row.inputs:>12}{row.held_out:>16}"
+        lines.append(f"{means}  {row.interval:<22}{row.hull}")
+    lines.append("held-out psnr_fg by degrees to the nearest input view (views):")
+    lines.append(f"  {', '.join(describe_angle_bins(evaluation))}")
+    undefined = {name: n for name, n in evaluation.undefined.items() if n}
+    if undefined:
+        counts = ", ".join(f"{name} {n}" for name, n in undefined.items())
+        lines.append(f"views in which a metric is undefined: {counts}")
+    lines.append(f"number of scenes in the means: {_describe_counts(evaluation)}")
     return "\n".join(lines)
 
 
-def angle_classes(evaluation: Evaluation) -> list[str]:
-    """`30-45: 12.34 (8)`: degrees to the nearest input, held-out psnr_fg, views."""
+def describe_angle_bins(evaluation: Evaluation) -> list[str]:
+    """`30-45: 12.34 (8)`: degrees to the nearest input view, psnr_fg, views."""
     return [
-        f"{row['from']:g}-{row['to']:g}: {number(row['mean'])} ({row['views']})"
-        for row in evaluation.by_angle
-        if row["views"]
+        f"{x.low:g}-{x.high:g}: {format_number(x.mean)} ({x.num_views})"
+        for x in evaluation.by_angle
+        if x.num_views
     ]
 
 
-def _counts(evaluation: Evaluation) -> str:
-    """How many scenes figures are means of; a kind's in one where they are the same."""
+def _describe_counts(evaluation: Evaluation) -> str:
+    """The number of scenes, and of those in means that lack some.
+
+    Metrics of one kind share an entry if their counts are equal.
+    """
     num_scenes = len(evaluation.scenes)
     kinds: dict[str, dict[str, int]] = {}
     for name, count in evaluation.counts.items():
@@ -196,20 +269,27 @@ def _counts(evaluation: Evaluation) -> str:
     return ", ".join(parts)
 
 
-def write_figures(path: Path, evaluation: Evaluation) -> None:
-    """Writes the figures of the set and of each scene."""
-    names = ("figures", "intervals", "counts", "undefined", "by_angle", "scenes")
-    content = {name: getattr(evaluation, name) for name in names}
+def write_metrics(path: Path, evaluation: Evaluation) -> None:
+    """Writes the metrics of the data set, of each scene and of the visual hull."""
+    content = _as_json(evaluation)
     if evaluation.violations is not None:
         content["violations"] = evaluation.violations
     if evaluation.hull is not None:
-        hull = evaluation.hull
-        content["hull"] = {name: getattr(hull, name) for name in names}
-    write_record(path, content)
+        content["hull"] = _as_json(evaluation.hull)
+    write_json(path, content)
 
 
-def write_record(path: Path, content: dict[str, Any]) -> None:
-    """Writes strict JSON: a figure that is undefined is null."""
+def _as_json(evaluation: Evaluation) -> dict[str, Any]:
+    names = ("metrics", "intervals", "counts", "undefined")
+    return {
+        **{name: getattr(evaluation, name) for name in names},
+        "by_angle": [angle_bin._asdict() for angle_bin in evaluation.by_angle],
+        "scenes": [dataclasses.asdict(scene) for scene in evaluation.scenes],
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes strict JSON: NaN and infinity become null."""
     strict = jax.tree.map(
         lambda x: None if isinstance(x, float) and not np.isfinite(x) else x, content
     )
@@ -223,9 +303,10 @@ def write_sheets(
     output: RenderOutput,
     psnr_fg: Float[np.ndarray, "1 t"],
 ) -> dict[str, Path]:
-    """Inputs, GT | prediction pairs and maps of the one scene in a batch, as PNG.
+    """Writes the sheets of the one scene in a batch as PNG.
 
-    Returns the file of each kind: `inputs`, `sheet`, `maps`.
+    Returns the file of each kind: `inputs` (input images), `sheet` (pairs of ground
+    truth and prediction), `maps` (error, opacity and depth).
     """
     directory.mkdir(parents=True, exist_ok=True)
     inputs, targets, output = jax.tree.map(
@@ -235,7 +316,7 @@ def write_sheets(
     labels = visualize.view_labels(targets.cameras)
     sheets = {
         "inputs": visualize.inputs_strip(
-            inputs.images, labels[:num_inputs], f"{name}   what the network is given"
+            inputs.images, labels[:num_inputs], f"{name}   input images"
         ),
         "sheet": visualize.supervision_sheet(
             targets.images,
@@ -253,24 +334,25 @@ def write_sheets(
     return files
 
 
-def write_scene(
+def write_ply_and_turntable(
     directory: Path,
     gaussians: Gaussians,
     frames: RenderOutput,
-    chosen: Filter = FILTERS["opacity"],
+    filter: Filter = FILTERS["opacity"],
     layout: str = "lgm",
 ) -> list[str]:
-    """Gaussians [n] as `scene.ply`, and frames [f] of all of them as `turntable.mp4`.
+    """Writes Gaussians [n] as `scene.ply` and their frames [f] as `turntable.mp4`.
 
-    `chosen` and `layout` as in `export.write_ply`. Returns one line about each file.
+    `filter` and `layout` are those of `export.ply.write_ply`; the video shows all
+    Gaussians. Returns one log line per file.
     """
     directory.mkdir(parents=True, exist_ok=True)
     ply, video = directory / "scene.ply", directory / "turntable.mp4"
-    written, pruned = write_ply(ply, gaussians, chosen, layout)
+    written, pruned = write_ply(ply, gaussians, filter, layout)
     num_frames, size = frames.colors.shape[:2]
     write_video(video, to_uint8(frames.colors), VIDEO_FPS)
     return [
         f"{ply}: layout {layout}, {written:,} Gaussians ({pruned:,} left out: "
-        f"{chosen.describe()})",
+        f"{filter.describe()})",
         f"{video}: {num_frames} frames of {size} px",
     ]

@@ -1,7 +1,7 @@
-"""From one scene's Gaussians to its figures: what every evaluation shares.
+"""From the Gaussians of one scene to its metrics: what every evaluation shares.
 
-`make_eval_step` and `make_hull_step` give the figures that are taken of every scene,
-`make_shape_step` those that cost as much as all of them together.
+`make_eval_step` and `make_hull_step` compute the metrics of every scene.
+`make_shape_step` computes the metrics that take as long as all others together.
 """
 
 import functools
@@ -13,17 +13,17 @@ import numpy as np
 
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.scenes import Scene, StoredScene
-from facelift_jax.evaluation.ground_truth import scene_truth
+from facelift_jax.evaluation.ground_truth import scene_ground_truth
 from facelift_jax.evaluation.visual_hull import visual_hull
 from facelift_jax.geometry.numerics import Array
 from facelift_jax.geometry.paths import turntable_cameras
 from facelift_jax.metrics import (
+    average_views,
     blend_weights,
     gaussian_health,
     nearest_input_angles,
     object_radius,
     own_view_metrics,
-    scene_figures,
     surface_metrics,
     turntable_metrics,
     view_metrics,
@@ -31,30 +31,31 @@ from facelift_jax.metrics import (
 from facelift_jax.render.path import render_path
 from facelift_jax.structs import Batch, Cameras, Gaussians, RenderFn, RenderOutput
 
-MIN_TURNTABLE = 128  # px; smaller input pictures are turned at this size
+MIN_TURNTABLE = 128  # px; turntables of smaller input images have this size
 
 
-class Judgement(NamedTuple):
-    """Figures of scenes [b], seen from t cameras of which the first v are the inputs.
+class SceneOutputs(NamedTuple):
+    """Renderings and metrics of scenes [b] at t cameras, the first v of them inputs.
 
     Attributes:
-      output: over [b t].
-      views: `view_metrics`, [b t].
-      angles: [b t] degrees to the nearest input.
-      inputs: `own_view_metrics`, [b v]; {} where Gaussians come from no view.
-      health: `gaussian_health`, [b].
-      radius: [b] of the object, world units.
+      output: renderings over [b t].
+      view_metrics: `metrics.view_metrics`, [b t].
+      angles: [b t] degrees to the nearest input view.
+      own_view_metrics: `metrics.own_view_metrics`, [b v]; {} if no Gaussian belongs to
+        a view.
+      health: `metrics.gaussian_health`, [b].
+      radius: [b] radius of the object, world units.
     """
 
     output: RenderOutput
-    views: dict[str, Any]
+    view_metrics: dict[str, Any]
     angles: Any
-    inputs: dict[str, Any]
+    own_view_metrics: dict[str, Any]
     health: dict[str, Any]
     radius: Any
 
 
-EvalStep = Callable[[Any, Batch], tuple[Gaussians, Judgement]]
+EvalStep = Callable[[Any, Batch], tuple[Gaussians, SceneOutputs]]
 ShapeStep = Callable[
     [Gaussians, Batch, Scene | StoredScene, DataOptions, float], dict[str, float]
 ]
@@ -62,26 +63,28 @@ Turntable = Callable[[Gaussians, Cameras], tuple[RenderOutput, Cameras]]
 
 
 def make_eval_step(model: Any, render_fn: RenderFn, lpips: Any = None) -> EvalStep:
-    """Jitted (params, batch) -> (a network's Gaussians, their judgement).
+    """Jitted (params, batch) -> (the network's Gaussians, their outputs).
 
-    LPIPS is among the metrics where its parameters `lpips` are given.
+    `lpips` are the parameters of LPIPS; without them it is not computed.
     """
 
     @jax.jit
     def eval_step(lpips: Any, params: Any, batch: Batch):
         gaussians, _ = model.apply({"params": params}, batch.inputs)
         sources = model.source_views(*batch.inputs.images.shape[1:3])
-        return gaussians, judge(render_fn, gaussians, sources, batch, lpips)
+        return gaussians, evaluate_gaussians(
+            render_fn, gaussians, sources, batch, lpips
+        )
 
     return functools.partial(eval_step, jax.device_put(lpips))
 
 
 def make_hull_step(render_fn: RenderFn, lpips: Any = None) -> EvalStep:
-    """(anything, batch of one scene) -> (the visual hull, its judgement)."""
+    """(anything, batch of one scene) -> (the visual hull, its outputs)."""
 
     @jax.jit
-    def judge_hull(lpips: Any, gaussians: Gaussians, batch: Batch):
-        return judge(render_fn, gaussians, None, batch, lpips)
+    def evaluate_hull(lpips: Any, gaussians: Gaussians, batch: Batch):
+        return evaluate_gaussians(render_fn, gaussians, None, batch, lpips)
 
     lpips = jax.device_put(lpips)
 
@@ -89,63 +92,80 @@ def make_hull_step(render_fn: RenderFn, lpips: Any = None) -> EvalStep:
         del params
         hull = visual_hull(jax.tree.map(lambda x: x[0], batch.inputs))
         gaussians = jax.tree.map(lambda x: x[None], hull)
-        return gaussians, judge_hull(lpips, gaussians, batch)
+        return gaussians, evaluate_hull(lpips, gaussians, batch)
 
     return hull_step
 
 
-def judge(
+def evaluate_gaussians(
     render_fn: RenderFn,
     gaussians: Gaussians,
     sources: Array | None,
     batch: Batch,
     lpips: Any = None,
-) -> Judgement:
-    """Figures of Gaussians [b n] as an answer to a batch.
+) -> SceneOutputs:
+    """Renderings and metrics of Gaussians [b n] predicted for a batch.
 
-    `sources` [n] is the input view each comes from, -1 for none; or None if that means
-    nothing, as for a hull. LPIPS where its parameters `lpips` are given.
+    `sources` [n] is the input view each Gaussian comes from, -1 for none; None if no
+    Gaussian comes from a view, as for a hull. `lpips` as in `make_eval_step`.
     """
     targets, num_inputs = batch.targets, batch.inputs.images.shape[1]
     output = render_fn(gaussians, targets.cameras)
     radius = object_radius(targets)
     inputs, rendered = jax.tree.map(lambda x: x[:, :num_inputs], (targets, output))
-    own = {}
+    own_view = {}
     if sources is not None:
-        own = own_view_metrics(render_fn, gaussians, sources, inputs, rendered, radius)
-    return Judgement(
+        own_view = own_view_metrics(
+            render_fn, gaussians, sources, inputs, rendered, radius
+        )
+    return SceneOutputs(
         output,
         view_metrics(output, targets, radius, lpips),
         nearest_input_angles(targets.cameras, inputs.cameras),
-        own,
+        own_view,
         gaussian_health(gaussians),
         radius,
     )
 
 
-def scene_row(
-    found: Judgement, num_inputs: int
+def scene_metrics(
+    outputs: SceneOutputs, num_inputs: int
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """Figures of the one scene judged, and how many views each leaves out.
+    """Metrics of the one scene in `outputs`, and how many views each leaves out.
 
-    `inputs/...` and `held_out/...` are means over these views; `health/...` are of the
-    Gaussians alone.
+    `inputs/...` and `held_out/...` are means over these views; `health/...` depend on
+    the Gaussians alone.
     """
-    views, inputs, health = (
+    per_view, own_view, health = (
         {name: np.asarray(values)[0] for name, values in group.items()}
-        for group in (found.views, found.inputs, found.health)
+        for group in (outputs.view_metrics, outputs.own_view_metrics, outputs.health)
     )
-    figures, undefined = scene_figures(views, num_inputs)
-    own, own_undefined = scene_figures(inputs, num_inputs)
-    figures |= own | {f"health/{name}": float(x) for name, x in health.items()}
-    return figures, undefined | own_undefined
+    metrics, undefined = average_views(per_view, num_inputs)
+    own_view, own_view_undefined = average_views(own_view, num_inputs)
+    metrics |= own_view | {f"health/{name}": float(x) for name, x in health.items()}
+    return metrics, undefined | own_view_undefined
+
+
+def require_nothing_dropped(name: str, output: RenderOutput) -> None:
+    """Refuses renderings that lack some of a scene's Gaussians.
+
+    Raises:
+      ValueError: the renderer dropped list entries (an explicit cap).
+    """
+    dropped = int(output.dropped.sum())
+    if dropped:
+        raise ValueError(
+            f"scene {name}: the renderer dropped {dropped} list entries, so its images "
+            "are incomplete; raise or remove max_entries"
+        )
 
 
 def make_shape_step(render_fn: RenderFn, turn: Turntable | None) -> ShapeStep:
-    """(Gaussians [n], batch of their scene, the scene, options, radius) -> figures.
+    """(Gaussians [n], batch of their scene, the scene, options, radius) -> metrics.
 
-    `turntable/...` of the frames of `turn`; where the scene's mesh is known,
-    `surface/...` against it and, of its own pictures, `true_turntable/...`.
+    `turntable/...` are computed from the frames of `turn`. If the scene's mesh is
+    known, `surface/...` compare with it, and `true_turntable/...` are those of the true
+    object.
     """
     weigh = jax.jit(functools.partial(blend_weights, render_fn))
 
@@ -156,28 +176,32 @@ def make_shape_step(render_fn: RenderFn, turn: Turntable | None) -> ShapeStep:
         options: DataOptions,
         radius: float,
     ) -> dict[str, float]:
-        found, truth = {}, scene_truth(scene, options)
+        metrics, truth = {}, scene_ground_truth(scene, options)
         if turn is not None:
             inputs = jax.tree.map(lambda x: x[0], batch.inputs.cameras)
             frames, cameras = turn(gaussians, inputs)
             around = (cameras, inputs, radius)
-            found["turntable"] = turntable_metrics(frames, *around)
+            metrics["turntable"] = turntable_metrics(frames, *around)
             if truth is not None:
-                frames = truth.photograph(cameras, options.background)
-                found["true_turntable"] = turntable_metrics(frames, *around)
+                frames = truth.render(cameras, options.background)
+                metrics["true_turntable"] = turntable_metrics(frames, *around)
         if truth is not None:
-            every = jax.tree.map(lambda x: x[None], gaussians)
-            weights = np.asarray(weigh(every, batch.targets.cameras))[0]
+            batched = jax.tree.map(lambda x: x[None], gaussians)
+            weights = np.asarray(weigh(batched, batch.targets.cameras))[0]
             mesh = (truth.vertices, truth.faces)
             means = np.asarray(gaussians.means)
-            found["surface"] = surface_metrics(means, weights, *mesh)
-        return {f"{kind}/{k}": x for kind, row in found.items() for k, x in row.items()}
+            metrics["surface"] = surface_metrics(means, weights, *mesh)
+        return {
+            f"{kind}/{name}": value
+            for kind, group in metrics.items()
+            for name, value in group.items()
+        }
 
     return shape_step
 
 
 def make_turntable(render_fn: RenderFn, num_frames: int) -> Turntable:
-    """(Gaussians [n], input cameras [v]) -> frames of one turn, NumPy, and cameras."""
+    """(Gaussians [n], input cameras [v]) -> NumPy frames of one turn, their cameras."""
     jitted = jax.jit(render_fn)
 
     def turn(gaussians: Gaussians, inputs: Cameras) -> tuple[RenderOutput, Cameras]:

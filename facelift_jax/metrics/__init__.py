@@ -1,9 +1,11 @@
-"""Metrics: how good a rendering is, view by view and scene by scene."""
+"""Metrics of renderings: per view, per scene and per data set."""
 
 from facelift_jax.metrics.aggregation import (
-    by_angle,
+    AngleBin,
+    Timestamp,
+    average_views,
+    mean_by_angle,
     paired_interval,
-    scene_figures,
     summarize_scenes,
 )
 from facelift_jax.metrics.collapse import MONITOR_DEFINITIONS, monitor_metrics
@@ -34,16 +36,18 @@ __all__ = [
     "OWN_VIEW_DEFINITIONS",
     "SURFACE_DEFINITIONS",
     "TURNTABLE_DEFINITIONS",
+    "AngleBin",
+    "Timestamp",
+    "average_views",
     "blend_weights",
-    "by_angle",
     "gaussian_health",
     "load_lpips",
+    "mean_by_angle",
     "monitor_metrics",
     "nearest_input_angles",
     "object_radius",
     "own_view_metrics",
     "paired_interval",
-    "scene_figures",
     "ssim",
     "summarize_scenes",
     "surface_metrics",

@@ -27,9 +27,8 @@ from facelift_jax.checkpoints import checkpoint
 from facelift_jax.data.pipeline import training_batches
 from facelift_jax.data.scenes import FolderSource
 from facelift_jax.data.validation.leakage import fingerprints
-from facelift_jax.evaluation.evaluator import evaluate, finish
-from facelift_jax.evaluation.report import Judged
-from facelift_jax.evaluation.results import Evaluation
+from facelift_jax.evaluation.evaluator import evaluate, write_evaluation
+from facelift_jax.evaluation.results import EvaluatedModel, Evaluation
 from facelift_jax.evaluation.steps import (
     make_eval_step,
     make_shape_step,
@@ -252,7 +251,7 @@ def train(
                 sheets,
                 shape_step if is_last else None,
             )
-            line |= evaluation.figures
+            line |= evaluation.metrics
         known |= line
         told, alarms = alarms, collapse_monitor.find_alarms(step, known, setting)
         new = collapse_monitor.describe_new(alarms, told)
@@ -299,9 +298,9 @@ def train(
             eval_step, state.params, held_out, options, number, sheets, shape_step
         )
     if is_writer:
-        judged = Judged(str(workdir), plain(config))
-        evaluation = finish(
-            workdir, evaluation, render_fn, turn, held_out, options, judged
+        evaluated = EvaluatedModel(str(workdir), plain(config))
+        evaluation = write_evaluation(
+            workdir, evaluation, render_fn, turn, held_out, options, evaluated
         )
         run_dir.mark_complete(workdir, {"step": run.num_steps})
     return evaluation

@@ -156,8 +156,8 @@ def test_merged_weights_are_taken_like_any_others(tuned):
     assert code == 0, err
     folder = tuned / "reconstruction" / "scene_000007"
     left_out = ply.FILTERS["facelift_app"].describe()
-    figures = json.loads((folder / "figures.json").read_text())
-    assert figures["left_out_of_ply"] == left_out
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["left_out_of_ply"] == left_out
     assert f"left out: {left_out})" in err
     assert "scene.ply: layout facelift, " in err
     comments = plyfile.PlyData.read(folder / "scene.ply").comments

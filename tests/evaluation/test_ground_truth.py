@@ -1,4 +1,4 @@
-"""What is known of a synthetic scene fits what it is judged by."""
+"""The ground truth of a synthetic scene agrees with its images."""
 
 import dataclasses
 import functools
@@ -13,8 +13,8 @@ from facelift_jax.builders import data_options
 from facelift_jax.data import rodent
 from facelift_jax.data.examples import evaluation_example
 from facelift_jax.data.scenes import open_source
-from facelift_jax.evaluation.ground_truth import scene_truth
-from facelift_jax.evaluation.steps import make_hull_step, make_shape_step, scene_row
+from facelift_jax.evaluation.ground_truth import scene_ground_truth
+from facelift_jax.evaluation.steps import make_hull_step, make_shape_step, scene_metrics
 from facelift_jax.evaluation.visual_hull import visual_hull
 from facelift_jax.geometry.rays import project
 from facelift_jax.metrics import OWN_VIEW_DEFINITIONS, SURFACE_DEFINITIONS
@@ -39,12 +39,12 @@ def example(scene):
     return evaluation_example(scene, OPTIONS)
 
 
-def test_the_truth_shows_what_the_targets_show(scene, example):
-    """Through the inverse of the rig's similarity: the pictures it was made of."""
-    truth = scene_truth(scene, OPTIONS)
+def test_images_of_the_ground_truth_are_the_target_images(scene, example):
+    """Through the inverse of the rig's similarity."""
+    truth = scene_ground_truth(scene, OPTIONS)
     targets = example.targets
-    shown = truth.photograph(targets.cameras, OPTIONS.background)
-    # poses rounded to float32 twice move a sample at an edge here and there
+    shown = truth.render(targets.cameras, OPTIONS.background)
+    # poses are rounded to float32 twice, so single samples at edges move
     assert np.abs(shown.colors - targets.images).mean() < 1e-3
     assert np.abs(shown.alphas - targets.masks).mean() < 1e-3
     both = (shown.depths > 0) & (targets.depths > 0)
@@ -52,8 +52,8 @@ def test_the_truth_shows_what_the_targets_show(scene, example):
     np.testing.assert_allclose(shown.depths[both], targets.depths[both], atol=5e-3)
 
 
-def test_the_mesh_lies_where_the_targets_show_it(scene, example):
-    truth = scene_truth(scene, OPTIONS)
+def test_the_mesh_projects_into_the_target_masks(scene, example):
+    truth = scene_ground_truth(scene, OPTIONS)
     for view, mask in enumerate(example.targets.masks):
         camera = jax.tree.map(lambda x, i=view: x[i], example.targets.cameras)
         cols, rows = np.floor(project(camera, truth.vertices)[0]).astype(int).T
@@ -61,27 +61,27 @@ def test_the_mesh_lies_where_the_targets_show_it(scene, example):
         assert (around[rows, cols] > 0).mean() > 0.999
 
 
-def test_scenes_that_are_no_rodents_have_no_truth(scene, tmp_path):
+def test_other_scenes_have_no_ground_truth(scene, tmp_path):
     other = dataclasses.replace(scene, path=tmp_path)
-    assert scene_truth(other, OPTIONS) is None
+    assert scene_ground_truth(other, OPTIONS) is None
     document = {"frames": [], "rodent": {"version": 1}}
     (tmp_path / "opencv_cameras.json").write_text(json.dumps(document))
     with pytest.raises(ValueError, match=r"^scene scene_000000 \(.*\): rodent param"):
-        scene_truth(other, OPTIONS)
+        scene_ground_truth(other, OPTIONS)
 
 
-def test_the_hull_is_judged_like_a_network_but_for_its_sources(scene, example):
+def test_the_hull_has_all_metrics_except_those_of_source_views(scene, example):
     batch = jax.tree.map(lambda x: x[None], example)
-    gaussians, found = jax.device_get(make_hull_step(render_fn)(None, batch))
+    gaussians, outputs = jax.device_get(make_hull_step(render_fn)(None, batch))
     expected = visual_hull(example.inputs)
     np.testing.assert_array_equal(gaussians.means[0], expected.means)
-    row, undefined = scene_row(found, 6)
-    assert row["held_out/iou"] > 0.6  # half a pixel of blur, of a thin animal's 32
-    assert row["gap"] < 4
+    metrics, undefined = scene_metrics(outputs, 6)
+    assert metrics["held_out/iou"] > 0.6  # a thin animal, blurred by half a pixel
+    assert metrics["gap"] < 4
     assert not any(name.split("/")[1] in OWN_VIEW_DEFINITIONS for name in undefined)
     assert not any(undefined.values())
     first = jax.tree.map(lambda x: x[0], gaussians)
     step = make_shape_step(render_fn, None)
-    figures = step(first, batch, scene, OPTIONS, float(found.radius[0]))
-    assert figures.keys() == {f"surface/{name}" for name in SURFACE_DEFINITIONS}
-    assert figures["surface/chamfer"] < 0.1  # a pixel is .08 of the object's radius
+    shape = step(first, batch, scene, OPTIONS, float(outputs.radius[0]))
+    assert shape.keys() == {f"surface/{name}" for name in SURFACE_DEFINITIONS}
+    assert shape["surface/chamfer"] < 0.1  # a pixel is .08 of the object's radius

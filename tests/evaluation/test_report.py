@@ -1,4 +1,4 @@
-"""The page of an evaluation: what it says, and that it is inert, whole and alone."""
+"""The report: its text, and that it is inert, complete and self-contained."""
 
 import dataclasses
 import html.parser
@@ -14,14 +14,19 @@ import threading
 import numpy as np
 import pytest
 
-from facelift_jax import evaluate
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.scenes import FolderSource
-from facelift_jax.evaluation.evaluator import finish
-from facelift_jax.evaluation.report import Judged, write_report
-from facelift_jax.evaluation.results import DEFINED, Evaluation, rows, table
+from facelift_jax.evaluation import evaluator
+from facelift_jax.evaluation.report import write_report
+from facelift_jax.evaluation.results import (
+    DEFINED,
+    EvaluatedModel,
+    SceneResult,
+    metric_rows,
+    summarize,
+    table,
+)
 from facelift_jax.io.image_files import write_png, write_video
-from facelift_jax.metrics import by_angle, summarize_scenes
 
 EVIL = '<script>alert(1)</script>&"x\udcff\u202e'
 SHOWN = '<script>alert(1)</script>&"x??'
@@ -29,56 +34,55 @@ NAN = math.nan
 
 
 def evaluation(better=0.0, **fields):
-    """Of three scenes; `better`, dB and share, moves held-out psnr_fg and iou."""
+    """Three scenes; `better` (dB, and percent of iou) improves the held-out metrics."""
     angles = [[10.0, 50.0], [20.0, 70.0], [30.0, 100.0]]
     psnr_fg = [[20.5, 19.5], [12.5, 11.5], [15.0, NAN]]
-    scenes = [
-        {
-            "scene": name,
-            "moment": ("", None),
+    scenes = []
+    for name, angle, values, factor in zip(
+        ("easy", EVIL, "middle"), angles, psnr_fg, (1, 2, 3), strict=True
+    ):
+        held_out = float(np.nanmean(values)) + better * factor
+        metrics = {
             "inputs/psnr_fg": 22.0,
-            "held_out/psnr_fg": float(np.nanmean(values)) + better * factor,
+            "held_out/psnr_fg": held_out,
             "inputs/iou": 0.9,
             "held_out/iou": 0.8 + 0.01 * better * factor,
             "held_out/depth_error": NAN,
-            "gap": 22.0 - float(np.nanmean(values)) - better * factor,
+            "gap": 22.0 - held_out,
             "inputs/own_view_share": 0.5,
             "health/visible": 12345.0,
-            "held_out_views": {"angle": angle, "psnr_fg": values},
         }
-        for name, angle, values, factor in zip(
-            ("easy", EVIL, "middle"), angles, psnr_fg, (1, 2, 3), strict=True
-        )
-    ]
-    scenes[0] |= {"turntable/vps": 2.0, "surface/chamfer": 0.1}
-    scenes[0] |= {"true_turntable/vps": 1.0}
-    others = ("scene", "moment", "held_out_views")
-    figures = [{k: x for k, x in s.items() if k not in others} for s in scenes]
-    undefined = {"held_out/psnr_fg": 1, "held_out/depth_error": 6, "inputs/iou": 0}
-    classes, summary = by_angle(angles, psnr_fg), summarize_scenes(figures)
-    return Evaluation(*summary, undefined, classes, scenes, None, None, **fields)
+        undefined = {
+            "held_out/psnr_fg": int(np.isnan(values).sum()),
+            "held_out/depth_error": 2,
+            "inputs/iou": 0,
+        }
+        scenes.append(SceneResult(name, ("", None), metrics, undefined, angle, values))
+    scenes[0].metrics.update({"turntable/vps": 2.0, "surface/chamfer": 0.1})
+    scenes[0].metrics.update({"true_turntable/vps": 1.0})
+    return dataclasses.replace(summarize(scenes, None, None, {}), **fields)
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The folder of a page about a network that is behind the hull."""
+    """The folder of the report of a network that is behind the hull."""
     folder = tmp_path_factory.mktemp("report")
-    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
     sheets = {}
     for number, name in enumerate((EVIL, "easy")):
         kinds = {kind: f"{number}_{kind}.png" for kind in ("inputs", "sheet", "maps")}
         sheets[name] = {kind: folder / file for kind, file in kinds.items()}
         for file in sheets[name].values():
-            write_png(file, picture)
-    write_video(folder / "turntable.mp4", picture[None].repeat(6, 0), 24)
-    found = evaluation(hull=evaluation(better=1.0), sheets=sheets, violations=2)
+            write_png(file, image)
+    write_video(folder / "turntable.mp4", image[None].repeat(6, 0), 24)
+    evaluated = evaluation(hull=evaluation(better=1.0), sheets=sheets, violations=2)
     source = FolderSource(tuple(folder / EVIL / x for x in "abc"), ("a", "b", "c"))
     command = ["python", "-m", "facelift_jax.evaluate", EVIL, "it's"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "orig_argv", command)
-        judged = Judged(EVIL, {"model": {"name": EVIL}})
-        write_report(folder, found, judged, source, DataOptions())
-    return folder, found
+        model = EvaluatedModel(EVIL, {"model": {"name": EVIL}})
+        write_report(folder, evaluated, model, source, DataOptions())
+    return folder, evaluated
 
 
 class Elements(html.parser.HTMLParser):
@@ -88,13 +92,13 @@ class Elements(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.found, self.open = [], []
+        self.all, self.open = [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        self.found.append([tag, dict(attrs), ""])
+        self.all.append([tag, dict(attrs), ""])
         if tag not in self.VOID:
-            self.open.append(self.found[-1])
+            self.open.append(self.all[-1])
 
     def handle_endtag(self, tag):
         assert self.open.pop()[0] == tag
@@ -104,7 +108,7 @@ class Elements(html.parser.HTMLParser):
             self.open[-1][2] += data
 
     def of(self, *tags):
-        return [x for x in self.found if x[0] in tags]
+        return [x for x in self.all if x[0] in tags]
 
 
 @pytest.fixture(scope="module")
@@ -112,15 +116,15 @@ def elements(page):
     return Elements((page[0] / "report.html").read_text(encoding="utf-8"))
 
 
-def test_nothing_in_the_page_is_from_elsewhere_or_runs(elements):
+def test_the_page_is_self_contained_and_inert(elements):
     assert not elements.open
-    names = {name for _, attributes, _ in elements.found for name in attributes}
+    names = {name for _, attributes, _ in elements.all for name in attributes}
     assert not {"style", "srcset", "poster", "action", "data"} & names
     assert not [name for name in names if name.startswith("on")]
-    tags = {tag for tag, *_ in elements.found}
+    tags = {tag for tag, *_ in elements.all}
     assert not tags & {"script", "link", "iframe", "object", "embed", "base", "svg"}
-    ids = {attributes.get("id") for _, attributes, _ in elements.found}
-    links = [a[x] for _, a, _ in elements.found for x in ("src", "href") if x in a]
+    ids = {attributes.get("id") for _, attributes, _ in elements.all}
+    links = [a[x] for _, a, _ in elements.all for x in ("src", "href") if x in a]
     assert len(links) > 10
     for link in links:
         assert re.match(r"data:(image/(png|webp)|video/mp4);base64,", link) or (
@@ -133,9 +137,9 @@ def test_nothing_in_the_page_is_from_elsewhere_or_runs(elements):
     assert allowed == none | {"img-src": "data:", "media-src": "data:"}
 
 
-def test_names_of_data_are_text(elements):
-    texts = [text for *_, text in elements.found]
-    assert texts.count(SHOWN) >= 4  # who was judged, table of scenes, pictures
+def test_names_of_data_are_escaped(elements):
+    texts = [text for *_, text in elements.all]
+    assert texts.count(SHOWN) >= 4  # checkpoint, table of scenes, images
     (command,) = (text for text in texts if text.startswith("python -m"))
     assert command == f"python -m facelift_jax.evaluate '{SHOWN}' 'it'\"'\"'s'"
     (settings,) = (text for text in texts if text.startswith("{"))
@@ -146,33 +150,33 @@ def test_names_of_data_are_text(elements):
     assert "3, 2 of them fail the data checks" in texts
 
 
-def test_the_figures_are_those_of_the_table_each_with_its_definition(page, elements):
-    _, found = page
+def test_the_metrics_are_those_of_the_table_each_with_its_definition(page, elements):
+    _, evaluated = page
     cells = [text for _, _, text in elements.of("td", "th", "summary")]
     defined = [a["title"] for _, a, _ in elements.of("details") if "title" in a]
-    text = table(found)
-    shown = rows(found)
-    assert len(shown) == len(defined) == 9
-    for row, definition in zip(shown, defined, strict=True):
+    text = table(evaluated)
+    rows = metric_rows(evaluated)
+    assert len(rows) == len(defined) == 9
+    for row, definition in zip(rows, defined, strict=True):
         assert definition in DEFINED[row.kind].values()
         at = cells.index(row.label)
         expected = row[3:] if row.inputs else row[4:]  # one cell under both headings
         assert tuple(cells[at + 1 :][: len(expected)]) == expected
         line = next(x for x in text.splitlines() if x.split()[0] == row.label)
         assert line.split()[1:] == " ".join(row[3:7]).split()
-    psnr_fg, _, depth, gap = shown[:4]
+    psnr_fg, _, depth, gap = rows[:4]
     assert psnr_fg[3:5] == ("22.00", "15.67")
     assert psnr_fg.hull == "17.67"
     assert psnr_fg.notes == "undefined in 1 held-out views"
     assert (depth.held_out, depth.interval) == ("-", "")
-    assert depth.notes == "undefined in 6 held-out views, of 0 scenes"
+    assert depth.notes == "undefined in 6 held-out views, mean of 0 scenes"
     assert (gap.label, gap.inputs, gap.held_out) == ("gap", "", "6.333")
-    assert not re.search(r"\bnan\b", " ".join(x for *_, x in elements.found), re.I)
+    assert not re.search(r"\bnan\b", " ".join(x for *_, x in elements.all), re.I)
 
 
-def test_the_worst_scene_stands_first_below_the_means(elements):
+def test_scenes_are_sorted_by_psnr_fg_below_the_means(elements):
     cells = [text for _, _, text in elements.of("th", "bdi", "td", "h2")]
-    cells = cells[cells.index("Scenes, the worst first") :]
+    cells = cells[cells.index("Scenes, lowest psnr_fg first") :]
     names = ("mean", "visual hull, mean", SHOWN, "middle", "easy")
     at = [cells.index(name) for name in names]
     assert at == sorted(at)
@@ -181,103 +185,100 @@ def test_the_worst_scene_stands_first_below_the_means(elements):
     assert cells[at[1] + 2] == "17.67"  # the hull's
 
 
-def write_other(page, found):
-    """The heading and the texts of a page of the same folder and other figures."""
+def write_other(page, evaluated):
+    """The heading and the texts of the report of another evaluation."""
     folder, _ = page
     source = FolderSource((folder / "a",), ("a",))
     other = folder / "other"
     other.mkdir(exist_ok=True)
     shutil.copy(folder / "turntable.mp4", other)
-    write_report(other, found, Judged("run", {}), source, DataOptions())
+    write_report(other, evaluated, EvaluatedModel("run", {}), source, DataOptions())
     elements = Elements((other / "report.html").read_text())
     ((_, _, heading),) = elements.of("h1")
-    return heading, [" ".join(text.split()) for *_, text in elements.found]
+    return heading, [" ".join(text.split()) for *_, text in elements.all]
 
 
 @pytest.mark.parametrize(
-    ("better", "copies", "verdict", "difference"),
+    ("better", "copies", "headline", "difference"),
     [
         (-1.0, 2, "Ahead of the visual hull", "ahead, +2.000 dB"),
         (
             0.0,
             2,
-            "Neither clearly ahead of nor behind the visual hull",
-            "not clear, 0.000 dB",
+            "No clear difference from the visual hull",
+            "no clear difference, 0.000 dB",
         ),
         (
             -1.0,
             1,  # three scenes, all of them better
-            "Against the visual hull: too few scenes to tell",
-            "too few scenes to tell, +2.000 dB",
+            "Too few scenes to compare with the visual hull",
+            "too few scenes, +2.000 dB",
         ),
     ],
 )
-def test_the_verdict_is_made_of_differences_scene_by_scene(
-    page, better, copies, verdict, difference
+def test_the_headline_depends_on_differences_per_scene(
+    page, better, copies, headline, difference
 ):
     hull = evaluation(better)
     hull = dataclasses.replace(hull, scenes=hull.scenes * copies)
     scenes = page[1].scenes * copies
-    found = dataclasses.replace(page[1], scenes=scenes, hull=hull, sheets={})
-    heading, texts = write_other(page, found)
-    assert heading == verdict
+    evaluated = dataclasses.replace(page[1], scenes=scenes, hull=hull, sheets={})
+    heading, texts = write_other(page, evaluated)
+    assert heading == headline
     assert difference in texts
 
 
-def test_a_page_of_views_that_all_lack_a_figure(page):
-    """As where no held-out view shows the object."""
+def test_a_page_of_views_that_all_lack_a_metric(page):
+    """For example, if no held-out view shows the object."""
 
-    def without(found):
-        scenes = [scene | {"held_out/psnr_fg": NAN} for scene in found.scenes]
-        for scene in scenes:
-            angle = scene["held_out_views"]["angle"]
-            nothing = {"angle": angle, "psnr_fg": [NAN] * len(angle)}
-            scene["held_out_views"] = nothing
-        views = [scene["held_out_views"] for scene in scenes]
-        classes = by_angle(*([x[key] for x in views] for key in ("angle", "psnr_fg")))
-        figures = found.figures | {"held_out/psnr_fg": NAN, "gap": NAN}
-        return dataclasses.replace(
-            found, scenes=scenes, by_angle=classes, figures=figures, sheets={}
-        )
+    def without(evaluated):
+        scenes = [
+            dataclasses.replace(
+                scene,
+                metrics=scene.metrics | {"held_out/psnr_fg": NAN, "gap": NAN},
+                psnr_fg=[NAN] * len(scene.angles),
+            )
+            for scene in evaluated.scenes
+        ]
+        return summarize(scenes, None, None, {})
 
-    found = without(page[1])
-    found = dataclasses.replace(found, hull=without(page[1].hull))
-    _, texts = write_other(page, found)
-    assert "Every dot is a held-out view. Means, degrees: dB (views): none." in texts
+    evaluated = dataclasses.replace(without(page[1]), hull=without(page[1].hull))
+    _, texts = write_other(page, evaluated)
+    assert any(text.endswith("number of views in parentheses: none.") for text in texts)
     assert not re.search(r"\bnan\b", " ".join(texts), re.I)
 
 
-def test_figures_are_there_when_the_page_cannot_be_written(page, monkeypatch):
-    folder, found = page
+def test_metrics_are_written_even_if_the_page_cannot_be(page, monkeypatch):
+    folder, evaluated = page
     (folder / "full").mkdir()
-    monkeypatch.setattr(evaluate, "write_scene", lambda *_: [])
+    monkeypatch.setattr(evaluator, "write_ply_and_turntable", lambda *_: [])
     source = FolderSource((folder / "a",), ("a",), violations=1)
     with pytest.raises(FileNotFoundError, match=r"turntable\.mp4"):
-        finish(
+        evaluator.write_evaluation(
             folder / "full",
-            found,
+            evaluated,
             None,
             lambda *_: (None, None),
             source,
             DataOptions(),
-            Judged(None, {}),
+            EvaluatedModel(None, {}),
         )
-    written = json.loads((folder / "full" / "figures.json").read_text())
-    psnr_fg = written["figures"]["held_out/psnr_fg"]
-    assert psnr_fg == found.figures["held_out/psnr_fg"]
+    written = json.loads((folder / "full" / "metrics.json").read_text())
+    psnr_fg = written["metrics"]["held_out/psnr_fg"]
+    assert psnr_fg == evaluated.metrics["held_out/psnr_fg"]
     assert written["violations"] == 1
 
 
 class Browser:
-    """Chromium, driven by its DevTools protocol, with no network to ask."""
+    """Chromium without network, driven through its DevTools protocol."""
 
     FLAGS = """--headless --no-sandbox --disable-gpu --no-first-run --disable-sync
         --disable-background-networking --disable-component-update
-        --proxy-server=127.0.0.1:1 --remote-debugging-pipe"""  # nobody is at port 1
+        --proxy-server=127.0.0.1:1 --remote-debugging-pipe"""  # no proxy at port 1
 
     def __init__(self, folder):
         (theirs, commands), (answers, ours) = os.pipe(), os.pipe()
-        # the protocol has fixed numbers for its pipes
+        # the protocol requires these file descriptors
         shell = ["bash", "-c", f'exec chromium "$@" 3<&{theirs} 4>&{ours}', "bash"]
         self.process = subprocess.Popen(
             [*shell, *self.FLAGS.split(), f"--user-data-dir={folder}"],
@@ -303,7 +304,7 @@ class Browser:
 
     def __exit__(self, *_):
         self.watchdog.cancel()
-        self.commands.close()  # which ends it
+        self.commands.close()  # this ends Chromium
         self.process.wait(30)
         self.answers.close()
 
@@ -315,7 +316,7 @@ class Browser:
             message = b""
             while not message.endswith(b"\0"):
                 byte = self.answers.read(1)
-                assert byte, "Chromium is gone"
+                assert byte, "Chromium has ended"
                 message += byte
             message = json.loads(message[:-1])
             if message.get("id") == self.count:
@@ -343,7 +344,7 @@ LOOK = """(async () => {
     not shutil.which("chromium") and "CI" not in os.environ,
     reason="needs Chromium on the PATH: apt-get install chromium",
 )
-def test_a_browser_without_network_shows_all_of_it(page, tmp_path):
+def test_a_browser_without_network_shows_the_whole_page(page, tmp_path):
     assert shutil.which("chromium"), "apt-get install chromium"
     folder, _ = page
     phone = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": False}
@@ -351,18 +352,18 @@ def test_a_browser_without_network_shows_all_of_it(page, tmp_path):
     with Browser(tmp_path) as browser:
         browser("Emulation.setDeviceMetricsOverride", **phone)
         browser("Page.navigate", url=(folder / "report.html").as_uri())
-        found = browser("Runtime.evaluate", **how)["result"]["value"]
+        shown = browser("Runtime.evaluate", **how)["result"]["value"]
         browser("Page.disable")
-    assert found["title"] == f"Evaluation of {SHOWN}"
-    assert found["images"] == [60, 1376, 60, 60, 60, 60, 60]
-    assert found["video"] == [60, 0.25] or not found["plays"]
-    assert found["tiles"] == "grid"  # its style sheet is the one that the policy names
-    assert not found["is_wide"]  # tables scroll, not the page
+    assert shown["title"] == f"Evaluation of {SHOWN}"
+    assert shown["images"] == [60, 1376, 60, 60, 60, 60, 60]
+    assert shown["video"] == [60, 0.25] or not shown["plays"]
+    assert shown["tiles"] == "grid"  # the policy allows its style sheet
+    assert not shown["is_wide"]  # tables scroll, not the page
     methods = {event["method"] for event in browser.events}
     assert not methods & {"Log.entryAdded", "Runtime.consoleAPICalled"}
-    asked = [
+    urls = [
         event["params"]["request"]["url"]
         for event in browser.events
         if event["method"] == "Network.requestWillBeSent"
     ]
-    assert {url.split(":")[0] for url in asked} == {"file", "data"}
+    assert {url.split(":")[0] for url in urls} == {"file", "data"}

@@ -1,4 +1,4 @@
-"""The four planted scenes: our figures damn what the predecessor's praise."""
+"""The synthetic failure cases: metrics tell flat images from the true shape."""
 
 import numpy as np
 import pytest
@@ -8,44 +8,44 @@ from facelift_jax.data import rodent
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """Figures of each planted scene, by name."""
+def cases(tmp_path_factory):
+    """Metrics of each case, by name."""
     path = tmp_path_factory.mktemp("rodents") / "set"
     rodent.generate(path, 1, 48, workers=1)
-    evaluations = synthetic_failures.judge_all(path, 48, num_frames=40)
-    return {name: evaluation.figures for name, evaluation in evaluations.items()}
+    evaluations = synthetic_failures.evaluate_all(path, 48, num_frames=40)
+    return {name: evaluation.metrics for name, evaluation in evaluations.items()}
 
 
 @pytest.mark.slow
-def test_flat_pictures_read_well_on_their_inputs_and_nowhere_else(found):
-    figures = found["billboards"]
-    assert figures["inputs/psnr_full"] >= 35
-    assert figures["gap"] >= 10
-    assert figures["inputs/own_view_share"] >= 0.9
-    assert figures["inputs/lovo_drop"] >= 10
-    assert figures["inputs/xva_05"] < 0.1
-    assert figures["held_out/iou"] < 0.15
-    assert figures["surface/f_01"] < 0.01
+def test_flat_images_match_their_input_views_only(cases):
+    metrics = cases["billboards"]
+    assert metrics["inputs/psnr_full"] >= 35
+    assert metrics["gap"] >= 10
+    assert metrics["inputs/own_view_share"] >= 0.9
+    assert metrics["inputs/lovo_drop"] >= 10
+    assert metrics["inputs/xva_05"] < 0.1
+    assert metrics["held_out/iou"] < 0.15
+    assert metrics["surface/f_01"] < 0.01
 
 
 @pytest.mark.slow
-def test_the_truth_is_acquitted(found):
-    figures = found["perfect"]
-    assert figures["gap"] < 2
-    assert figures["inputs/own_view_share"] < 0.5
-    assert abs(figures["inputs/lovo_drop"]) < 1
-    assert figures["surface/chamfer"] < 0.01
-    assert figures["surface/f_01"] > 0.8
-    assert figures["turntable/p6"] < 0.03
+def test_the_true_shape_is_best_on_held_out_views(cases):
+    metrics = cases["perfect"]
+    assert metrics["gap"] < 2
+    assert metrics["inputs/own_view_share"] < 0.5
+    assert abs(metrics["inputs/lovo_drop"]) < 1
+    assert metrics["surface/chamfer"] < 0.01
+    assert metrics["surface/f_01"] > 0.8
+    assert metrics["turntable/p6"] < 0.03
     for name in ("psnr_fg", "ssim", "iou", "depth_within_05R"):
-        best = max(found, key=lambda scene, n=name: found[scene][f"held_out/{n}"])
+        best = max(cases, key=lambda case, n=name: cases[case][f"held_out/{n}"])
         assert best == "perfect", name
 
 
 @pytest.mark.slow
-def test_every_figure_of_every_scene_is_in_the_table(found):
-    evaluations = {name: found[name] for name in synthetic_failures.SCENES}
-    assert len({tuple(figures) for figures in evaluations.values()}) == 1
-    for name, figures in evaluations.items():
-        undefined = [key for key, value in figures.items() if np.isnan(value)]
+def test_every_metric_of_every_case_is_defined(cases):
+    assert cases.keys() == synthetic_failures.CASES.keys()
+    assert len({tuple(metrics) for metrics in cases.values()}) == 1
+    for name, metrics in cases.items():
+        undefined = [key for key, value in metrics.items() if np.isnan(value)]
         assert not undefined, name

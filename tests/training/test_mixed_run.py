@@ -44,7 +44,7 @@ def test_a_run_on_a_packed_and_a_plain_set(tmp_path):
     flags = (SMOKE, mix, "--workdir=run")
     code, out, err = finish(command(*flags, cwd=tmp_path))
     assert code == 0, err
-    assert "over scenes: 4" in out
+    assert "scenes in the means: 4" in out
     names = ["scene_000006", "scene_000007"]
     record = json.loads((tmp_path / "run" / "data_checks.json").read_text())
     assert record["sets"] == {
@@ -57,9 +57,9 @@ def test_a_run_on_a_packed_and_a_plain_set(tmp_path):
             "held_out": [f"packed--{n}" for n in names],
         },
     }
-    figures = json.loads((tmp_path / "run" / "figures.json").read_text())
-    assert figures["scenes"][2]["scene"] == "packed--scene_000006"
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["scenes"][2]["name"] == "packed--scene_000006"
     assert lines_of(tmp_path / "run")[-1]["train/bad_scenes"] == 0
     code, out, err = finish(command(*flags, "--mode=eval", cwd=tmp_path))
     assert code == 0, err
-    assert "over scenes: 4" in out
+    assert "scenes in the means: 4" in out
