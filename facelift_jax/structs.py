@@ -1,4 +1,4 @@
-"""The five structs that cross module borders, and `check`, which verifies one.
+"""The structs that modules pass to each other, and `check`, which verifies one.
 
 Conventions (each has a test in tests/test_conventions.py):
 camera axes x right, y down, z forward; world right-handed; poses stored world to
@@ -6,14 +6,19 @@ camera; the centre of the top-left pixel is (0.5, 0.5); images float32 in [0, 1]
 channels last; depth is distance along the camera's z axis; quaternions (w, x, y, z),
 need not be unit; scales are standard deviations; colour is spherical-harmonic
 coefficients.
+
+The annotation of a field gives its shape; `check` reads the shapes from there.
 """
 
 import dataclasses
+import functools
+import typing
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from facelift_jax.geometry.numerics import Array, is_concrete
 from facelift_jax.geometry.rotations import invert_rigid
@@ -28,57 +33,63 @@ def _static() -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cameras:
-    """Pinhole cameras that share one picture size.
+    """Pinhole cameras with one image size.
 
     Attributes:
-      viewmats: [*b 4 4] world to camera, OpenCV axes, world units.
-      Ks: [*b 3 3] intrinsics in pixels.
-      width: picture width in pixels, static.
-      height: picture height in pixels, static.
+      viewmats: world to camera, OpenCV axes, world units.
+      Ks: intrinsics in pixels.
+      width: image width in pixels, static.
+      height: image height in pixels, static.
     """
 
-    viewmats: Array
-    Ks: Array
+    viewmats: Float[Array, "*b 4 4"]
+    Ks: Float[Array, "*b 3 3"]
     width: int = _static()
     height: int = _static()
 
     @property
-    def c2w(self) -> Array:
-        """[*b 4 4] camera to world."""
+    def c2w(self) -> Float[Array, "*b 4 4"]:
+        """Camera to world."""
         return invert_rigid(self.viewmats)
 
     @property
-    def centers(self) -> Array:
-        """[*b 3] camera centres, world frame."""
+    def centers(self) -> Float[Array, "*b 3"]:
+        """Camera centres, world frame."""
         return self.c2w[..., :3, 3]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """Pictures of one object with their cameras.
+    """Images of one object with their cameras.
 
     Attributes:
-      images: [*b h w 3] float32 in [0, 1], already composited on the background.
-      masks: [*b h w 1] float32 in [0, 1], coverage of the object.
-      depths: [*b h w 1] camera-z depth in world units, 0 where unknown; or None.
+      images: float32 in [0, 1], already composited on the background.
+      masks: float32 in [0, 1], coverage of the object.
+      depths: camera-z depth in world units, 0 where unknown; or None.
       cameras: Cameras over [*b].
     """
 
-    images: Array
-    masks: Array
-    depths: Array | None
+    images: Float[Array, "*b h w 3"]
+    masks: Float[Array, "*b h w 1"]
+    depths: Float[Array, "*b h w 1"] | None
     cameras: Cameras
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Scenes: `inputs` Views over [b v], `targets` over [b t], `scene_id` [b]."""
+    """Scenes with their input and target views.
+
+    Attributes:
+      inputs: Views over [b v].
+      targets: Views over [b t].
+      scene_id: index of each scene in its data set.
+    """
 
     inputs: Views
     targets: Views
-    scene_id: Array
+    scene_id: Int[Array, "b"]
 
 
 @jax.tree_util.register_dataclass
@@ -87,79 +98,65 @@ class Gaussians:
     """Activated 3D Gaussians in the world frame.
 
     Attributes:
-      means: [*b n 3] world units.
-      quats: [*b n 4] (w, x, y, z), any length.
-      scales: [*b n 3] standard deviations, world units, positive.
-      opacities: [*b n] in [0, 1].
-      sh: [*b n k 3] spherical-harmonic coefficients, k = (degree + 1)^2.
+      means: world units.
+      quats: (w, x, y, z), any length.
+      scales: standard deviations, world units, positive.
+      opacities: in [0, 1].
+      sh: spherical-harmonic coefficients, k = (degree + 1)^2.
     """
 
-    means: Array
-    quats: Array
-    scales: Array
-    opacities: Array
-    sh: Array
+    means: Float[Array, "*b n 3"]
+    quats: Float[Array, "*b n 4"]
+    scales: Float[Array, "*b n 3"]
+    opacities: Float[Array, "*b n"]
+    sh: Float[Array, "*b n k 3"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RenderOutput:
-    """Rendered pictures.
+    """Rendered images.
 
     Attributes:
-      colors: [*b h w 3] composited on the background.
-      alphas: [*b h w 1] coverage, 1 - final transmittance.
-      depths: [*b h w 1] expected camera-z depth in world units, 0 where alpha is 0.
-      dropped: [*b] int32 tile-list entries lost to an explicit cap; 0 means exact.
+      colors: composited on the background.
+      alphas: coverage, 1 - final transmittance.
+      depths: expected camera-z depth in world units, 0 where alpha is 0.
+      dropped: int32 tile-list entries lost to an explicit cap; 0 means exact.
     """
 
-    colors: Array
-    alphas: Array
-    depths: Array
-    dropped: Array
+    colors: Float[Array, "*b h w 3"]
+    alphas: Float[Array, "*b h w 1"]
+    depths: Float[Array, "*b h w 1"]
+    dropped: Int[Array, "*b"]
 
 
+# A renderer with its settings fixed, as `builders.make_renderer` returns it: Gaussians
+# over [*b] and cameras over [*b v] to outputs over [*b v].
 RenderFn = Callable[[Gaussians, Cameras], RenderOutput]
-
-_PATTERNS = {
-    Cameras: {"viewmats": "*b 4 4", "Ks": "*b 3 3"},
-    Views: {"images": "*b h w 3", "masks": "*b h w 1", "depths": "*b h w 1"},
-    Gaussians: {
-        "means": "*b n 3",
-        "quats": "*b n 4",
-        "scales": "*b n 3",
-        "opacities": "*b n",
-        "sh": "*b n k 3",
-    },
-    RenderOutput: {
-        "colors": "*b h w 3",
-        "alphas": "*b h w 1",
-        "depths": "*b h w 1",
-        "dropped": "*b",
-    },
-}
 
 
 def check(struct: object, name: str = "") -> dict[str, Any]:
     """Verifies one struct and returns its axis sizes ("b" is a tuple).
 
     Shapes are always checked. Values (finite and rigid poses, positive focal lengths,
-    views that differ) are checked where they can be looked at, that is outside `jit`.
+    views that differ) are checked where they are concrete, that is outside `jit`.
 
     Raises:
-      ValueError: names the field, what was expected and what was found.
+      ValueError: names the field, the expected shape or value and the actual one.
     """
     name = name or type(struct).__name__
     if isinstance(struct, Batch):
         return _check_batch(struct, name)
-    if type(struct) not in _PATTERNS:
-        raise TypeError(f"{name}: expected one of our structs, found {type(struct)}")
+    if not isinstance(struct, Cameras | Views | Gaussians | RenderOutput):
+        raise TypeError(
+            f"{name}: expected a struct of facelift_jax.structs, found {type(struct)}"
+        )
     axes: dict[str, Any] = {}
-    for field, pattern in _PATTERNS[type(struct)].items():
+    for field, shape in _field_shapes(type(struct)).items():
         array = getattr(struct, field)
         if field == "depths" and isinstance(struct, Views) and array is None:
             continue
-        _bind(f"{name}.{field}", array, pattern, axes)
+        _check_shape(f"{name}.{field}", array, shape, axes)
     if isinstance(struct, Cameras):
         _check_camera_values(struct, name)
     if isinstance(struct, Views):
@@ -172,32 +169,46 @@ def check(struct: object, name: str = "") -> dict[str, Any]:
     return axes
 
 
-def _bind(name: str, array: Array, pattern: str, axes: dict[str, Any]) -> None:
-    """Matches one shape against a pattern such as "*b n 3", binding named axes."""
-    shape = getattr(array, "shape", None)
-    if shape is None:
-        raise ValueError(f"{name}: expected an array [{pattern}], found {type(array)}")
-    tokens = pattern.split()
-    fixed = [t for t in tokens if not t.startswith("*")]
-    split = len(shape) - len(fixed)
-    ok = split >= 0
-    sizes = list(zip(fixed, shape[max(split, 0) :], strict=False))
-    bound = {**axes}
-    if tokens[0].startswith("*"):
-        sizes.insert(0, (tokens[0][1:], tuple(shape[: max(split, 0)])))
-    else:
-        ok = split == 0
-    for token, size in sizes:
-        expected = int(token) if token.isdigit() else bound.setdefault(token, size)
-        ok = ok and size == expected
-    if not ok:
-        known = ", ".join(f"{k}={v}" for k, v in axes.items())
+@functools.cache
+def _field_shapes(struct: type) -> dict[str, str]:
+    """The shape, such as "*b n 3", in the annotation of each array field."""
+    shapes = {}
+    for field, hint in typing.get_type_hints(struct).items():
+        for option in typing.get_args(hint):
+            if hasattr(option, "dim_str"):
+                shapes[field] = option.dim_str
+    return shapes
+
+
+def _check_shape(name: str, array: Array, shape: str, axes: dict[str, Any]) -> None:
+    """Verifies one shape; axis sizes in `axes` must fit, new ones are added."""
+    if not hasattr(array, "shape"):
+        raise ValueError(f"{name}: expected an array [{shape}], found {type(array)}")
+    # jaxtyping decides whether a shape fits. It does not report the sizes it binds to
+    # names, and names would share those of a decorated caller: known sizes are filled
+    # in, unknown axes are anonymous, and their sizes are read afterwards.
+    dims = shape.split()
+    expected: Any = Shaped[Any, " ".join(_fill_in(dim, axes) for dim in dims)]
+    if not isinstance(array, expected):
+        known = ", ".join(f"{axis}={size}" for axis, size in axes.items())
         raise ValueError(
-            f"{name}: expected shape [{pattern}]"
+            f"{name}: expected shape [{shape}]"
             + (f" with {known}" if known else "")
-            + f", found {tuple(shape)}"
+            + f", found {tuple(array.shape)}"
         )
-    axes.update(bound)
+    num_leading = len(array.shape) - len(dims) + 1
+    if dims[0].startswith("*"):
+        axes[dims.pop(0)[1:]] = tuple(array.shape[:num_leading])
+    sizes = array.shape[len(array.shape) - len(dims) :]
+    named = zip(dims, sizes, strict=True)
+    axes.update((dim, size) for dim, size in named if not dim.isdigit())
+
+
+def _fill_in(dim: str, axes: dict[str, Any]) -> str:
+    """jaxtyping's notation for the size of an axis such as "4", "h" or "*b"."""
+    if dim.startswith("*"):
+        return " ".join(map(str, axes[dim[1:]])) if dim[1:] in axes else "..."
+    return dim if dim.isdigit() else str(axes.get(dim, "_"))
 
 
 def _check_batch(batch: Batch, name: str) -> dict[str, Any]:
@@ -214,7 +225,8 @@ def _check_batch(batch: Batch, name: str) -> dict[str, Any]:
             f"{name}: inputs hold {inputs['b'][0]} scenes, targets {targets['b'][0]}"
         )
     axes = {"b": inputs["b"][0], "v": inputs["b"][1], "t": targets["b"][1]}
-    _bind(f"{name}.scene_id", batch.scene_id, "b", axes)
+    shape = _field_shapes(Batch)["scene_id"]
+    _check_shape(f"{name}.scene_id", batch.scene_id, shape, axes)
     return axes
 
 
@@ -253,12 +265,12 @@ def _check_views(views: Views, name: str, axes: dict[str, Any]) -> None:
     if camera_axes["b"] != axes["b"]:
         raise ValueError(
             f"{name}.cameras: leading axes {camera_axes['b']} differ from the "
-            f"pictures' {axes['b']}"
+            f"images' {axes['b']}"
         )
     if (cameras.height, cameras.width) != (axes["h"], axes["w"]):
         raise ValueError(
             f"{name}.cameras: made for {cameras.width} x {cameras.height} px, but the "
-            f"pictures are {axes['w']} x {axes['h']}; resize Ks with the pictures"
+            f"images are {axes['w']} x {axes['h']}: resize Ks with the images"
         )
     has_views = len(axes["b"]) > 0 and axes["b"][-1] > 1
     if not (has_views and is_concrete(cameras.viewmats) and is_concrete(cameras.Ks)):

@@ -1,4 +1,4 @@
-"""One test a sentence of the README's "Conventions"; each fails if it becomes false."""
+"""One test for each sentence under "Conventions" in the README."""
 
 import dataclasses
 from pathlib import Path
@@ -36,9 +36,8 @@ def one_gaussian(mean, color=(1.0, 0.0, 0.0), **changes):
     return dataclasses.replace(gaussians, **changes)
 
 
-def picture(gaussians, cameras=None, **options):
-    cameras = camera() if cameras is None else cameras
-    output = render(gaussians, cameras, backend="reference", **options)
+def rendered(gaussians):
+    output = render(gaussians, camera(), backend="reference")
     return jax.tree.map(lambda x: np.asarray(x[0]), output)
 
 
@@ -56,9 +55,9 @@ def centroid(alphas):
 def test_camera_axes_are_right_down_forward(mean, moves):
     expected = np.add((16, 16), moves)
     np.testing.assert_allclose(
-        centroid(picture(one_gaussian(mean)).alphas), expected, atol=0.02
+        centroid(rendered(one_gaussian(mean)).alphas), expected, atol=0.02
     )
-    assert picture(one_gaussian(np.multiply(mean, -1))).alphas.max() == 0  # behind
+    assert rendered(one_gaussian(np.multiply(mean, -1))).alphas.max() == 0  # behind
 
 
 def test_world_is_right_handed():
@@ -68,7 +67,7 @@ def test_world_is_right_handed():
     ]
     right, down, forward = rotation
     np.testing.assert_allclose(np.cross(right, down), forward, atol=1e-6)
-    # from +x with z up, +y lies to the right
+    # from +x with z up, +y is on the right
     np.testing.assert_allclose(right, [0, 1, 0], atol=1e-6)
 
 
@@ -88,11 +87,11 @@ def test_top_left_pixel_centre_is_half_half():
     np.testing.assert_allclose(direction, [(0.5 - 16) / 40, (0.5 - 16) / 40, 1])
     # a small Gaussian that projects to (0.5, 0.5) is brightest in pixel [0, 0]
     mean = 2 * direction
-    alphas = picture(one_gaussian(mean)).alphas[..., 0]
+    alphas = rendered(one_gaussian(mean)).alphas[..., 0]
     assert np.unravel_index(alphas.argmax(), alphas.shape) == (0, 0)
 
 
-def test_intrinsics_follow_the_picture_through_a_resize():
+def test_intrinsics_are_resized_with_the_images():
     rgba = np.zeros((1, SIZE, SIZE, 4), np.uint8)
     rgba[0, 8:12, 20:24] = 255
     scene = Scene("s", Path("s"), rgba, None, camera(), np.array([True]))
@@ -112,8 +111,8 @@ def test_images_are_composited_without_gamma():
     np.testing.assert_allclose(views.images[0, 3, 5], expected, atol=1e-6)
 
 
-def test_depth_is_along_z_and_zero_where_nothing_is():
-    output = picture(one_gaussian((0.5, 0.3, 2)))
+def test_depth_is_along_z_and_zero_where_nothing_is_rendered():
+    output = rendered(one_gaussian((0.5, 0.3, 2)))
     covered = output.alphas > 0
     np.testing.assert_allclose(output.depths[covered], 2, rtol=1e-5)
     assert (output.depths[~covered] == 0).all()
@@ -126,33 +125,33 @@ def test_quaternions_are_wxyz_of_any_length():
     scales = np.float32([[0.3, 0.02, 0.02]])
     half = np.sqrt(0.5)
     quarter_turn_about_z = np.float32([[half, 0, 0, half]])
-    tall = picture(one_gaussian((0, 0, 2), scales=scales, quats=quarter_turn_about_z))
+    tall = rendered(one_gaussian((0, 0, 2), scales=scales, quats=quarter_turn_about_z))
     rows = np.argwhere(tall.alphas[..., 0] > 0.1)
     assert np.ptp(rows[:, 0]) > 3 * np.ptp(rows[:, 1])
-    longer = picture(
+    longer = rendered(
         one_gaussian((0, 0, 2), scales=scales, quats=3 * quarter_turn_about_z)
     )
     np.testing.assert_allclose(longer.alphas, tall.alphas, atol=1e-6)
 
 
-def test_scales_are_standard_deviations_and_opacities_plain():
+def test_scales_are_standard_deviations_and_opacities_are_activated():
     wide = np.full((1, 3), 0.2, np.float32)  # 4 px at depth 2
-    output = picture(one_gaussian((0, 0, 2), scales=wide))
+    output = rendered(one_gaussian((0, 0, 2), scales=wide))
     blurred = 4.0**2 + 0.3  # square pixels; the renderer's low-pass adds 0.3
-    d2 = 0.5**2 + 0.5**2  # pixel [16, 16] has its centre half a pixel off
+    d2 = 0.5**2 + 0.5**2  # the centre of pixel [16, 16] is half a pixel off
     expected = 0.9 * np.exp(-0.5 * d2 / blurred)
     assert output.alphas[16, 16, 0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_degree_0_is_a_plain_colour():
+def test_degree_0_is_the_colour_itself():
     color = (0.2, 0.5, 0.9)
-    output = picture(one_gaussian((0, 0, 2), color))
+    output = rendered(one_gaussian((0, 0, 2), color))
     inside = output.alphas[..., 0] > 0.5
     shown = output.colors[inside] / output.alphas[inside]
     np.testing.assert_allclose(shown, np.broadcast_to(color, shown.shape), atol=1e-5)
 
 
-def test_stored_pictures_are_straight_alpha(tmp_path):
+def test_stored_images_have_straight_alpha(tmp_path):
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[..., 0], pixels[..., 3] = 255, 51
     Image.fromarray(pixels).save(tmp_path / "a.png")

@@ -59,8 +59,8 @@ def test_good_structs_give_their_axes():
     assert check(make_gaussians()) == {"b": (), "n": 5, "k": 1}
     batch = Batch(make_views(3, leading=(2,)), make_views(4, leading=(2,)), np.zeros(2))
     assert check(batch) == {"b": 2, "v": 3, "t": 4}
-    picture = np.zeros((2, 4, 6, 1))
-    output = RenderOutput(np.zeros((2, 4, 6, 3)), picture, picture, np.zeros(2))
+    alphas = np.zeros((2, 4, 6, 1))
+    output = RenderOutput(np.zeros((2, 4, 6, 3)), alphas, alphas, np.zeros(2))
     assert check(output) == {"b": (2,), "h": 4, "w": 6}
 
 
@@ -120,7 +120,7 @@ def bad_K(**entries):
         ),
         (
             replace(make_views(), cameras=make_cameras(3, 16)),
-            r"Views\.cameras: made for 16 x 16 px, but the pictures are 8 x 8",
+            r"Views\.cameras: made for 16 x 16 px, but the images are 8 x 8",
         ),
         (
             make_gaussians(sh=np.zeros((5, 2, 3))),
@@ -138,13 +138,13 @@ def test_bad_structs_are_named(struct, words):
     assert "\n" not in str(error.value)
 
 
-def test_poses_with_a_stray_leading_axis_are_refused():
+def test_poses_with_an_extra_leading_axis_are_refused():
     views = make_views()
-    stray = replace(views.cameras, viewmats=views.cameras.viewmats[None])
+    extra = replace(views.cameras, viewmats=views.cameras.viewmats[None])
     with pytest.raises(ValueError, match=r"Cameras\.Ks: expected shape"):
-        check(stray)
-    both = replace(stray, Ks=views.cameras.Ks[None])
-    with pytest.raises(ValueError, match=r"leading axes \(1, 3\) differ from the pict"):
+        check(extra)
+    both = replace(extra, Ks=views.cameras.Ks[None])
+    with pytest.raises(ValueError, match=r"leading axes \(1, 3\) differ from the ima"):
         check(replace(views, cameras=both))
 
 
@@ -156,7 +156,7 @@ def test_one_camera_for_every_view_is_refused():
     check(jax.tree.map(lambda x: x[:1], replace(views, cameras=first)))
 
 
-def test_batch_sides_must_fit():
+def test_inputs_and_targets_must_have_the_same_scenes():
     inputs, targets = make_views(leading=(2,)), make_views(leading=(3,))
     with pytest.raises(ValueError, match="inputs hold 2 scenes, targets 3"):
         check(Batch(inputs, targets, np.zeros(2)))
@@ -164,6 +164,16 @@ def test_batch_sides_must_fit():
         check(Batch(make_views(), targets, np.zeros(3)))
     with pytest.raises(ValueError, match=r"Batch\.scene_id: expected shape \[b\]"):
         check(Batch(inputs, inputs, np.zeros(3)))
+
+
+def test_shapes_are_checked_without_values():
+    gaussians = jax.tree.map(lambda x: np.stack([x, x]), make_gaussians())
+    axes = []
+    jax.vmap(lambda g: axes.append(check(g)) or g.means)(gaussians)
+    axes.append(check(jax.eval_shape(lambda: gaussians)))
+    assert axes == [{"b": (), "n": 5, "k": 1}, {"b": (2,), "n": 5, "k": 1}]
+    with pytest.raises(ValueError, match=r"means: expected an array \[\*b n 3\]"):
+        check(make_gaussians(means=None))
 
 
 def test_shapes_are_checked_under_jit_and_values_are_not():

@@ -1,1 +1,1 @@
-"""Cameras, rays and rotations for NumPy and JAX arrays alike."""
+"""Cameras, rays and rotations, for NumPy and JAX arrays."""

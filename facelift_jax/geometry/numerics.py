@@ -1,6 +1,6 @@
-"""Arithmetic that stays finite; the array type and constant that modules share.
+"""Arithmetic that stays finite; the array type and the constant that modules share.
 
-Each function takes NumPy or JAX arrays and answers in kind: NumPy in, NumPy out.
+Each function takes NumPy or JAX arrays; NumPy in gives NumPy out.
 """
 
 import types
@@ -15,18 +15,18 @@ SH_C0 = 0.28209479177387814  # 1 / (2 sqrt(pi)): the harmonic of degree 0
 
 
 def namespace(*arrays: Array) -> types.ModuleType:
-    """`numpy` when every array is NumPy's, else `jax.numpy`."""
+    """`numpy` if all arrays are NumPy arrays, else `jax.numpy`."""
     return np if all(isinstance(a, np.ndarray | np.generic) for a in arrays) else jnp
 
 
 def is_concrete(array: object) -> bool:
-    """Whether the values can be looked at now (not a tracer, mask, spec or shape)."""
+    """Whether this is an array with values: no tracer, mask, spec or shape."""
     is_array = isinstance(array, np.ndarray | jax.Array)
     return is_array and not isinstance(array, jax.core.Tracer)
 
 
 def einsum(pattern: str, *arrays: Array) -> Array:
-    """Einstein sum at full float32 precision (a GPU's default would be TF32)."""
+    """Einstein sum at full float32 precision (the default on a GPU is TF32)."""
     if namespace(*arrays) is np:
         return np.einsum(pattern, *arrays)
     return jnp.einsum(pattern, *arrays, precision=jax.lax.Precision.HIGHEST)

@@ -1,4 +1,4 @@
-"""Cameras on paths: look-at, orbits, turntables. NumPy, float32."""
+"""Cameras that look at a point, on orbits and on turntables. NumPy, float32."""
 
 import numpy as np
 from jaxtyping import Float
@@ -13,9 +13,10 @@ def look_at(
     targets: Float[np.ndarray, "*b 3"],
     up: Float[np.ndarray, "3"],
 ) -> Float[np.ndarray, "*b 4 4"]:
-    """World-to-camera poses (OpenCV axes) at `eyes` towards `targets`, `up` upwards.
+    """World-to-camera poses (OpenCV axes) at `eyes`, looking at `targets`.
 
-    Straight up or down, where `up` says nothing, another axis takes its place.
+    `up` points upwards in the image. For a camera that looks along `up`, another axis
+    is used instead.
     """
     eyes, up = np.asarray(eyes, np.float64), np.asarray(up, np.float64)
     forward = normalize(np.asarray(targets, np.float64) - eyes)
@@ -49,8 +50,8 @@ def orbit_cameras(
 ) -> Cameras:
     """Cameras [v] on a sphere around `center`, looking at it; positive elevation is up.
 
-    With z up, azimuth 0 lies on +x and azimuth 90 on +y; other `up` axes carry the
-    rotation that takes z to `up` along the shortest arc.
+    With z up, azimuth 0 is on +x and azimuth 90 on +y. For another `up`, the orbit is
+    rotated along the shortest arc from z to `up`.
     """
     azimuths, elevations = np.deg2rad(azimuths_degrees), np.deg2rad(elevations_degrees)
     offsets = np.stack(
@@ -69,10 +70,10 @@ def orbit_cameras(
 
 
 def turntable_cameras(inputs: Cameras, num_frames: int, size: int) -> Cameras:
-    """One turn [num_frames] around what a rig [v] looks at, at its distance and height.
+    """One turn [num_frames] of a camera around the object of a normalised rig [v].
 
-    The turn's axis is the rig's upright axis, its elevation the mean of the cameras';
-    normalised rigs have their object at the origin.
+    The object is at the origin. The axis is the rig's upright axis (`rig_up`);
+    distance, elevation and focal length are the means over its cameras.
     """
     up = rig_up(inputs)
     centers = np.asarray(inputs.centers, np.float64)
@@ -87,7 +88,7 @@ def turntable_cameras(inputs: Cameras, num_frames: int, size: int) -> Cameras:
 
 
 def dummy_views(num_scenes: int, num_views: int, size: int) -> Views:
-    """Black pictures [b v] from an orbit: something with the shapes of a batch."""
+    """Black images [b v] from an orbit, with the shapes of a batch."""
     angles = np.arange(num_views) * (360.0 / num_views)
     K = fov_intrinsics(50.0, size)
     orbit = orbit_cameras(angles, np.zeros(num_views), 1.5, K, size)

@@ -1,4 +1,4 @@
-"""Pixel centres to rays, the two ray encodings in use, and depth along rays."""
+"""Rays through pixel centres, the two ray encodings, projection and unprojection."""
 
 from jaxtyping import Float
 
@@ -69,7 +69,7 @@ def project(
 ) -> tuple[Float[Array, "*b n 2"], Float[Array, "*b n"]]:
     """Pixel coordinates (column, row) and camera-z depths of world points.
 
-    Points on the camera plane give infinities: cull by depth.
+    Points on the camera plane (depth 0) give infinities: cull by depth.
     """
     viewmats = cameras.viewmats
     local = einsum("...ij,...nj->...ni", viewmats[..., :3, :3], points)

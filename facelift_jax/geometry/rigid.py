@@ -1,4 +1,7 @@
-"""Frame changes of whole rigs; the only place where axis conventions are converted."""
+"""Rigs (the cameras of one scene): centre, upright axis and changes of world frame.
+
+The only module that converts between axis conventions.
+"""
 
 import numpy as np
 from jaxtyping import Float
@@ -12,15 +15,6 @@ def opengl_to_opencv_c2w(c2w: Float[Array, "*b 4 4"]) -> Float[Array, "*b 4 4"]:
     xp = namespace(c2w)
     signs = xp.asarray([1, -1, -1, 1], dtype=c2w.dtype)
     return c2w * xp.broadcast_to(signs, c2w.shape)
-
-
-def blender_to_opengl_c2w(c2w: Float[Array, "*b 4 4"]) -> Float[Array, "*b 4 4"]:
-    """OpenCV cameras in a z-up Blender world to OpenGL cameras in LGM's y-up world."""
-    xp = namespace(c2w)
-    world = xp.asarray(
-        [[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=c2w.dtype
-    )
-    return opengl_to_opencv_c2w(einsum("ij,...jk->...ik", world, c2w))
 
 
 def rig_center(cameras: Cameras) -> Float[Array, "*b 3"]:
@@ -53,22 +47,22 @@ def rig_radius(cameras: Cameras, center: Float[Array, "*b 3"]) -> Float[Array, "
 
 
 def rig_up(cameras: Cameras) -> Float[np.ndarray, "3"]:
-    """Unit upright axis of a rig [v]: most nearly at right angles to all x axes.
+    """Unit upright axis of a rig [v]: the one nearest to perpendicular to all x axes.
 
-    Exact for cameras without roll, wherever they stand. NumPy, float64.
+    Exact for cameras without roll, at any position. NumPy, float64.
     """
     viewmats = np.asarray(cameras.viewmats, np.float64)
     rights, ups = viewmats[:, 0, :3], -viewmats[:, 1, :3]
-    # the second term decides where the x axes alone cannot: a single view
+    # with a single view the x axes leave the axis open: the second term decides
     up = np.linalg.eigh(rights.T @ rights - 1e-6 * ups.T @ ups)[1][:, 0]
     return up * np.sign(up @ ups.mean(0))
 
 
 def first_camera_frame(cameras: Cameras, radius: float) -> Float[Array, "*b 4 4"]:
-    """World-to-world rotation and shift that puts camera 0 of a rig at (0, 0, radius).
+    """World-to-world rotation and shift that moves camera 0 of a rig to (0, 0, radius).
 
-    In the new world camera 0 has OpenGL axes equal to the world's axes: x right, y up,
-    looking along -z (LGM's training frame).
+    In the new world the OpenGL axes of camera 0 are the axes of the world: x right,
+    y up, looking along -z (the frame that LGM was trained in).
     """
     xp = namespace(cameras.viewmats)
     place = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -85,7 +79,8 @@ def transform_world(
 ) -> Cameras:
     """Cameras of a rig [*b v] after the world moves by x -> scale R x + translation.
 
-    One similarity for the whole rig; depths grow by `scale`, pictures stay as they are.
+    One similarity for the whole rig: depths are multiplied by `scale`, images do not
+    change.
     """
     xp = namespace(cameras.viewmats)
     old_shift = cameras.viewmats[..., :3, 3]

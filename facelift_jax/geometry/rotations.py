@@ -1,4 +1,4 @@
-"""Quaternions, rotation vectors and covariances."""
+"""Quaternions, rotation vectors and rigid transforms."""
 
 from jaxtyping import Float
 
@@ -26,18 +26,10 @@ def quat_to_matrix(quats: Float[Array, "*b 4"]) -> Float[Array, "*b 3 3"]:
     return xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def covariances(
-    quats: Float[Array, "*b 4"], scales: Float[Array, "*b 3"]
-) -> Float[Array, "*b 3 3"]:
-    """R diag(s)^2 R^T, world units squared."""
-    factors = quat_to_matrix(quats) * scales[..., None, :]
-    return einsum("...ij,...kj->...ik", factors, factors)
-
-
 def rotation_vector_to_matrix(
     vectors: Float[Array, "*b 3"],
 ) -> Float[Array, "*b 3 3"]:
-    """Rodrigues' formula: axis x angle in radians to a rotation matrix."""
+    """Rotation matrices from axis times angle in radians (Rodrigues' formula)."""
     xp = namespace(vectors)
     angle = safe_sqrt(xp.sum(vectors * vectors, axis=-1))
     x, y, z = xp.moveaxis(normalize(vectors), -1, 0)
@@ -49,8 +41,8 @@ def rotation_vector_to_matrix(
     return eye + sin * cross + (1 - cos) * einsum("...ij,...jk->...ik", cross, cross)
 
 
-def invert_rigid(transform: Array) -> Array:
-    """Inverse of rigid [*b 4 4] transforms: world-to-camera <-> camera-to-world."""
+def invert_rigid(transform: Float[Array, "*b 4 4"]) -> Float[Array, "*b 4 4"]:
+    """Inverse of rigid transforms: world to camera <-> camera to world."""
     xp = namespace(transform)
     rotation = xp.swapaxes(transform[..., :3, :3], -1, -2)
     translation = -einsum("...ij,...j->...i", rotation, transform[..., :3, 3])

@@ -1,4 +1,4 @@
-"""Geometry against LGM's goldens, closed forms, and NumPy against JAX."""
+"""Geometry against values from LGM and closed forms, and NumPy against JAX."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference_geometry import blender_to_opengl_c2w, covariances
 from scipy.spatial.transform import Rotation
 
 from facelift_jax.geometry import paths, rays, rigid, rotations
@@ -55,7 +56,7 @@ def test_projection_matches_lgm():
     np.testing.assert_allclose(cameras.viewmats, view_rows, **FLOAT32)
     points = np.broadcast_to(GOLDEN["points"], (8, 6, 3))
     pixels, depths = rays.project(cameras, points)
-    # that rasteriser has pixel centres at integers
+    # the rasterizer of LGM has pixel centres at integers
     np.testing.assert_allclose(pixels - 0.5, GOLDEN["points_pix_512"], atol=2e-3)
     np.testing.assert_allclose(depths, GOLDEN["points_depth"], **FLOAT32)
 
@@ -71,7 +72,7 @@ def test_first_camera_frame_matches_lgm():
 
 
 def test_blender_frames_match_lgm():
-    converted = rigid.blender_to_opengl_c2w(GOLDEN["blender_opencv_c2w"])
+    converted = blender_to_opengl_c2w(GOLDEN["blender_opencv_c2w"])
     np.testing.assert_allclose(converted, GOLDEN["blender_to_gl_c2w"], **FLOAT32)
 
 
@@ -105,7 +106,7 @@ def test_unproject_and_project_are_inverse():
     np.testing.assert_allclose(z, depths.reshape(5, -1), rtol=1e-5)
 
 
-def test_nearest_point_lies_on_the_ray_and_is_nearest():
+def test_the_nearest_point_is_on_the_ray_and_nearest():
     cameras = random_rig()
     encoding = rays.nearest_point_rays(cameras)
     directions, nearest = encoding[..., :3], encoding[..., 3:]
@@ -148,9 +149,7 @@ def test_rotations_agree_with_scipy():
     scales = rng.uniform(0.1, 2, (20, 3))
     R = rotations.quat_to_matrix(quats)
     expected = R @ (np.eye(3) * scales[:, None] ** 2) @ np.swapaxes(R, -1, -2)
-    np.testing.assert_allclose(
-        rotations.covariances(quats, scales), expected, atol=1e-12
-    )
+    np.testing.assert_allclose(covariances(quats, scales), expected, atol=1e-12)
     zero = jax.grad(lambda v: rotations.rotation_vector_to_matrix(v).sum())(
         jnp.zeros(3)
     )
@@ -168,14 +167,14 @@ def test_look_at_straight_down_is_rigid():
 
 
 @pytest.mark.parametrize("up", [(0, 0, 1), (0, 1, 0), (0, 0, -1), (0.6, 0, 0.8)])
-def test_orbits_keep_their_elevation(up):
+def test_orbits_have_one_elevation(up):
     up = np.asarray(up, np.float64)
     K = paths.fov_intrinsics(40.0, 16)
     cameras = paths.orbit_cameras(np.arange(6) * 60.0, np.full(6, 25.0), 2.0, K, 16, up)
     np.testing.assert_allclose(np.linalg.norm(cameras.centers, axis=-1), 2, rtol=1e-6)
     heights = cameras.centers @ up
     np.testing.assert_allclose(heights, 2 * np.sin(np.deg2rad(25)), atol=1e-6)
-    # up in the world is up in the picture: the camera's y axis points down
+    # up in the world is up in the image: the y axis of a camera points down
     assert (cameras.viewmats[:, 1, :3] @ up < -0.5).all()
 
 
@@ -188,7 +187,7 @@ def test_upright_axis_of_an_uneven_rig():
     np.testing.assert_allclose(rigid.rig_up(one), -rig.viewmats[0, 1, :3], atol=1e-6)
 
 
-def test_turntable_turns_at_the_rigs_distance_and_height():
+def test_a_turntable_has_the_distance_and_elevation_of_the_rig():
     rig = paths.orbit_cameras(
         np.arange(6) * 60.0, np.full(6, 10.0), 1.5, paths.fov_intrinsics(49.1, 64), 64
     )

@@ -1,4 +1,4 @@
-"""Values and gradients stay finite where the plain formulas blow up."""
+"""Values and gradients stay finite where the plain formulas do not."""
 
 import jax
 import jax.numpy as jnp

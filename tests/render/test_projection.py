@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference_geometry import covariances
 from render_scenes import cloud, intrinsics, max_error, ring
 
-from facelift_jax.geometry.rotations import covariances
 from facelift_jax.render.config import RenderConfig
 from facelift_jax.render.constants import ALPHA_MIN
 from facelift_jax.render.projection import project
