@@ -40,7 +40,7 @@ from facelift_jax.data.recordings.scenes import (
 from facelift_jax.data.recordings.virtual_cameras import pixel_points
 from facelift_jax.data.writing import MARKER, claim_folder, read_marker, write_json
 from facelift_jax.io import atomic, command
-from facelift_jax.io.progress import in_order, watched
+from facelift_jax.io.progress import map_in_order, with_progress
 
 KIND, VERSION = "facelift_jax prepared recording", 3
 SURVEY = "survey.json"
@@ -77,12 +77,12 @@ def prepare(
     inputs = _claim(out, recording, options)
     sizes = [footage.size for footage in recording.pictures]
     views = zip(recording.cameras, sizes, strict=True)
-    points = list(in_order(pixel_points, views, workers))
+    points = list(map_in_order(pixel_points, views, workers))
     if (out / SURVEY).exists():
         rows = read_marker(out / SURVEY)["times"]
     else:
         looks = survey(recording, frames, points, workers)
-        rows = list(watched(looks, "masks", len(frames), progress))
+        rows = list(with_progress(looks, "masks", len(frames), progress))
         write_json(out / SURVEY, {"times": rows})
     made = plan(recording, rows, options)
     write_json(out / MARKER, inputs | asdict(options) | {"report": made.report})
@@ -96,8 +96,8 @@ def prepare(
     def write(moment: Moment, seen: tuple[np.ndarray, ...]) -> None:
         write_scene(out, made, moment, recording.cameras, points, seen)
 
-    written = in_order(write, _moments(recording, missing, frames.step), workers)
-    for _ in watched(written, "scenes", total, progress, there):
+    written = map_in_order(write, _moments(recording, missing, frames.step), workers)
+    for _ in with_progress(written, "scenes", total, progress, there):
         pass
     for split in PARTS:
         names = [moment.name for moment in made.moments if moment.split == split]

@@ -119,8 +119,8 @@ BAD_USAGE = {
     "DATA --held-out 3": "--held-out 3 of 3 scenes",
     "DATA LIST --held-out 1": "--held-out splits one set; several are split already",
     "DATA DATA": "a set is named twice",
-    "DATA --background 1 1 255": "argument --background: '255' is no number in [0, 1]",
-    "DATA --background white 1 1": "argument --background: 'white' is no number in [0,",
+    "DATA --background 1 1 255": "argument --background: '255' is not a number in [0,",
+    "DATA --background white 1 1": "argument --background: 'white' is not a number in ",
     "DATA --background white": "argument --background: expected 3 arguments; see --h",
 }
 

@@ -1,4 +1,4 @@
-"""The rules of the house that a program can check."""
+"""Rules for the package as a whole: imports, commands, configs, the wheel."""
 
 import ast
 import importlib
@@ -9,6 +9,9 @@ from pathlib import Path
 
 import jax
 import pytest
+
+from facelift_jax.__main__ import COMMANDS
+from facelift_jax.__main__ import main as list_commands
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "facelift_jax"
@@ -21,6 +24,7 @@ MAY_IMPORT = {
     "geometry.rotations": {"geometry.numerics"},
     "structs": {"geometry.numerics", "geometry.rotations"},
     "io": set(),
+    "__main__": {"io"},
     "export": {"structs", "geometry", "io"},
     "render": {"structs", "geometry"},
     "models": {"structs", "geometry"},
@@ -96,9 +100,63 @@ def test_imports_follow_the_table(path):
 
 
 def test_the_top_of_the_package_holds_commands_and_packages_only():
-    commands = {"main", "evaluate", "reconstruct", "prepare", "check_data"}
     modules = {path.stem for path in PACKAGE.glob("*.py")}
-    assert modules == commands | {"__init__", "structs", "builders"}
+    commands = {name for name in COMMANDS if "." not in name}
+    commands = {name for name in commands if (PACKAGE / f"{name}.py").is_file()}
+    assert modules == commands | {"__init__", "__main__", "structs", "builders"}
+
+
+def test_every_command_is_listed(capsys):
+    commands = {
+        module_name(path).removesuffix(".__main__")
+        for path in SOURCES
+        if '__name__ == "__main__"' in path.read_text()
+    }
+    assert commands - {"__main__"} == set(COMMANDS)
+    list_commands([])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(COMMANDS) + 1
+    assert all(len(line) <= 110 for line in lines)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"main"}))
+def test_every_command_has_help(name, capsys):
+    """That of `main`, whose flags are global, is tested in test_documents.py."""
+    is_package = (PACKAGE / name.replace(".", "/")).is_dir()
+    suffix = ".__main__" if is_package else ""
+    module = importlib.import_module(f"facelift_jax.{name}{suffix}")
+    with pytest.raises(SystemExit) as ending:
+        module.main(["--help"])
+    assert ending.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m facelift_jax.{name} ")
+
+
+LIGHT_IMPORTS = """
+import sys
+for name in ("facelift_jax.__main__", "facelift_jax.render", "facelift_jax.models"):
+    __import__(name)
+    print(name, *sorted({module.split(".")[0] for module in sys.modules}))
+"""
+
+
+def test_imports_load_no_optional_and_no_slow_packages():
+    """Listing the commands needs no JAX; rendering and networks need no data tools."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT_IMPORTS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    optional = {"grain", "tensorflow", "tensorflow_datasets", "array_record"}
+    optional |= {"ml_collections", "tensorboard", "embreex", "trimesh", "jinja2"}
+    optional |= {"matplotlib", "h5py", "viser", "torch"}
+    slow = {"orbax", "cv2", "av", "PIL", "plyfile", "safetensors", "scipy"}
+    lines = [line.split() for line in done.stdout.splitlines()]
+    loaded = {name: set(modules) for name, *modules in lines}
+    assert not loaded["facelift_jax.__main__"] & (optional | slow | {"jax", "numpy"})
+    assert not loaded["facelift_jax.render"] & (optional | slow | {"flax"})
+    assert not loaded["facelift_jax.models"] & (optional | slow - {"orbax"})
 
 
 def test_only_conversion_imports_torch():

@@ -35,7 +35,7 @@ from facelift_jax.data.scenes import FolderSource, StoredScene, open_source
 from facelift_jax.data.validation.dataset_report import find_violations, source_digests
 from facelift_jax.data.writing import read_marker
 from facelift_jax.io import atomic, command
-from facelift_jax.io.progress import watched
+from facelift_jax.io.progress import with_progress
 
 FORMAT = tfds.core.FileFormat.ARRAY_RECORD
 SHARD_SCENES = 32  # TFDS holds one file of the set in memory
@@ -145,7 +145,7 @@ def pack(
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads
-            made = watched(source.names, "pack", len(source), progress)
+            made = with_progress(source.names, "pack", len(source), progress)
             builder = Scenes(source, metadata, made, staging)
             builder.download_and_prepare()
             next(made, None)  # of the last scene: says how long all took

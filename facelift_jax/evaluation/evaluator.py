@@ -35,7 +35,7 @@ from facelift_jax.evaluation.steps import (
     require_nothing_dropped,
     scene_metrics,
 )
-from facelift_jax.io.progress import show_on_first_process, watched
+from facelift_jax.io.progress import show_on_first_process, with_progress
 from facelift_jax.structs import RenderFn
 
 NUM_SHAPE_SCENES = 4  # scenes with the metrics that take as long as all others
@@ -61,7 +61,7 @@ def evaluate(
     results: list[SceneResult] = []
     first, sheets = None, {}
     batches = evaluation_batches(source, options, batch_size=1)
-    batches = watched(batches, "evaluate", len(source), show_on_first_process)
+    batches = with_progress(batches, "evaluate", len(source), show_on_first_process)
     for index, batch in enumerate(batches):
         scene = source[int(batch.scene_id[0])]
         gaussians, outputs = jax.device_get(eval_step(params, batch))

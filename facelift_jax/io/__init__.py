@@ -1,1 +1,1 @@
-"""Files that appear whole or not at all, progress, and what every command shares."""
+"""Atomic files, progress, source revision, and what all commands share."""

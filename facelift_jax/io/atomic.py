@@ -1,4 +1,4 @@
-"""Files that are whole under their name, or not there."""
+"""Files that are complete if they exist: written under another name, then renamed."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ SUFFIX = ".partial"
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; takes its place unless the block raises."""
+    """A temporary path to write to; it replaces `path` unless the block raises."""
     partial = path.with_name(path.name + SUFFIX)
     try:
         yield partial
@@ -20,11 +20,11 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a whole file or leaves the old one."""
+    """Writes the whole file, or leaves the old one as it was."""
     with replaced(path) as partial:
         partial.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole UTF-8 file or leaves the old one."""
+    """Writes the whole file in UTF-8, or leaves the old one as it was."""
     write_bytes(path, text.encode())

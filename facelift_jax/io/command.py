@@ -1,4 +1,4 @@
-"""What every command does alike: one-line errors, exit code 2, its own log lines."""
+"""What all commands share: one-line errors, exit codes, argument parser, log lines."""
 
 import argparse
 import math
@@ -10,15 +10,16 @@ from typing import NoReturn
 from absl import logging
 
 BAD_INPUT = 2
-INTERRUPTED = 130  # what shells report for a process ended by Ctrl-C
+INTERRUPTED = 130  # the exit code that shells report after Ctrl-C
 USER_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
 
 
 def run(name: str, main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Runs a command's `main` on the command line and exits with its status.
+    """Runs the `main` of a command with the process's arguments and exits.
 
-    An error that a user can mend ends with one line on stderr and exit code 2, Ctrl-C
-    with one line and exit code 130. Other exceptions are bugs and keep their traceback.
+    The exit code is what `main` returns (None is 0). An error that the user can
+    correct ends with one line on stderr and exit code 2, Ctrl-C with one line and exit
+    code 130. Other exceptions are bugs and keep their traceback.
     """
     try:
         sys.exit(main(sys.argv[1:]))
@@ -30,27 +31,27 @@ def run(name: str, main: Callable[[list[str]], int | None]) -> NoReturn:
 
 
 def fail(name: str, error: object) -> NoReturn:
-    """Prints `name: error` as one line on stderr; exit code 2."""
+    """Prints `name: error` as one line on stderr and exits with code 2."""
     print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(BAD_INPUT)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint about usage is one line too."""
+    """An argument parser whose usage errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""
         fail(self.prog.split(".")[-1], f"{message}; see --help")
 
     def add_background(self) -> None:
-        """Adds the `--background` flag: the color that the data checks expect."""
+        """Adds the flag for the background of the renderer, which data checks need."""
         self.add_argument(
             "--background",
             type=_channel,
             nargs=3,
             default=(1.0, 1.0, 1.0),
             metavar=("R", "G", "B"),
-            help="of the renderer, in [0, 1]; default white",
+            help="background of the renderer, in [0, 1]; default white",
         )
 
 
@@ -61,15 +62,15 @@ def _channel(text: str) -> float:
         value = math.nan
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no number in [0, 1]; white is 1 1 1"
+            f"{text!r} is not a number in [0, 1]; white is 1 1 1"
         )
     return value
 
 
 def log_own_lines() -> None:
-    """Shows the package's information, and of other libraries warnings only."""
+    """Shows info messages of this package, and only warnings of other libraries."""
     package = str(Path(__file__).parents[1])
-    logging.use_absl_handler()  # else Python's own, which filters nothing, comes first
+    logging.use_absl_handler()  # before a handler of Python, which filters nothing
     handler = logging.get_absl_handler()
     handler.setFormatter(None)
     handler.addFilter(

@@ -1,4 +1,4 @@
-"""Optional dependencies: `pip install "facelift-jax[train]"` and its like."""
+"""Optional dependencies, which `pip install "facelift-jax[EXTRA]"` installs."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Around the import of a package that only the extra `name` installs.
+    """A block that imports packages of the extra `name`.
 
     Raises:
-      ImportError: the package is missing; one line that says how to install it.
+      ImportError: a package is missing; one line that says how to install it.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"the package {error.name} is missing: install the extra that brings it, "
+            f"the package {error.name} is missing: install it with "
             f'pip install "facelift-jax[{name}]"'
         ) from error

@@ -1,4 +1,4 @@
-"""Long work: its pieces in threads, and how far it is."""
+"""Progress of long work, and work in threads whose results stay in order."""
 
 import collections
 import os
@@ -12,52 +12,55 @@ SECONDS_BETWEEN_REPORTS = 5.0
 _Item = TypeVar("_Item")
 
 
-def watched(
-    items: Iterable[_Item],
+def with_progress(
+    scenes: Iterable[_Item],
     name: str,
     total: int,
-    say: Callable[[str], None],
-    there: int = 0,
+    show: Callable[[str], None],
+    done_before: int = 0,
 ) -> Iterator[_Item]:
-    """Passes scenes on and says now and then, and at the end, how far the work is.
+    """Yields the scenes, and shows a progress line every few seconds and at the end.
 
-    A scene counts when the next one is asked for. `there` of the `total` scenes were
-    finished before.
+    A scene counts as done when the next one is requested. `done_before` of the `total`
+    scenes were done before this call; `name` starts each line.
     """
     start = last = time.monotonic()
-    made = 0
-    for made, item in enumerate(items, start=1):
-        yield item
+    done = 0
+    for done, scene in enumerate(scenes, start=1):
+        yield scene
         now = time.monotonic()
-        rate = made / max(now - start, 1e-9)
+        rate = done / max(now - start, 1e-9)
         if now - last >= SECONDS_BETWEEN_REPORTS:
             last = now
-            left = duration((total - there - made) / rate)
-            say(
-                f"{name}: {there + made}/{total} scenes, {rate:.3g} scenes/s, "
+            left = duration((total - done_before - done) / rate)
+            show(
+                f"{name}: {done_before + done}/{total} scenes, {rate:.3g} scenes/s, "
                 f"{left} left"
             )
-    if made:
+    if done:
         seconds = max(time.monotonic() - start, 1e-9)
-        rate = f"{made / seconds:.3g} scenes/s"
-        say(f"{name}: {made} scenes in {duration(seconds)}, {rate}")
+        rate = f"{done / seconds:.3g} scenes/s"
+        show(f"{name}: {done} scenes in {duration(seconds)}, {rate}")
 
 
 def duration(seconds: float) -> str:
-    """`m:ss`, or `h:mm:ss` from an hour on."""
+    """`m:ss`, or `h:mm:ss` for an hour and more."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def in_order(
+def map_in_order(
     function: Callable[..., _Item], arguments: Iterable[tuple], workers: int
 ) -> Iterator[_Item]:
-    """Results in the order of the arguments, of which few are drawn ahead."""
+    """`itertools.starmap` in threads: results in the order of the arguments.
+
+    At most `workers` results are computed ahead of the one that is requested.
+    """
     with ThreadPoolExecutor(workers) as pool:
         waiting: collections.deque[Future] = collections.deque()
-        for some in arguments:
-            waiting.append(pool.submit(function, *some))
+        for item in arguments:
+            waiting.append(pool.submit(function, *item))
             if len(waiting) > workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -69,7 +72,8 @@ def progress_line(
 ) -> str:
     """`step 120/600  20%  3.1 steps/s  2:35 left  text`.
 
-    `done_before` steps were done when the clock, now at `seconds`, was started.
+    `done_before` of the `done` steps were done before the clock, now at `seconds`,
+    started.
     """
     rate = (done - done_before) / seconds if seconds > 0 else 0.0
     parts = [f"step {done:,}/{total:,}", f"{100 * done // total}%"]
@@ -80,9 +84,9 @@ def progress_line(
 
 
 def show_progress(line: str) -> None:
-    """Write a progress line to stderr, over the last one where it is a terminal."""
+    """Write a progress line to stderr; on a terminal it replaces the previous one."""
     if sys.stderr.isatty():
-        # a full row: what is printed next begins on another
+        # as wide as the terminal, so that the next output starts on a new row
         width = os.get_terminal_size(sys.stderr.fileno()).columns
         sys.stderr.write(f"\r{line[:width]:<{width}}")
     else:
@@ -91,7 +95,7 @@ def show_progress(line: str) -> None:
 
 
 def show_on_first_process(line: str) -> None:
-    """`show_progress` in the first of several processes; the others are silent."""
+    """`show_progress` on the first process of a distributed run; silent on others."""
     import jax
 
     if jax.process_index() == 0:

@@ -1,4 +1,4 @@
-"""Which revision of the sources is running."""
+"""The git revision of the running sources."""
 
 import subprocess
 from pathlib import Path
@@ -7,7 +7,7 @@ from pathlib import Path
 def source_revision() -> str | None:
     """Commit of the sources, with "+changes" if they differ; None outside git."""
     here, name = Path(__file__).parent, Path(__file__).name
-    # An installed copy may lie inside another project's repository.
+    # An installed copy may be inside the repository of another project.
     if _git(here, "ls-files", "--error-unmatch", name) is None:
         return None
     commit = _git(here, "rev-parse", "HEAD")
@@ -17,7 +17,7 @@ def source_revision() -> str | None:
 
 
 def _git(directory: Path, *arguments: str) -> str | None:
-    """Output of a git command; None if it fails or git is not there."""
+    """Output of a git command; None if it fails or git is not installed."""
     command = ["git", "-C", str(directory), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)

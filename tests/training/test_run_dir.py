@@ -2,15 +2,11 @@ import json
 import math
 import os
 import shutil
-import subprocess
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facelift_jax.io import revision
-from facelift_jax.io.progress import duration, progress_line, show_progress
-from facelift_jax.io.revision import source_revision
 from facelift_jax.training import run_dir
 
 CONFIG = {
@@ -103,50 +99,6 @@ def test_the_completion_marker(tmp_path):
     assert read(tmp_path / "complete.json") == {"step": 10}
 
 
-# The source revision
-
-
-def git(directory, *arguments):
-    identity = ["-c", "user.name=n", "-c", "user.email=e@x"]
-    command = ["git", *identity, "-C", str(directory), *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A copy of the module in a package of its own, `source_revision`'s view of it."""
-    path = tmp_path / "repository/package/io/revision.py"
-    path.parent.mkdir(parents=True)
-    shutil.copy(revision.__file__, path)
-    monkeypatch.setattr(revision, "__file__", str(path))
-    return tmp_path / "repository"
-
-
-def test_revision_of_a_checkout(package):
-    git(package, "init", "-q")
-    git(package, "add", "package")
-    git(package, "commit", "-q", "-m", "first")
-    commit = git(package, "rev-parse", "HEAD")
-    assert source_revision() == commit
-    (package / "notes.txt").touch()
-    assert source_revision() == commit
-    (package / "package/new.py").touch()
-    assert source_revision() == f"{commit}+changes"
-
-
-def test_an_installed_copy_has_no_revision(package):
-    assert source_revision() is None
-    git(package, "init", "-q")
-    git(package, "commit", "-q", "--allow-empty", "-m", "another project")
-    assert source_revision() is None
-
-
-def test_no_git_no_revision(package, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert source_revision() is None
-
-
 # Metrics
 
 
@@ -219,27 +171,3 @@ def test_a_line_that_is_not_ours(tmp_path, line):
     path.write_text(f'{{"step": 1}}\n{line}\n')
     with pytest.raises(ValueError, match="line 2 is not a JSON object with a step"):
         run_dir.read_metrics(tmp_path)
-
-
-# Progress
-
-
-def test_progress_line():
-    line = progress_line(120, 600, done_before=20, seconds=50, text="loss 0.1")
-    assert line == "step 120/600  20%  2 steps/s  4:00 left  loss 0.1"
-    slow = progress_line(30, 30_000, done_before=0, seconds=60)
-    assert slow == "step 30/30,000  0%  2 s/step  16:39:00 left"
-    assert progress_line(0, 10, 0, 0.0) == "step 0/10  0%"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")],
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text
-
-
-def test_progress_goes_to_stderr(capsys):
-    show_progress("step 1/2")
-    assert capsys.readouterr().err == "step 1/2\n"

@@ -30,7 +30,7 @@ from facelift_jax.data.recordings.virtual_cameras import (
 )
 from facelift_jax.data.writing import camera_entry, write_image, write_json
 from facelift_jax.geometry.rigid import transform_world
-from facelift_jax.io.progress import in_order
+from facelift_jax.io.progress import map_in_order
 from facelift_jax.structs import Cameras
 
 RADIUS_QUANTILE = 0.95  # of the times: one bad mask must not make all scenes small
@@ -141,7 +141,7 @@ def survey(
         return row | {k: np.asarray(v).tolist() for k, v in found._asdict().items()}
 
     masks = together([read_masks(footage, frames) for footage in recording.masks])
-    yield from in_order(look, zip(frames, masks, strict=True), workers)
+    yield from map_in_order(look, zip(frames, masks, strict=True), workers)
 
 
 def plan(recording: Recording, rows: list[dict[str, Any]], options: Options) -> Plan:

@@ -23,7 +23,7 @@ from facelift_jax.data.rodent.scene import (
 )
 from facelift_jax.data.rodent.write import depth_path, image_path, write_rodent_scene
 from facelift_jax.data.writing import MARKER, claim_folder, read_marker, write_json
-from facelift_jax.io.progress import watched
+from facelift_jax.io.progress import with_progress
 
 KIND = "facelift_jax rodent scenes"
 
@@ -69,7 +69,7 @@ def generate(
     finished = _make_all(out, missing, options, min(workers, len(missing)))
     num_complete = scenes - len(missing)
     try:
-        for _ in watched(finished, "rodent", scenes, progress, num_complete):
+        for _ in with_progress(finished, "rodent", scenes, progress, num_complete):
             pass
     except BrokenProcessPool as error:
         raise RuntimeError(

@@ -27,7 +27,7 @@ from facelift_jax.data.scenes import FolderSource, Part, set_name
 from facelift_jax.data.validation.checks import Figures, SceneReport, check_scene
 from facelift_jax.data.validation.leakage import HELD_OUT, TRAIN, check_together
 from facelift_jax.io import atomic
-from facelift_jax.io.progress import in_order, watched
+from facelift_jax.io.progress import map_in_order, with_progress
 
 DATA_CHECKS = "data_checks.json"
 VERSION = 2  # of the checks: rises when the same files may get another verdict
@@ -213,10 +213,10 @@ def _check(
     def found(chosen: list[int], is_explained: bool) -> Iterator[SceneReport]:
         # NumPy and the decoders leave the interpreter to other threads
         arguments = ((index, is_explained) for index in chosen)
-        return in_order(check, arguments, os.cpu_count() or 1)
+        return map_in_order(check, arguments, os.cpu_count() or 1)
 
     bad = []
-    first = watched(found(indices, False), "check", len(indices), progress)
+    first = with_progress(found(indices, False), "check", len(indices), progress)
     for index, report in zip(indices, first, strict=True):
         yield index, report
         if report.figures and not report.figures.agree:
