@@ -1,4 +1,4 @@
-"""What render() refuses, and the exact line a user reads."""
+"""What render() rejects, and its exact messages."""
 
 import dataclasses
 import logging
@@ -6,6 +6,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from render_scenes import cloud, ring
 
@@ -14,14 +15,14 @@ from facelift_jax.render import RenderConfig, api, render
 GAUSSIANS, CAMERAS = cloud(0, 3), ring(2, 16, 16)
 
 
-def _refused(message, *args, error=ValueError, **kwargs):
+def assert_error(message, *args, error=ValueError, **kwargs):
     with pytest.raises(error) as caught:
         render(*args, **kwargs)
     assert str(caught.value) == message
 
 
-def test_unknown_backend():
-    _refused(
+def test_unknown_backend_lists_the_known_ones():
+    assert_error(
         'render: unknown backend "cuda"; choose one of "reference", "xla", "pallas"',
         GAUSSIANS,
         CAMERAS,
@@ -29,7 +30,7 @@ def test_unknown_backend():
     )
 
 
-@pytest.mark.skipif(jax.default_backend() == "gpu", reason="kernels run here")
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="the kernels run on a GPU")
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
 def test_named_backend_never_falls_back(wrap):
     with pytest.raises(NotImplementedError) as caught:
@@ -40,8 +41,8 @@ def test_named_backend_never_falls_back(wrap):
     )
 
 
-def test_tile_size_that_no_kernel_draws():
-    _refused(
+def test_tile_size_without_a_kernel():
+    assert_error(
         'RenderConfig.tile_size: backend "pallas" draws tiles of 8 or 16 pixels, '
         "found 5",
         GAUSSIANS,
@@ -55,15 +56,15 @@ def test_tile_size_that_no_kernel_draws():
     ("capability", "expected"),
     [("9.0", "pallas"), ("8.0", "pallas"), ("7.5", "xla"), ("gfx90a", "xla")],
 )
-def test_kernels_are_the_default_where_they_run(monkeypatch, capability, expected):
+def test_default_backend_follows_the_device(monkeypatch, capability, expected):
     device = types.SimpleNamespace(compute_capability=capability)
     monkeypatch.setattr(jax, "devices", lambda *_: [device])
     assert api._choose_backend(None) == expected
 
 
-def test_views_axis_is_missing():
+def test_missing_view_axis():
     one_view = jax.tree.map(lambda x: x[0], CAMERAS)
-    _refused(
+    assert_error(
         "cameras: expected leading axes ('v',) (the gaussians' axes, then views), "
         "found ()",
         GAUSSIANS,
@@ -74,7 +75,7 @@ def test_views_axis_is_missing():
 def test_numbers_of_scenes_differ():
     two = jax.tree.map(lambda x: jnp.stack([x, x]), GAUSSIANS)
     three = jax.tree.map(lambda x: jnp.stack([x, x, x]), CAMERAS)
-    _refused(
+    assert_error(
         "cameras: expected leading axes (2, 'v') (the gaussians' axes, then views), "
         "found (3, 2)",
         two,
@@ -84,7 +85,7 @@ def test_numbers_of_scenes_differ():
 
 @pytest.mark.parametrize("size", [0, 16.0])
 def test_picture_size(size):
-    _refused(
+    assert_error(
         f"cameras.width: expected an int >= 1, found {size!r}",
         GAUSSIANS,
         dataclasses.replace(CAMERAS, width=size),
@@ -93,7 +94,7 @@ def test_picture_size(size):
 
 def test_half_precision():
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), GAUSSIANS)
-    _refused(
+    assert_error(
         'gaussians.means: backend "xla" computes in float32, found bfloat16; '
         "convert the Gaussians",
         halves,
@@ -104,17 +105,17 @@ def test_half_precision():
 
 def test_mixed_precision():
     mixed = dataclasses.replace(GAUSSIANS, sh=GAUSSIANS.sh.astype(jnp.bfloat16))
-    _refused(
+    assert_error(
         "gaussians.sh: expected float32 like gaussians.means, found bfloat16",
         mixed,
         CAMERAS,
     )
 
 
-def test_float64_is_for_the_reference():
+def test_only_the_reference_takes_float64():
     with jax.enable_x64(True):
         doubles = jax.tree.map(lambda x: x.astype(jnp.float64), (GAUSSIANS, CAMERAS))
-        _refused(
+        assert_error(
             'gaussians.means: backend "xla" computes in float32, found float64; '
             "convert the Gaussians",
             *doubles,
@@ -123,7 +124,7 @@ def test_float64_is_for_the_reference():
 
 
 def test_background_shape():
-    _refused(
+    assert_error(
         "background: expected shape (3,) or (2, 3), found (2, 1)",
         GAUSSIANS,
         CAMERAS,
@@ -132,12 +133,17 @@ def test_background_shape():
 
 
 def test_background_dtype():
-    _refused(
+    assert_error(
         "background: expected float32 like the Gaussians, found bfloat16",
         GAUSSIANS,
         CAMERAS,
         jnp.zeros(3, jnp.bfloat16),
     )
+
+
+def test_default_background_is_black():
+    background = api._check_background(None, (2, 3), jnp.dtype("float32"))
+    np.testing.assert_array_equal(background, np.zeros((2, 3, 3), np.float32))
 
 
 @pytest.mark.parametrize(

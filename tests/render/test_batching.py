@@ -1,4 +1,4 @@
-"""A loop over scenes that stands for `vmap`, with one body for any number of scenes."""
+"""`map_scenes` against `vmap`."""
 
 import jax
 import jax.numpy as jnp
@@ -28,26 +28,28 @@ def loss(mapped):
     return total
 
 
-def by_loop(scenes):
+def by_map_scenes(scenes):
     return map_scenes(function, scenes)
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_it_is_vmap(number, usual_compiler):
-    given = scenes(number)
+def test_map_scenes_equals_vmap(number, usual_compiler):
+    inputs = scenes(number)
     jax.tree.map(
-        np.testing.assert_array_equal, by_loop(given), jax.vmap(function)(given)
+        np.testing.assert_array_equal,
+        by_map_scenes(inputs),
+        jax.vmap(function)(inputs),
     )
-    found, expected = (
-        jax.jit(jax.grad(loss(mapped)), compiler_options=usual_compiler)(given)
-        for mapped in (by_loop, jax.vmap(function))
+    actual, expected = (
+        jax.jit(jax.grad(loss(mapped)), compiler_options=usual_compiler)(inputs)
+        for mapped in (by_map_scenes, jax.vmap(function))
     )
-    for name in given:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
+    for name in inputs:
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-5)
         assert np.abs(expected[name]).max() > 0
 
 
 def test_a_single_scene_stays_a_loop(usual_compiler):
-    """Else its arithmetic would be merged with, and round like, what is around it."""
-    lowered = jax.jit(jax.grad(loss(by_loop))).lower(scenes(1))
+    """Otherwise it would be fused with the code around it, and round differently."""
+    lowered = jax.jit(jax.grad(loss(by_map_scenes))).lower(scenes(1))
     assert lowered.compile(usual_compiler).as_text().count(" while(") == 2

@@ -1,4 +1,4 @@
-"""Time and memory on two cores. Run with -s to see the figures."""
+"""Time and memory on two cores; -s prints the measurements."""
 
 import json
 import subprocess
@@ -6,13 +6,16 @@ import sys
 
 import pytest
 
-# Each figure comes from a fresh process: peak memory is a process's own.
+# Full-size workloads: minutes on two cores.
+pytestmark = pytest.mark.slow
+
+# Each measurement runs in a fresh process: peak memory counts a whole process.
 PROGRAM = """
 import json, sys, time
 import jax, jax.numpy as jnp, numpy as np
 sys.path.insert(0, {folder!r})
 from benchmarks.scenes import Workload, make_scenes, surface_cloud, untrained_cloud
-gaussians, cameras, _ = jax.device_put(make_scenes({load}))
+gaussians, cameras, _ = jax.device_put(make_scenes({workload}))
 backend = {backend!r}
 from facelift_jax.render import render
 
@@ -22,7 +25,7 @@ def forward(gaussians):
 def loss(gaussians):
     out = forward(gaussians)
     images = (out.colors, out.alphas, out.depths)
-    return sum(jnp.sum(jnp.sin(3 * p)) for p in images), jnp.sum(out.dropped)
+    return sum(jnp.sum(jnp.sin(3 * image)) for image in images), jnp.sum(out.dropped)
 
 def seconds(function):
     jax.block_until_ready(function(gaussians))
@@ -39,7 +42,7 @@ start = time.perf_counter()
 jax.block_until_ready(both(gaussians))
 first = time.perf_counter() - start
 both_seconds, (gradients, dropped) = seconds(both)
-# not getrusage's, which counts the parent's memory too
+# getrusage would count the parent's memory too
 lines = open('/proc/self/status').read().splitlines()
 peak_kb = next(int(x.split()[1]) for x in lines if x.startswith('VmHWM:'))
 print(json.dumps(dict(
@@ -53,17 +56,19 @@ print(json.dumps(dict(
 """
 
 
-def _measure(folder, load, backend, repeats):
-    program = PROGRAM.format(folder=folder, load=load, backend=backend, repeats=repeats)
+def _measure(folder, workload, backend, repeats):
+    program = PROGRAM.format(
+        folder=folder, workload=workload, backend=backend, repeats=repeats
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
-    print(f"\n{load}, {backend}: {figures}")
-    assert figures["is_finite"]
-    assert figures["dropped"] == 0
-    return figures
+    costs = json.loads(done.stdout.splitlines()[-1])
+    print(f"\n{workload}, {backend}: {costs}")
+    assert costs["is_finite"]
+    assert costs["dropped"] == 0
+    return costs
 
 
 @pytest.fixture
@@ -71,26 +76,21 @@ def folder(request):
     return str(request.config.rootpath)
 
 
-@pytest.mark.slow
-def test_reference_stays_in_bounds(folder):
-    figures = _measure(
+def test_reference_stays_within_time_and_memory(folder):
+    costs = _measure(
         folder, "Workload(1, 5000, 3, 128, surface_cloud(0.03))", "reference", 1
     )
-    assert figures["first_call_s"] < 60
-    assert figures["peak_gb"] < 4
+    assert costs["first_call_s"] < 60
+    assert costs["peak_gb"] < 4
 
 
-@pytest.mark.slow
 def test_untrained_network_drops_nothing(folder):
-    """65,536 Gaussians at the origin: tile lists of ten thousands, 8 views."""
-    figures = _measure(folder, "Workload(1, 65536, 8, 64, untrained_cloud)", "xla", 1)
-    assert figures["peak_gb"] < 4
+    """65,536 Gaussians near the origin: lists of tens of thousands of entries."""
+    costs = _measure(folder, "Workload(1, 65536, 8, 64, untrained_cloud)", "xla", 1)
+    assert costs["peak_gb"] < 4
 
 
-@pytest.mark.slow
 def test_demo_step(folder):
     """4 scenes x 4 views of 96 x 96 pixels, 3,456 Gaussians each."""
-    figures = _measure(
-        folder, "Workload(4, 3456, 4, 96, surface_cloud(0.03))", "xla", 5
-    )
-    assert figures["peak_gb"] < 4
+    costs = _measure(folder, "Workload(4, 3456, 4, 96, surface_cloud(0.03))", "xla", 5)
+    assert costs["peak_gb"] < 4

@@ -6,19 +6,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from render_scenes import BACKENDS, SCENES, SH_C0, golden, max_error, settings
+from render_scenes import BACKENDS, SCENES, SH_C0, config_for, golden, max_error
 
 from facelift_jax.render import render
 from facelift_jax.structs import Cameras, Gaussians
 
 VARIANTS = ("gsplat64", "aa64")
-# Interpreted kernels are dear to compile, and antialiasing is the projection's, which
-# the other backends' cases cover: all but one of both together are slow.
-DEAR = {("pallas", name, "aa64") for name in SCENES if name != "rand200"}
-CASES = [
-    pytest.param(*case, marks=[pytest.mark.slow] * (case in DEAR))
-    for case in itertools.product(BACKENDS, SCENES, VARIANTS)
-]
+# Every case compiles a program of its own, kernels for up to half a minute. The quick
+# cases have every scene and both variants, and each backend on the three scenes of 40
+# Gaussians and two views; all other combinations are slow.
+QUICK = {
+    ("reference", "edges", "aa64"),
+    ("reference", "small", "gsplat64"),
+    ("xla", "edges", "gsplat64"),
+    ("xla", "small", "aa64"),
+    ("pallas", "small", "gsplat64"),
+}
+QUICK_FLOAT64 = {
+    ("edges", "gsplat64"),
+    ("edges", "aa64"),
+    ("single_offcentre", "gsplat64"),
+    ("rand200", "aa64"),
+}
+
+
+def cases(quick, *axes):
+    """All combinations; those that are not quick are marked slow."""
+    return [
+        pytest.param(*case, marks=[pytest.mark.slow] * (case not in quick))
+        for case in itertools.product(*axes)
+    ]
+
+
 # Several times what was measured (1e-6 and 4e-6 in float32, 4e-15 and 8e-15 in
 # float64), which is rounding of exponents and of sums over pixels.
 OUTPUT_BOUND = {"float32": 1e-5, "float64": 1e-12}
@@ -28,7 +47,7 @@ GRADIENT_BOUND = {"float32": 2e-5, "float64": 1e-12}
 def _run(data, variant, backend, dtype, compiler_options):
     """Images and gradients; goldens hold plain colours and accumulated depth."""
     width, height = int(data["in/width"]), int(data["in/height"])
-    config = settings(backend, alpha_max=0.999, antialiased=variant == "aa64")
+    config = config_for(backend, alpha_max=0.999, antialiased=variant == "aa64")
     colors = data["in/colors"].astype(np.float64)
     inputs = {
         name: jnp.asarray(data[f"in/{name}"], dtype)
@@ -79,16 +98,18 @@ def errors(name, variant, backend, dtype, compiler_options=None):
     return result
 
 
-def _check(found, dtype):
-    largest = np.max(list(found.values()), axis=0)
-    print("max_error output {:.1e}, depth {:.1e}, gradient {:.1e}".format(*largest))
-    for scene, (output, depth, gradient) in found.items():
+def _check(errors_by_scene, dtype):
+    largest = np.max(list(errors_by_scene.values()), axis=0)
+    print("largest error {:.1e}, depth {:.1e}, gradient {:.1e}".format(*largest))
+    for scene, (output, depth, gradient) in errors_by_scene.items():
         assert output <= OUTPUT_BOUND[dtype], scene
         assert depth <= 2 * OUTPUT_BOUND[dtype], scene
         assert gradient <= GRADIENT_BOUND[dtype], scene
 
 
-@pytest.mark.parametrize(("backend", "name", "variant"), CASES)
+@pytest.mark.parametrize(
+    ("backend", "name", "variant"), cases(QUICK, BACKENDS, SCENES, VARIANTS)
+)
 def test_float32(backend, name, variant):
     _check(errors(name, variant, backend, "float32"), "float32")
 
@@ -97,8 +118,7 @@ def test_float32_as_users_compile_it(usual_compiler):
     _check(errors("rand200", "aa64", "xla", "float32", usual_compiler), "float32")
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize(("name", "variant"), cases(QUICK_FLOAT64, SCENES, VARIANTS))
 def test_float64_reference(name, variant):
     with jax.enable_x64(True):
         _check(errors(name, variant, "reference", "float64"), "float64")

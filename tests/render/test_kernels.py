@@ -1,4 +1,4 @@
-"""The kernels' parts: tile lists, sums over a warp, compilation for GPUs."""
+"""The kernels one by one: tile lists, sums over a warp, compilation for GPUs."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
-from render_scenes import cloud, cotangents, image_loss, ring, settings
+from render_scenes import cloud, config_for, cotangents, image_loss, ring
 
 from facelift_jax.render import RenderConfig, api, rasterize_pallas, render
 from facelift_jax.render.constants import ALPHA_MIN
@@ -21,29 +21,47 @@ from facelift_jax.render.tiling import Grid, intersects_tile
 
 WIDTH, HEIGHT, VIEWS = 53, 30, 2
 KERNELS = ("pack", "count", "emit", "starts", "blend", "differentiate", "sum_rows")
-TARGET = pathlib.Path(__file__).parents[1] / "goldens" / "h200_target.txtpb"
+TESTS = pathlib.Path(__file__).parents[1]
+TARGET = TESTS / "goldens" / "h200_target.txtpb"
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def project(gaussians, cameras, config):
+    return api.project_all(gaussians, cameras, (VIEWS,), config, "pallas")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def pack_and_sort(sizes, splats):
+    return rasterize_pallas._pack_and_sort(sizes, splats)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def make_lists(sizes, records, is_open, first):
+    return rasterize_pallas.make_lists(sizes, records, is_open, first)
 
 
 def all_lists(splats, is_open, config):
-    """SliceLists of all slices, for tiles that stay open or closed throughout."""
+    """Records in each tile's list over all slices, and the number of slices.
+
+    Tiles stay open or closed throughout.
+    """
     sizes = rasterize_pallas.make_sizes(*splats.depths.shape, (WIDTH, HEIGHT, config))
-    scene = jax.jit(lambda s: rasterize_pallas._pack_and_sort(sizes, s))(splats)
-    make = jax.jit(lambda *args: rasterize_pallas.make_lists(sizes, *args))
-    found, first = [[] for _ in range(sizes.num_tiles)], 0
+    records = pack_and_sort(sizes, splats)
+    tile_lists, first = [[] for _ in range(sizes.num_tiles)], 0
     num_slices = 0
-    while first < int(scene.num_visible[0]):
-        lists = jax.device_get(make(scene, is_open, jnp.int32(first)))
+    while first < int(records.num_visible[0]):
+        lists = jax.device_get(make_lists(sizes, records, is_open, jnp.int32(first)))
         for tile, (start, end) in enumerate(zip(lists.starts, lists.ends, strict=True)):
-            found[tile] += lists.entries[start:end].tolist()
+            tile_lists[tile] += lists.entries[start:end].tolist()
             assert (np.diff(lists.slots[start:end]) > 0).all()
         assert lists.num_taken[0] > 0
         first += int(lists.num_taken[0])
         num_slices += 1
-    return found, num_slices
+    return tile_lists, num_slices
 
 
 def exact_reach(splats, view, listed, row, column):
-    """Whether listed ellipses, a thousandth larger, reach the tile."""
+    """Whether the listed ellipses, enlarged by a thousandth, reach the tile."""
     with jax.enable_x64(True):
         here = jax.tree.map(lambda x: jnp.asarray(x[view, listed]), splats)
         here = here._replace(levels=here.levels * 1.001)
@@ -54,7 +72,7 @@ def exact_reach(splats, view, listed, row, column):
 @pytest.mark.parametrize("slice_entries", [None, 100])
 @pytest.mark.parametrize("seed", range(3))
 def test_lists_hold_every_contributing_pair_once_and_in_order(seed, slice_entries):
-    """Against every pixel of every Gaussian: thin, wide, faint and off-screen ones."""
+    """Against all pixels of all Gaussians: thin, wide, faint and off-screen ones."""
     rng = np.random.default_rng(seed)
     stretch = 10.0 ** rng.uniform(-1.5, 0.7, (60, 3))
     base = cloud(seed, 60)
@@ -64,12 +82,10 @@ def test_lists_hold_every_contributing_pair_once_and_in_order(seed, slice_entrie
         opacities=jnp.asarray(rng.uniform(0, 1, 60) ** 3, jnp.float32),
     )
     cameras = ring(VIEWS, WIDTH, HEIGHT, radius=1.2)
-    config = settings("pallas", slice_entries=slice_entries)
-    splats = jax.jit(lambda g, c: api.project_all(g, c, (VIEWS,), config, "pallas"))(
-        gaussians, cameras
-    )
+    config = config_for("pallas", slice_entries=slice_entries)
+    splats = project(gaussians, cameras, config)
     is_open = (rng.random(VIEWS * 28) < 0.8).astype(np.int32)
-    found, num_slices = all_lists(splats, jnp.asarray(is_open), config)
+    tile_lists, num_slices = all_lists(splats, jnp.asarray(is_open), config)
     assert (num_slices > 1) == (slice_entries is not None)
     splats = jax.tree.map(lambda x: np.asarray(x, np.float64), splats)
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
@@ -78,7 +94,7 @@ def test_lists_hold_every_contributing_pair_once_and_in_order(seed, slice_entrie
         depths = splats.depths[view]
         for row, column in itertools.product(range(4), range(7)):
             tile = view * 28 + row * 7 + column
-            listed = np.array(found[tile], int) - view * 60
+            listed = np.array(tile_lists[tile], int) - view * 60
             if not is_open[tile]:
                 assert len(listed) == 0
                 continue
@@ -94,8 +110,7 @@ def test_lists_hold_every_contributing_pair_once_and_in_order(seed, slice_entrie
                 if (alpha >= ALPHA_MIN).any():
                     num_pairs += 1
                     assert n in listed
-            here = exact_reach(splats, view, listed, row, column)
-            assert here.all()
+            assert exact_reach(splats, view, listed, row, column).all()
     assert num_pairs > 100
 
 
@@ -126,7 +141,7 @@ def loss(gaussians, cameras, size):
 
 @pytest.mark.parametrize("size", [8, 16])
 def test_lowers_for_nvidia_gpus(size):
-    """Every kernel through Triton's lowering, on a machine that has no GPU."""
+    """Every kernel through Triton's lowering; needs no GPU."""
     gaussians, cameras = cloud(0, 20), ring(VIEWS, WIDTH, HEIGHT)
     gradient = jax.jit(jax.grad(functools.partial(loss, size=size)))
     device = AbstractDevice("NVIDIA H200", None, "gpu")
@@ -149,7 +164,7 @@ topology = topologies.get_topology_desc(
     platform="cuda", target_config=open({target!r}).read(), topology="1x1x1"
 )
 mesh = Mesh(np.array(topology.devices[:1]), ("device",))
-sys.path.insert(0, {folder!r})
+sys.path[:0] = {folders!r}
 from test_kernels import *
 place = NamedSharding(mesh, PartitionSpec())
 args = jax.tree.map(
@@ -165,12 +180,13 @@ for size in (8, 16):
 
 
 def test_compiles_ahead_of_time():
-    """Every kernel variant to machine code of an H200, without one.
+    """Every kernel variant to machine code of an H200; needs no GPU.
 
     Needs jax-cuda13-plugin, jax-cuda13-pjrt and nvidia-cuda-nvcc (for ptxas, on PATH).
     """
     pytest.importorskip("jax_plugins.xla_cuda13", reason="no CUDA plugin to compile")
-    code = COMPILE.format(target=str(TARGET), folder=str(TARGET.parents[1] / "render"))
+    folders = [str(TESTS / "render"), str(TESTS / "support"), str(TESTS.parent)]
+    code = COMPILE.format(target=str(TARGET), folders=folders)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )

@@ -91,7 +91,7 @@ def test_depth_range(z, is_visible):
 
 
 def test_antialiasing_keeps_the_integral():
-    """sqrt(det / det_blurred): blurring spreads a Gaussian's opacity, never adds."""
+    """The factor sqrt(det / det_blurred) keeps the total opacity under the blur."""
     s, z, f, eps = 0.01, 2.0, 50.0, 0.3
     plain = project(one((0, 0, z), (s, s, s)), camera(), RenderConfig())
     config = RenderConfig(antialiased=True)
@@ -102,15 +102,15 @@ def test_antialiasing_keeps_the_integral():
     assert plain.opacities[0] == np.float32(0.8)
 
 
-def test_box_is_where_alpha_falls_to_the_cut_off():
+def test_box_bounds_alpha_above_the_cut_off():
     splats = project(one((0.1, 0.1, 2.0), (0.2, 0.05, 0.1)), camera(), RenderConfig())
     A, B, C = np.asarray(splats.conics[0], np.float64)
     cov = np.linalg.inv([[A, B], [B, C]])
     level = np.log(0.8 / ALPHA_MIN)
     expected = np.sqrt(2 * level * np.diag(cov))
-    found = np.asarray(splats.radii[0])
-    assert (found >= expected).all()
-    assert max_error(found, expected) < 1e-3
+    radii = np.asarray(splats.radii[0])
+    assert (radii >= expected).all()
+    assert max_error(radii, expected) < 1e-3
 
 
 @pytest.mark.parametrize("antialiased", [False, True])

@@ -1,4 +1,4 @@
-"""Harmonics against gsplat's numbers and SciPy's definition."""
+"""Spherical harmonics against gsplat's values and SciPy's definition."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ COEFFICIENTS = {0: 1, 1: 4, 2: 9, 3: 16}
 
 
 def _real_harmonic(degree, order, directions):
-    """Real harmonics from SciPy's complex ones, with the sign 3DGS files use."""
+    """Real harmonic from SciPy's complex ones, with the signs of 3DGS files."""
     x, y, z = directions.T
     values = sph_harm_y(degree, abs(order), np.arccos(z), np.arctan2(y, x))
     if order == 0:
@@ -42,7 +42,7 @@ def test_values_and_gradients_of_gsplat(degree):
     center = jnp.zeros(3)
 
     def shifted(sh, means):
-        """Far from the clamp at black, so that it never acts."""
+        """Shifted far above black, where the clamp does not act."""
         shift = jnp.zeros_like(sh).at[:, 0].set(100 / SH_C0)
         return sh_colors(sh + shift, means, center) - 100.5
 
@@ -62,7 +62,7 @@ def test_plain_color_is_recovered():
     assert max_error(sh_colors(sh, jnp.ones((1, 3)), jnp.zeros(3)), rgb) < 1e-7
 
 
-def test_darker_than_black_is_black_without_gradient():
+def test_negative_colors_are_black_without_gradient():
     sh = jnp.asarray([[[-3.0, -0.5 / SH_C0, 3.0]]], jnp.float32)
 
     def red_green_blue(sh):

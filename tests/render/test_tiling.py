@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +37,7 @@ _project = jax.jit(lambda g, c: project(g, c, RenderConfig()))
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def list_slice(splats, first, is_open, window, capacity):
+def bin_slice(splats, first, is_open, window, capacity):
     order = tiling.depth_order(splats)
     corners = tiling.tile_rectangles(splats, GRID)
     return tiling.next_slice(
@@ -45,7 +46,7 @@ def list_slice(splats, first, is_open, window, capacity):
 
 
 def pairs(depth_slice):
-    """[(tile, Gaussian)] in list order."""
+    """[(tile, Gaussian)] of a slice in list order."""
     order, tiles = np.asarray(depth_slice.order), np.asarray(depth_slice.tiles)
     gaussians = np.asarray(depth_slice.gaussians)[np.asarray(depth_slice.owners)[order]]
     num_entries = int(depth_slice.starts[-1])
@@ -79,12 +80,12 @@ scenes = st.tuples(
 def test_lists_against_brute_force(scene):
     splats = splats_of(*scene)
     is_open = jnp.ones(GRID.num_tiles, bool)
-    depth_slice = list_slice(splats, jnp.int32(0), is_open, N, N * GRID.num_tiles)
-    found = pairs(depth_slice)
-    assert len(set(found)) == len(found), "a pair is listed twice"
-    assert contributing(splats) <= set(found), "a contributing pair is missing"
+    depth_slice = bin_slice(splats, jnp.int32(0), is_open, N, N * GRID.num_tiles)
+    listed = pairs(depth_slice)
+    assert len(set(listed)) == len(listed), "a pair is listed twice"
+    assert contributing(splats) <= set(listed), "a contributing pair is missing"
     depths = np.asarray(splats.depths)
-    keys = [(tile, depths[i], i) for tile, i in found]
+    keys = [(tile, depths[i], i) for tile, i in listed]
     assert keys == sorted(keys), "not by tile, depth, index"
     assert int(depth_slice.num_remaining) == 0
 
@@ -94,10 +95,10 @@ def test_lists_against_brute_force(scene):
 def test_slices_add_up_to_the_whole(scene):
     splats = splats_of(*scene)
     is_open = jnp.ones(GRID.num_tiles, bool)
-    whole = list_slice(splats, jnp.int32(0), is_open, N, N * GRID.num_tiles)
+    whole = bin_slice(splats, jnp.int32(0), is_open, N, N * GRID.num_tiles)
     first, parts = 0, []
     while first < N:
-        depth_slice = list_slice(splats, jnp.int32(first), is_open, 5, GRID.num_tiles)
+        depth_slice = bin_slice(splats, jnp.int32(first), is_open, 5, GRID.num_tiles)
         assert int(depth_slice.num_taken) > 0, "no progress"
         parts += pairs(depth_slice)
         first += int(depth_slice.num_taken)
@@ -107,8 +108,8 @@ def test_slices_add_up_to_the_whole(scene):
 def test_closed_tiles_receive_nothing():
     splats = splats_of(0, 0.4, 0.5, 0.5)
     is_open = jnp.arange(GRID.num_tiles) % 3 == 0
-    depth_slice = list_slice(splats, jnp.int32(0), is_open, N, N * GRID.num_tiles)
-    everything = list_slice(
+    depth_slice = bin_slice(splats, jnp.int32(0), is_open, N, N * GRID.num_tiles)
+    everything = bin_slice(
         splats, jnp.int32(0), jnp.ones_like(is_open), N, N * GRID.num_tiles
     )
     expected = [(t, i) for t, i in pairs(everything) if t % 3 == 0]
@@ -116,26 +117,46 @@ def test_closed_tiles_receive_nothing():
     assert expected
 
 
-def test_what_does_not_fit_is_counted():
+def test_entries_that_do_not_fit_are_counted():
     splats = splats_of(0, 0.4, 0.5, 0.5)
     is_open = jnp.ones(GRID.num_tiles, bool)
-    whole = list_slice(splats, jnp.int32(0), is_open, N, N * GRID.num_tiles)
+    whole = bin_slice(splats, jnp.int32(0), is_open, N, N * GRID.num_tiles)
     total = int(np.sum(whole.counts))
-    depth_slice = list_slice(splats, jnp.int32(0), is_open, N, total // 2)
+    depth_slice = bin_slice(splats, jnp.int32(0), is_open, N, total // 2)
     taken = int(np.sum(depth_slice.counts))
     assert 0 < taken <= total // 2
     assert taken + int(depth_slice.num_remaining) == total
     ranks = np.asarray(depth_slice.counts) > 0
-    assert not ranks[np.argmin(ranks) :].any(), "not the farthest that are left"
+    assert not ranks[np.argmin(ranks) :].any(), "nearer ones were left out"
 
 
-def test_totals_beyond_int32_are_not_taken():
+def test_running_totals_saturate_below_int32():
     totals = tiling._running_totals(jnp.full(5, 2**29, jnp.int32))
     np.testing.assert_array_equal(totals, [2**29] + [2**30 - 1] * 4)
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0, 100.0])
+def test_drop_farthest_keeps_what_fits(share):
+    """A cap of a share of all entries; from 1 on nothing is dropped."""
+    splats = splats_of(0, 0.4, 0.5, 0.5)
+    x0, y0, x1, y1 = np.asarray(tiling.tile_rectangles(splats, GRID)).T
+    entries = (x1 - x0) * (y1 - y0)
+    cap = int(share * entries.sum())
+    kept, dropped = tiling.drop_farthest(splats, GRID, cap)
+    is_kept = np.asarray(kept.is_visible)
+    depths = np.asarray(splats.depths)
+    assert int(dropped) == entries[~is_kept].sum()
+    assert entries[is_kept].sum() <= cap
+    if share >= 1:
+        jax.tree.map(np.testing.assert_array_equal, kept, splats)
+    else:
+        left_out = ~is_kept & np.asarray(splats.is_visible)
+        assert depths[is_kept].max() <= depths[left_out].min()
+        assert (np.asarray(kept.opacities)[left_out] == 0).all()
+
+
 def test_wide_keys_sort_like_narrow_ones():
-    """A grid whose (tile, slot) keys need more than 32 bits sorts pairs instead."""
+    """Where (tile, slot) keys need more than 32 bits, pairs are sorted instead."""
     tiles = jnp.asarray(np.random.default_rng(0).integers(0, 50, 300), jnp.int32)
     narrow = tiling._sort_by_tile(tiles, 50)
     wide = tiling._sort_by_tile(tiles, 2**30)

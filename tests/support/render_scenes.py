@@ -16,7 +16,7 @@ BACKENDS = ("reference", "xla", "pallas")
 SH_C0 = 0.28209479177387814
 
 
-def settings(backend, **config):
+def config_for(backend, **config):
     """RenderConfig under which a backend runs on this machine."""
     interpret = backend == "pallas" and jax.default_backend() != "gpu"
     return RenderConfig(interpret=interpret, **config)
@@ -54,7 +54,7 @@ def ring(num_views, width, height, radius=2.0):
 
 
 def cloud(seed, n, num_coefficients=1, scale=0.08):
-    """Gaussians [n] in a ball of radius 0.5, opacities well inside the cut-offs."""
+    """Gaussians [n] in a cube of side 1, opacities well inside the cut-offs."""
     rng = np.random.default_rng(seed)
     means = rng.uniform(-0.5, 0.5, (n, 3))
     scales = scale * np.exp(0.4 * rng.standard_normal((n, 3)))
@@ -84,8 +84,8 @@ def image_loss(out, weights):
     """Sum of outputs times weights [h w c], broadcast over views."""
     images = (out.colors, out.alphas, out.depths)
     return sum(
-        jnp.sum(p * jnp.broadcast_to(w, p.shape))
-        for p, w in zip(images, weights, strict=True)
+        jnp.sum(image * jnp.broadcast_to(weight, image.shape))
+        for image, weight in zip(images, weights, strict=True)
     )
 
 
@@ -102,32 +102,35 @@ def _compiled(width, height, config, backend):
 
 
 def render_and_grad(gaussians, cameras, background, *, backend, **config):
-    """Images, and gradients to (gaussians, viewmats, background), under jit."""
-    config = settings(backend, **config)
+    """Images, and gradients to (gaussians, viewmats, background), under jit.
+
+    Calls with the same shapes and settings share one compiled program.
+    """
+    config = config_for(backend, **config)
     gradient = _compiled(cameras.width, cameras.height, config, backend)
     gradients, out = gradient(gaussians, cameras.viewmats, cameras.Ks, background)
     return out, gradients
 
 
-def max_error(found, expected, fragile=None):
-    """Largest absolute difference, off the fragile pixels [... h w]."""
-    error = np.abs(np.asarray(found, np.float64) - np.asarray(expected, np.float64))
+def max_error(actual, expected, fragile=None):
+    """Largest absolute difference outside the fragile pixels [... h w]."""
+    error = np.abs(np.asarray(actual, np.float64) - np.asarray(expected, np.float64))
     if fragile is not None:
         error = error[~fragile]
     return float(error.max(initial=0.0))
 
 
-def assert_trees_close(found, expected, rtol=3e-4, atol=1e-5):
+def assert_trees_close(actual, expected, rtol=3e-4, atol=1e-5):
     """Leaves agree to rtol of each leaf's largest entry plus atol.
 
-    For the same numbers by another program. Expected depth divides by alpha, down to
-    1/255, and its gradients carry 5e-5 of rounding against float64 in these scenes.
+    For the same numbers computed by two programs. Expected depth divides by alpha, down
+    to 1/255; its gradients differ from float64 by 5e-5 in these scenes.
     """
-    for f, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         largest = float(np.abs(np.asarray(e)).max(initial=0.0))
-        np.testing.assert_allclose(f, e, rtol=0, atol=rtol * largest + atol)
+        np.testing.assert_allclose(a, e, rtol=0, atol=rtol * largest + atol)
 
 
-def assert_same_bits(found, expected):
-    for f, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(np.asarray(f), np.asarray(e))
+def assert_same_bits(actual, expected):
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(e))
