@@ -13,40 +13,27 @@ from facelift_jax import evaluate as command_evaluate
 from facelift_jax.builders import data_options
 from facelift_jax.data import rodent
 from facelift_jax.data.mixture import open_checked
-from facelift_jax.data.pipeline import evaluation_batches
 from facelift_jax.data.scenes import open_source
 from facelift_jax.evaluation.evaluator import evaluate
-from facelift_jax.evaluation.steps import make_eval_step
+from facelift_jax.evaluation.steps import make_hull_step
 from facelift_jax.io import command
-from facelift_jax.models import get_model
 from facelift_jax.render import RenderConfig, render
-
-SIZES = {
-    "down_channels": (32, 32),
-    "down_attention": (False, False),
-    "up_channels": (32,),
-    "up_attention": (False,),
-}
 
 
 def test_dropped_entries_end_an_evaluation(tmp_path):
     rodent.generate(tmp_path / "data", 1, 16, workers=1)
     source = open_source(tmp_path / "data")
     options = data_options({"input_size": 16, "target_size": 16}, 1)
-    model = get_model("lgm", "mini", **SIZES)
-    inputs = next(evaluation_batches(source, options, 1)).inputs
-    params = model.init(jax.random.key(0), inputs)["params"]
     capped = functools.partial(
         render,
         background=np.ones(3, np.float32),
         config=RenderConfig(max_entries=16),
     )
-    step = make_eval_step(model, capped)
     with pytest.raises(
         ValueError,
         match=r"scene scene_000000: the renderer dropped \d+ list entries, so its",
     ):
-        evaluate(step, params, source, options)
+        evaluate(make_hull_step(capped), None, source, options)
 
 
 def repeat_a_view(scene):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from facelift_jax.data import rodent
 from facelift_jax.data.normalize import Similarity
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.scenes import Scene, StoredScene
@@ -30,8 +31,6 @@ class GroundTruth:
 
     def render(self, cameras: Cameras, background: tuple[float, ...]) -> RenderOutput:
         """Ray-traced images of the object from cameras [f]; nothing is dropped."""
-        from facelift_jax.data import rodent  # needs the extra "data"
-
         inverse = self.world.inverse()
         exact = dataclasses.replace(cameras, viewmats=np.float64(cameras.viewmats))
         stored = transform_world(exact, *inverse)
@@ -54,8 +53,6 @@ def scene_ground_truth(
     Raises:
       ValueError: the scene's parameters do not describe a rodent; one line.
     """
-    from facelift_jax.data import rodent  # needs the extra "data"
-
     parameters = rodent.read_parameters(scene.path)
     if parameters is None:
         return None

@@ -1,10 +1,9 @@
-"""Everything a person looks at: sheets, error and depth maps, curves, PNG and mp4."""
+"""Sheets for people to look at: images, error maps, opacity and depth maps."""
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
-import matplotlib
+import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -15,16 +14,25 @@ from facelift_jax.io.image_files import to_uint8
 from facelift_jax.structs import Cameras, RenderOutput, Views
 
 ERROR_SCALE = 0.3  # mean absolute colour error at the bright end of an error map
-MIN_TILE = 128  # px; smaller pictures are magnified by whole pixels
-MAX_SHEET_WIDTH = 2200  # px; cells wrap beyond
+MIN_TILE = 128  # px; smaller images are magnified by an integer factor
+MAX_SHEET_WIDTH = 2200  # px; longer rows of cells wrap
 
-_PAGE, _INK, _FAINT, _NOWHERE = (243, 243, 241), (35, 35, 38), (110, 110, 114), 205
+_PAGE, _INK, _FAINT, _UNKNOWN = (243, 243, 241), (35, 35, 38), (110, 110, 114), 205
 _MARGIN, _GUTTER, _SEAM = 20, 14, 2  # px: around the page, between cells, inside one
 _TITLE, _HEADING, _CAPTION = 24, 20, 15  # px: text heights
-_ERROR_COLORS, _DEPTH_COLORS = "magma", "viridis_r"
+
+
+def _color_table(name: int) -> UInt8[np.ndarray, "256 3"]:
+    """A colour map of OpenCV as RGB."""
+    ramp = np.arange(256, dtype=np.uint8)[:, None]
+    return cv2.applyColorMap(ramp, name)[:, 0, ::-1]
+
+
+_ERROR_COLORS = _color_table(cv2.COLORMAP_MAGMA)
+_DEPTH_COLORS = _color_table(cv2.COLORMAP_VIRIDIS)[::-1]
 
 Groups = Sequence[tuple[str, Sequence[tuple[str, UInt8[np.ndarray, "h w 3"]]]]]
-"""(heading, [(caption, picture), ...]) of a sheet; all pictures of one size."""
+"""(heading, [(caption, image), ...]) of a sheet; all images have one size."""
 
 
 def supervision_sheet(
@@ -35,10 +43,9 @@ def supervision_sheet(
     psnr_fg: Float[Array, "t"],
     title: str,
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """Ground truth | prediction of every view, inputs and held-out views apart.
+    """Ground truth | prediction of every view, input and held-out views apart.
 
-    Both sides must be on one background: give the targets' pictures as composited and
-    the rendering on that same background.
+    The targets must be composited on the background of the predictions.
     """
     groups = _by_side(
         [
@@ -55,7 +62,7 @@ def supervision_sheet(
 def inputs_strip(
     images: Float[Array, "v h w 3"], labels: Sequence[str], title: str
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """The pictures that the network is given."""
+    """The input images."""
     cells = [
         (label, _row([to_uint8(i)])) for label, i in zip(labels, images, strict=True)
     ]
@@ -69,10 +76,10 @@ def map_sheet(
     labels: Sequence[str],
     title: str,
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """Pictures, error, opacity and depth of views [t], a row a view.
+    """Images, error, opacity and depth of views [t], one row per view.
 
-    True and predicted depth share one scale over the sheet; its numbers, in world
-    units, and the error's stand under the columns.
+    True and predicted depth of all views share one scale. Colour bars below the rows
+    show it, in world units, and the scale of the error.
     """
     low, high = depth_range(targets, render)
     columns = {
@@ -91,7 +98,7 @@ def map_sheet(
         for label, *tiles in zip(labels, *columns.values(), strict=True)
     ]
     bars = [
-        (_ERROR_COLORS, "error, mean over colours", 0.0, ERROR_SCALE),
+        (_ERROR_COLORS, "error, mean over channels", 0.0, ERROR_SCALE),
         (_DEPTH_COLORS, "camera-z depth, world units", low, high),
     ]
     return _sheet(title, _by_side(cells, num_inputs), list(columns), bars)
@@ -100,7 +107,7 @@ def map_sheet(
 def error_map(
     targets: Float[Array, "*b h w 3"], predictions: Float[Array, "*b h w 3"]
 ) -> UInt8[np.ndarray, "*b h w 3"]:
-    """Absolute error, mean over channels, from black (0) to bright (`ERROR_SCALE`)."""
+    """Absolute error, mean over channels: 0 is black, `ERROR_SCALE` is bright."""
     error = np.abs(np.clip(predictions, 0, 1) - np.asarray(targets)).mean(-1)
     return _colored(error / ERROR_SCALE, _ERROR_COLORS)
 
@@ -108,15 +115,16 @@ def error_map(
 def depth_map(
     depths: Float[Array, "*b h w 1"], is_known: Array, low: float, high: float
 ) -> UInt8[np.ndarray, "*b h w 3"]:
-    """Depth as colour, bright `low` (near) to dark `high`; grey where not known."""
+    """Depth in colour, bright at `low` (near), dark at `high`; grey where unknown."""
     scaled = (np.asarray(depths)[..., 0] - low) / (high - low)
-    return np.where(is_known, _colored(scaled, _DEPTH_COLORS), np.uint8(_NOWHERE))
+    return np.where(is_known, _colored(scaled, _DEPTH_COLORS), np.uint8(_UNKNOWN))
 
 
 def depth_range(targets: Views, render: RenderOutput) -> tuple[float, float]:
-    """World-unit ends of a colour scale: 1 % and 99 % of true depth on the object.
+    """Ends of the depth scale, world units: 1 % and 99 % quantiles on the object.
 
-    Without true depths, of the predicted ones where alpha > .5.
+    They are those of the true depths if these are known, else of the predicted depths
+    where alpha > .5.
     """
     if targets.depths is None:
         depths, is_known = render.depths, np.asarray(render.alphas) > 0.5
@@ -130,9 +138,10 @@ def depth_range(targets: Views, render: RenderOutput) -> tuple[float, float]:
 
 
 def view_labels(cameras: Cameras) -> list[str]:
-    """Index, azimuth and elevation of each of the cameras [t], in degrees.
+    """Index, azimuth and elevation of each camera [t], degrees.
 
-    Seen from the world origin; azimuth counts from view 0 about the rig's upright axis.
+    They are seen from the world origin. Azimuth is counted from view 0 about the rig's
+    upright axis.
     """
     upright = rig_up(cameras)
     directions = normalize(np.asarray(cameras.centers, np.float64))
@@ -151,9 +160,9 @@ def _sheet(
     title: str,
     groups: Groups,
     column_names: Sequence[str] = (),
-    bars: Sequence[tuple[str, str, float, float]] = (),
+    bars: Sequence[tuple[UInt8[np.ndarray, "256 3"], str, float, float]] = (),
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """Lays captioned pictures out on a page: title, groups in rows, colour bars."""
+    """Lays captioned images out on a page: title, groups in rows, colour bars."""
     groups = [group for group in groups if group[1]]
     cell_height, cell_width, _ = groups[0][1][0][1].shape
     limit = max(1, (MAX_SHEET_WIDTH - 2 * _MARGIN) // (cell_width + _GUTTER))
@@ -180,11 +189,11 @@ def _sheet(
                 x += tile * (cell_width + _SEAM) // len(column_names)
                 _write(draw, (x, y + _HEADING + 10), name, _CAPTION, _INK)
             y += heading_height
-        for i, (caption, picture) in enumerate(cells):
+        for i, (caption, image) in enumerate(cells):
             x = _MARGIN + (i % columns) * (cell_width + _GUTTER)
             top = y + (i // columns) * step
             _write(draw, (x, top), caption, _CAPTION, _FAINT)
-            page.paste(Image.fromarray(picture), (x, top + _CAPTION + 4))
+            page.paste(Image.fromarray(image), (x, top + _CAPTION + 4))
         y += math.ceil(len(cells) / columns) * step + _GUTTER
     for i, bar in enumerate(bars):
         _draw_bar(page, (_MARGIN + i * 360, y + 4), *bar)
@@ -194,19 +203,19 @@ def _sheet(
 def _draw_bar(
     page: Image.Image,
     corner: tuple[int, int],
-    colors: str,
+    colors: UInt8[np.ndarray, "256 3"],
     name: str,
     low: float,
     high: float,
 ) -> None:
-    """A colour bar of 300 px with its name above and its numbers below."""
+    """A colour bar of 300 px with its name above and numbers below."""
     x, y = corner
     draw = ImageDraw.Draw(page)
     _write(draw, (x, y), name, _CAPTION, _INK)
     ramp = _colored(np.linspace(0, 1, 300)[None].repeat(12, axis=0), colors)
     page.paste(Image.fromarray(ramp), (x, y + _CAPTION + 6))
     for share in (0.0, 0.5, 1.0):
-        sign = "≥ " if share == 1 else "≤ " if share == 0 and low else ""
+        sign = ">= " if share == 1 else "<= " if share == 0 and low else ""
         text = f"{sign}{low + share * (high - low):.3g}"
         anchor = {0.0: "la", 0.5: "ma", 1.0: "ra"}[share]
         place = (x + int(300 * share), y + _CAPTION + 22)
@@ -221,15 +230,14 @@ def _write(
     color: tuple[int, int, int],
     anchor: str = "la",
 ) -> None:
-    font = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    size = round(0.8 * height)
-    draw.text(place, text, color, ImageFont.truetype(font, size), anchor=anchor)
+    font = ImageFont.load_default(round(0.9 * height))
+    draw.text(place, text, color, font, anchor=anchor)
 
 
-def _row(pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "y x 3"]:
-    """Pictures side by side, small ones magnified by whole pixels."""
-    factor = math.ceil(MIN_TILE / pictures[0].shape[0])
-    tiles = [p.repeat(factor, axis=0).repeat(factor, axis=1) for p in pictures]
+def _row(images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "y x 3"]:
+    """Images next to each other; small ones are magnified by an integer factor."""
+    factor = math.ceil(MIN_TILE / images[0].shape[0])
+    tiles = [x.repeat(factor, axis=0).repeat(factor, axis=1) for x in images]
     seam = np.full((tiles[0].shape[0], _SEAM, 3), _PAGE, np.uint8)
     parts = [part for tile in tiles for part in (seam, tile)][1:]
     return np.concatenate(parts, axis=1)
@@ -246,9 +254,12 @@ def _by_side(
 
 
 def _caption(label: str, psnr_fg: float) -> str:
-    figure = "no foreground" if math.isnan(psnr_fg) else f"{psnr_fg:.1f} dB fg"
-    return f"{label}   {figure}"
+    text = "no foreground" if math.isnan(psnr_fg) else f"psnr_fg {psnr_fg:.1f} dB"
+    return f"{label}   {text}"
 
 
-def _colored(values: Float[np.ndarray, "*b"], colors: str) -> UInt8[np.ndarray, "*b 3"]:
-    return matplotlib.colormaps[colors](np.clip(values, 0, 1), bytes=True)[..., :3]
+def _colored(
+    values: Float[np.ndarray, "*b"], colors: UInt8[np.ndarray, "256 3"]
+) -> UInt8[np.ndarray, "*b 3"]:
+    """[0, 1] to colours; values outside get the colours of the ends."""
+    return colors[np.clip(256 * np.nan_to_num(values), 0, 255).astype(np.uint8)]

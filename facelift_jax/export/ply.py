@@ -1,4 +1,4 @@
-"""Gaussians to 3DGS PLY files and back, and to pictures from a path of cameras."""
+"""Gaussians to 3DGS PLY files and back."""
 
 import dataclasses
 import io
@@ -13,8 +13,8 @@ from facelift_jax.geometry.numerics import SH_C0
 from facelift_jax.io import atomic
 from facelift_jax.structs import Gaussians, check
 
-MIN_OPACITY = 0.005  # Gaussians below it are left out of files (LGM)
-OPACITY_CLAMP = 1e-6  # the logit is taken of opacities in [1e-6, 1 - 1e-6] (LGM)
+MIN_OPACITY = 0.005  # Gaussians below it are not written (LGM)
+OPACITY_CLAMP = 1e-6  # opacities are clamped to [1e-6, 1 - 1e-6] (LGM)
 SCALE_FLOOR = 1e-8  # added before the logarithm (LGM)
 MAX_HEADER_BYTES = 1 << 16
 
@@ -24,12 +24,14 @@ class Filter:
     """Which Gaussians a file keeps.
 
     Attributes:
-      min_opacity: those below it are left out.
-      max_scale: of the longest axis, world units; larger ones stay where z > 0, the
-        upper half of a world whose z axis points up. None: any.
-      floater: those with |x| and |y| beyond it and z below its negative are left out,
-        the corners under an object. None: none.
-      box: half sides of the box about the origin that is kept. None: everything.
+      min_opacity: Gaussians with a lower opacity are left out.
+      max_scale: Gaussians whose longest axis (world units) is at least as long are left
+        out if z <= 0, in the lower half of a world whose z axis points up. None: no
+        limit.
+      floater: Gaussians with |x| and |y| above it and z below its negative are left
+        out; they are in the corners below an object. None: no limit.
+      box: half sides of a box around the origin; Gaussians outside are left out. None:
+        no limit.
     """
 
     min_opacity: float = MIN_OPACITY
@@ -44,8 +46,8 @@ class Filter:
         if self.max_scale is not None:
             keep &= (np.asarray(gaussians.scales).max(-1) < self.max_scale) | (z > 0)
         if self.floater is not None:
-            is_beside = (abs(x) > self.floater) & (abs(y) > self.floater)
-            keep &= ~(is_beside & (z < -self.floater))
+            is_corner = (abs(x) > self.floater) & (abs(y) > self.floater)
+            keep &= ~(is_corner & (z < -self.floater))
         if self.box is not None:
             inside = [
                 abs(v) <= side for v, side in zip((x, y, z), self.box, strict=True)
@@ -54,7 +56,7 @@ class Filter:
         return keep
 
     def describe(self) -> str:
-        """What is left out, for logs and files."""
+        """Which Gaussians are left out, for logs and files."""
         parts = [f"opacity < {self.min_opacity}"]
         if self.max_scale is not None:
             parts.append(f"an axis >= {self.max_scale} where z <= 0")
@@ -67,20 +69,20 @@ class Filter:
 
 FILTERS = {
     "opacity": Filter(),
-    # of FaceLift's inference script and of its web app; for heads at its scale, z up
+    # FaceLift's inference script and its web app, for heads at its scale with z up
     "facelift": Filter(0.04, max_scale=0.1, floater=0.6, box=(0.91, 0.91, 1.0)),
     "facelift_app": Filter(0.04, max_scale=0.2, floater=0.75, box=(0.91, 0.91, 1.0)),
 }
 
-# of a file's fields, with what its comments say
+# set of fields -> a comment in the file
 LAYOUTS = {
     "lgm": "rot (w, x, y, z)",
     "facelift": "rot (w, x, y, z) as rendered; FaceLift's files have it unnormalised",
 }
-_MOST_COEFFICIENTS = 16  # of a channel: degree 3, which FaceLift's layout always has
+_NUM_COEFFICIENTS = 16  # per channel in FaceLift's layout: harmonics of degree 3
 
 _GEOMETRY = ("x", "y", "z")
-_SHADES = ("red", "green", "blue")
+_BYTE_COLOR = ("red", "green", "blue")
 _COLOR = ("f_dc_0", "f_dc_1", "f_dc_2")
 _SHAPE = (
     "opacity",
@@ -101,39 +103,39 @@ _SIZES |= dict.fromkeys(("double", "float64"), 8)
 def write_ply(
     path: str | Path,
     gaussians: Gaussians,
-    chosen: Filter = FILTERS["opacity"],
+    filter: Filter = FILTERS["opacity"],
     layout: str = "lgm",
 ) -> tuple[int, int]:
-    """Writes Gaussians [n] as a 3DGS PLY; returns how many were written and pruned.
+    """Writes Gaussians [n] as a 3DGS PLY; returns the numbers of written and left out.
 
-    Fields in LGM's order (x y z, f_dc, f_rest above degree 0, opacity, scale, rot),
-    little-endian float32, before activation: logit of opacity, logarithm of scale; rot
-    is (w, x, y, z) as given. The layout "facelift" is that of FaceLift's programs: red,
-    green, blue as bytes behind z, and f_rest of degree 3, zeros where there is nothing.
-    They write rot as the network gives it, which our networks normalise. Gaussians that
-    `chosen` does not keep are left out. The file's comments state all this; it appears
-    whole or not at all.
+    The fields are those of LGM, in its order: x y z, f_dc, f_rest (above degree 0),
+    opacity, scale, rot; little-endian float32, before activation: opacity is a logit,
+    scale a logarithm, rot is (w, x, y, z) as given. In the layout "facelift", that of
+    FaceLift's programs, red, green, blue as bytes follow z, and f_rest always has
+    degree 3, padded with zeros. FaceLift writes rot as its network predicts it; our
+    networks normalise it. Gaussians that `filter` does not keep are left out. The
+    comments of the file state all this. The file appears whole or not at all.
 
     Raises:
       ValueError: values that are not finite, a batch of Gaussians, an unknown layout.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"layout {layout!r}: known: {', '.join(LAYOUTS)}")
+        raise ValueError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
     axes = check(gaussians, "gaussians")
     if axes["b"]:
         raise ValueError(f"{path}: expected one scene's Gaussians, found {axes['b']}")
     fields = _fields(gaussians, layout)
-    is_good = np.all([np.isfinite(column) for column in fields.values()], axis=0)
-    num_bad = int((~is_good).sum())
+    is_finite = np.all([np.isfinite(column) for column in fields.values()], axis=0)
+    num_bad = int((~is_finite).sum())
     if num_bad:
         raise ValueError(
-            f"{path}: {num_bad} of {len(is_good)} Gaussians hold NaN or infinity or "
+            f"{path}: {num_bad} of {len(is_finite)} Gaussians hold NaN or infinity or "
             "scales below zero; nothing was written"
         )
-    keep = chosen.keep(gaussians)
+    keep = filter.keep(gaussians)
     written, pruned = int(keep.sum()), int((~keep).sum())
     comments = [
-        f"{pruned} of {len(keep)} Gaussians left out: {chosen.describe()}",
+        f"{pruned} of {len(keep)} Gaussians left out: {filter.describe()}",
         f"layout {layout}: {LAYOUTS[layout]}",
         f"opacity: logit of the value in [{OPACITY_CLAMP}, 1 - {OPACITY_CLAMP}]",
         f"scale: logarithm of the value + {SCALE_FLOOR}",
@@ -152,13 +154,13 @@ def write_ply(
 
 
 def read_ply(path: str | Path) -> Gaussians:
-    """Reads Gaussians [n] of a 3DGS PLY file, activated, as NumPy float32 arrays.
+    """Reads Gaussians [n] from a 3DGS PLY file, activated, as NumPy float32 arrays.
 
-    Further fields, such as the normals that some programs write, are ignored.
+    Other fields, such as the normals that some programs write, are ignored.
 
     Raises:
-      ValueError: a file that is no PLY, promises more than it holds, lacks fields, or
-        holds values that are not finite; the message is one line.
+      ValueError: the file is not a PLY, is shorter than its header says, lacks fields,
+        or holds values that are not finite; one line.
     """
     path = Path(path)
     vertex = _read_vertices(path)
@@ -211,10 +213,10 @@ def _fields(gaussians: Gaussians, layout: str) -> dict[str, np.ndarray]:
     )
     fields: dict[str, np.ndarray] = dict(zip(_GEOMETRY, means.T, strict=True))
     if layout == "facelift":
-        shades = np.clip(255 * (SH_C0 * sh[:, 0] + 0.5), 0, 255)
-        shades = np.nan_to_num(shades).astype(np.uint8)  # f_dc says where it is NaN
-        fields |= zip(_SHADES, shades.T, strict=True)
-        sh = np.pad(sh, ((0, 0), (0, _MOST_COEFFICIENTS - sh.shape[1]), (0, 0)))
+        color = np.clip(255 * (SH_C0 * sh[:, 0] + 0.5), 0, 255)
+        color = np.nan_to_num(color).astype(np.uint8)  # NaN in f_dc is refused later
+        fields |= zip(_BYTE_COLOR, color.T, strict=True)
+        sh = np.pad(sh, ((0, 0), (0, _NUM_COEFFICIENTS - sh.shape[1]), (0, 0)))
     rest = sh[:, 1:].transpose(0, 2, 1).reshape(len(sh), 3 * (sh.shape[1] - 1))
     fields |= zip(_COLOR, sh[:, 0].T, strict=True)
     fields |= zip(_rest_names(rest.shape[1]), rest.T, strict=True)
@@ -240,7 +242,7 @@ def _read_vertices(path: Path) -> np.ndarray:
 
 
 def _check_header(path: Path, content: bytes) -> None:
-    """Refuses a header that promises more than the file holds, before reading on."""
+    """Refuses a header that promises more data than the file has, before reading."""
     head = content[:MAX_HEADER_BYTES]
     end = re.search(rb"^end_header", head, re.MULTILINE)
     if not head.startswith(b"ply") or end is None:
@@ -250,7 +252,7 @@ def _check_header(path: Path, content: bytes) -> None:
         )
     header = head[: end.start()]
     is_ascii = re.search(rb"^format ascii", header, re.MULTILINE) is not None
-    held = len(content) - end.end()
+    num_bytes = len(content) - end.end()
     promised, count = 0, 0
     for line in header.decode("ascii", "replace").splitlines():
         words = line.split()
@@ -260,10 +262,10 @@ def _check_header(path: Path, content: bytes) -> None:
             count = int(words[2])
         if words[:1] == ["property"]:
             if len(words) != 3 or words[1] not in _SIZES:
-                raise ValueError(f"{path}: PLY header: no 3DGS field: {line[:60]!r}")
+                raise ValueError(f"{path}: PLY header: not a 3DGS field: {line[:60]!r}")
             promised += count * (2 if is_ascii else _SIZES[words[1]])
-    if promised > held:
+    if promised > num_bytes:
         raise ValueError(
-            f"{path}: PLY header promises at least {promised} bytes but {held} follow "
-            "it; the file is truncated or damaged"
+            f"{path}: PLY header promises at least {promised} bytes but {num_bytes} "
+            "follow it; the file is truncated or damaged"
         )

@@ -1,7 +1,7 @@
-"""Figures that compare rendered views with ground truth, view by view.
+"""Metrics that compare rendered views with ground truth, per view.
 
-Notation: M is the foreground, ground-truth alpha > .5; I and GT are the predicted
-(clipped to [0, 1]) and true pictures; A is the predicted alpha; D and D* are predicted
+Notation: M is the foreground, where ground-truth alpha > .5; I and GT are the predicted
+(clipped to [0, 1]) and true images; A is the predicted alpha; D and D* are predicted
 and true camera-z depth; R is the radius of the object (`object_radius`).
 """
 
@@ -20,30 +20,32 @@ from facelift_jax.metrics.lpips import lpips_distance
 from facelift_jax.structs import RenderOutput, Views
 
 DEFINITIONS = {
-    "psnr_fg": "-10 log10 of the mean squared error over M, dB",
-    "psnr_box": "the same over the bounding box of M with sides made 10 % longer, dB",
-    "psnr_full": "the same over the whole picture, dB",
-    "ssim": "structural similarity, 11x11 Gaussian window of sigma 1.5, mean over all "
-    "windows inside the picture and over channels",
-    "iou": "intersection over union of A > .5 and M",
-    "depth_error": "mean |D - D*| / R where A > .5, M and D* is known",
-    "depth_within_02R": "share of |D - D*| < .02 R, same pixels",
-    "depth_within_05R": "share of |D - D*| < .05 R, same pixels",
-    "absrel": "mean |D - D*| / D*, same pixels; flat pictures read well too",
-    "alpha_entropy": "mean of -A log2 A - (1 - A) log2 (1 - A), bits, where A > 1/255",
-    "coverage": "share of the picture that M covers",
-    "lpips_vgg16": "LPIPS by VGG-16, v0.1 heads, at the picture's own size; only where "
-    "its weights are given",
+    "psnr_fg": "PSNR over the foreground M: -10 log10 of the mean squared error, dB",
+    "psnr_box": "PSNR over the bounding box of M with sides 10 % longer, dB",
+    "psnr_full": "PSNR over the whole image, dB",
+    "ssim": "structural similarity of the whole image: 11x11 Gaussian windows of sigma "
+    "1.5 that fit inside it, mean over windows and channels",
+    "iou": "intersection over union of predicted (A > .5) and true foreground M",
+    "depth_error": "mean |D - D*| / R over pixels in M with A > .5 and known D*",
+    "depth_within_02R": "share of the pixels of depth_error where |D - D*| < .02 R",
+    "depth_within_05R": "share of the pixels of depth_error where |D - D*| < .05 R",
+    "absrel": "mean |D - D*| / D* over the pixels of depth_error; low for flat images "
+    "too",
+    "alpha_entropy": "mean of -A log2 A - (1 - A) log2 (1 - A) where A > 1/255, bits: "
+    "0 if every pixel is opaque or empty",
+    "coverage": "share of the image that the foreground M covers",
+    "lpips_vgg16": "LPIPS with VGG-16 and the v0.1 heads, at the size of the image; "
+    "only if its weights are given",
 }
-"""Name of each metric -> what it is, for reports."""
+"""Name of each metric -> its definition, for reports."""
 
 METRICS = tuple(DEFINITIONS)
 
-MIN_SQUARED_ERROR = 1e-10  # a perfect picture reads 100 dB instead of infinity
+MIN_SQUARED_ERROR = 1e-10  # a perfect image has 100 dB instead of infinity
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # Wang et al. 2004, section III-B
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for values in [0, 1]; ibid., equation 13
-RADIUS_QUANTILE = 0.99  # of foreground points: one stray depth pixel decides nothing
-ALPHA_CUTOFF = 1 / 255  # what the renderer, and an 8-bit picture, show of an opacity
+RADIUS_QUANTILE = 0.99  # of distances; a stray depth pixel has no influence
+ALPHA_CUTOFF = 1 / 255  # the renderer skips lower alphas, 8-bit images round them to 0
 
 
 def view_metrics(
@@ -52,13 +54,16 @@ def view_metrics(
     radius: Float[Array, "b"],
     lpips: Mapping[str, Any] | None = None,
 ) -> dict[str, Float[Array, "b t"]]:
-    """Every metric of `DEFINITIONS` for each of the views [b t].
+    """The metrics of `DEFINITIONS` for each of the views [b t].
 
-    LPIPS only with its parameters `lpips`, as `load_lpips` gives them.
+    LPIPS is computed only if its parameters `lpips` (from `load_lpips`) are given.
 
-    NaN marks what a view does not define: foreground figures of a view without
-    foreground, depth figures without depth, without a radius or where A > .5 and M have
-    no common pixel, entropy of an empty picture. `scene_figures` counts these.
+    NaN marks undefined values: foreground metrics without foreground; depth metrics
+    without true depth, without a radius, or if A > .5 and M have no pixel in common;
+    the entropy of an empty image. `average_views` counts them.
+
+    Raises:
+      ValueError: `render` and `targets` differ in shape.
     """
     require_same_shapes(render, targets)
     images = jnp.clip(render.colors, 0, 1)
@@ -83,7 +88,7 @@ def view_metrics(
     entropy = -(_times_log2(opacity) + _times_log2(1 - opacity))
     metrics["alpha_entropy"] = _mean(entropy, opacity > ALPHA_CUTOFF)
     if lpips is not None:
-        # view by view: VGG-16's first features alone are 21 times as large as a picture
+        # one view at a time: VGG-16's first features take 21 times an image's memory
         flat = (
             x.reshape(-1, *x.shape[2:]) for x in (images, jnp.asarray(targets.images))
         )
@@ -93,7 +98,7 @@ def view_metrics(
 
 
 def psnr_fg(images: Float[Array, "b t h w 3"], targets: Views) -> Float[Array, "b t"]:
-    """`DEFINITIONS["psnr_fg"]` of pictures, clipped here."""
+    """`DEFINITIONS["psnr_fg"]` of images that are not yet clipped."""
     squared_error = (jnp.clip(images, 0, 1) - targets.images) ** 2
     mask = jnp.asarray(targets.masks) > 0.5
     return _psnr(jnp.mean(squared_error, axis=-1, keepdims=True), mask)
@@ -102,17 +107,17 @@ def psnr_fg(images: Float[Array, "b t h w 3"], targets: Views) -> Float[Array, "
 def ssim(
     images: Float[Array, "*b h w c"], targets: Float[Array, "*b h w c"]
 ) -> Float[Array, "*b"]:
-    """Structural similarity (Wang et al. 2004, equation 13) of pictures in [0, 1].
+    """Structural similarity (Wang et al. 2004, equation 13) of images in [0, 1].
 
-    Mean over channels and over the windows that lie wholly inside the picture.
+    Mean over channels and over the windows that fit inside the image.
 
     Raises:
-      ValueError: pictures smaller than the window.
+      ValueError: the images are smaller than the window.
     """
     height, width = images.shape[-3:-1]
     if min(height, width) < SSIM_WINDOW:
         raise ValueError(
-            f"ssim: pictures of {width} x {height} px are smaller than its "
+            f"ssim: images of {width} x {height} px are smaller than its "
             f"{SSIM_WINDOW} x {SSIM_WINDOW} window"
         )
     mean_x, mean_y = _window_mean(images), _window_mean(targets)
@@ -127,12 +132,12 @@ def ssim(
 
 
 def object_radius(targets: Views) -> Float[Array, "b"]:
-    """Radius R of each scene's object in world units; NaN where there is no foreground.
+    """Radius R of each scene's object, world units; NaN if there is no foreground.
 
-    From true depth: the foreground pixels with known depth of all views [b t] are
-    lifted to world points; R is the .99 quantile of their distances from their
-    centroid. Without depths, from silhouettes: the .99 quantile of the distances of the
-    foreground pixels' rays from the point nearest to the optical axes.
+    With true depths, the foreground pixels of all views [b t] are unprojected to world
+    points; R is the .99 quantile of their distances from their centroid. Without true
+    depths, R is the .99 quantile of the distances between the rays of the foreground
+    pixels and the point nearest to the optical axes.
     """
     if targets.depths is None:
         cameras = jax.tree.map(jnp.asarray, targets.cameras)
@@ -156,7 +161,7 @@ def object_radius(targets: Views) -> Float[Array, "b"]:
 
 
 def require_same_shapes(render: RenderOutput, targets: Views) -> None:
-    """Refuses a rendering that belongs to other views than `targets`.
+    """Checks that a rendering has the shapes of the target views.
 
     Raises:
       ValueError: names the first pair of arrays whose shapes differ.
@@ -164,12 +169,15 @@ def require_same_shapes(render: RenderOutput, targets: Views) -> None:
     pairs = [("colors", "images"), ("alphas", "masks")]
     if targets.depths is not None:
         pairs.append(("depths", "depths"))
-    for ours, theirs in pairs:
-        found, expected = getattr(render, ours).shape, getattr(targets, theirs).shape
-        if found != expected:
+    for rendered, target in pairs:
+        shape, expected = (
+            getattr(render, rendered).shape,
+            getattr(targets, target).shape,
+        )
+        if shape != expected:
             raise ValueError(
-                f"render.{ours} is {found} but targets.{theirs} is {expected}: render "
-                "with the targets' own cameras"
+                f"render.{rendered} is {shape} but targets.{target} is {expected}: "
+                "render with the cameras of the targets"
             )
 
 
@@ -197,15 +205,15 @@ def _depth_metrics(
 
 
 def _times_log2(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """x log2 x, 0 at 0."""
+    """x log2 x; 0 at 0."""
     return x * jnp.log2(jnp.where(x > 0, x, 1))
 
 
 def _window_mean(images: Float[Array, "*b h w c"]) -> Float[Array, "*b y x c"]:
-    """Gaussian-window means at the positions where the window fits.
+    """Means under the Gaussian window, at the positions where the window fits.
 
-    The separable convolution is written as two products with banded matrices: ten times
-    faster than a one-channel convolution on CPUs, and a matrix unit's work elsewhere.
+    The separable convolution is two products with banded matrices: ten times faster
+    than a one-channel convolution on CPUs, and suited to the matrix units of others.
     """
     height, width = images.shape[-3:-1]
     rows, cols = (jnp.asarray(_band(n), images.dtype) for n in (height, width))
@@ -235,7 +243,7 @@ def _psnr(
 def _mean(
     values: Float[Array, "b t h w 1"], mask: Bool[Array, "b t h w 1"]
 ) -> Float[Array, "b t"]:
-    """Mean over the pixels of `mask`; NaN where there is none."""
+    """Mean over the pixels of `mask`; NaN without any."""
     count = mask.sum(axis=(-3, -2, -1)).astype(values.dtype)
     return jnp.where(mask, values, 0).sum(axis=(-3, -2, -1)) / count
 
@@ -248,7 +256,7 @@ def _ratio(
 
 
 def _grown_box(mask: Bool[Array, "b t h w 1"]) -> Bool[Array, "b t h w 1"]:
-    """Pixels whose centre lies in the box of `mask` with sides 10 % longer."""
+    """Pixels with their centre in the bounding box of `mask`, sides 10 % longer."""
 
     def grown_interval(is_set: Bool[Array, "b t n"]) -> Bool[Array, "b t n"]:
         size = is_set.shape[-1]

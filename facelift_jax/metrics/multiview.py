@@ -1,10 +1,11 @@
-"""Whether Gaussians are one object: do those of different input views agree?
+"""Whether the Gaussians of different input views describe one common object.
 
-Notation: G are all Gaussians of a scene, G_v those that come from input view v, of
-which learned Gaussians are none; I, A and D are colour, opacity and camera-z depth as
-rendered, D_{i->j} and A_{i->j} from G_i alone at camera j; R is the object's radius
-(`object_radius`). The blend weight of a Gaussian at a pixel is its opacity there times
-the transmittance before it: those of all Gaussians add up to A.
+Notation: G are all Gaussians of a scene, G_v those that come from input view v (the
+Gaussians of learned tokens come from no view); I, A and D are rendered colour, opacity
+and camera-z depth; D_{i->j} and A_{i->j} are those of G_i alone at camera j; R is the
+object's radius (`object_radius`). The blend weight of a Gaussian at a pixel is its
+opacity there times the transmittance in front of it; the blend weights of all Gaussians
+add up to A.
 """
 
 import dataclasses
@@ -19,35 +20,38 @@ from facelift_jax.metrics.image import ALPHA_CUTOFF, psnr_fg
 from facelift_jax.structs import Cameras, Gaussians, RenderFn, RenderOutput, Views
 
 OWN_VIEW_DEFINITIONS = {
-    "own_view_share": "blend weight of G_v at camera v over all blend weight there: 1 "
-    "for pictures painted in front of the cameras, about 1 / (input views that see a "
-    "point) for one surface",
-    "lovo_drop": "psnr_fg at camera v of G minus that of G without G_v (leave own view "
-    "out), dB",
-    "xva_02": "cross-view agreement: share of |D_{i->v} - D_{v->v}| < .02 R over the "
-    "pixels where A_{i->v} and A_{v->v} > .5, all other views i together",
-    "xva_05": "the same within .05 R",
-    "xva_overlap": "share of the pixels of A_{v->v} > .5 where A_{i->v} > .5 too, mean "
-    "over the other views i",
+    "own_view_share": "share of the blend weight at camera v that G_v has: 1 for flat "
+    "images in front of each camera, about 1 / (number of views that see a point) for "
+    "one common surface",
+    "lovo_drop": "leave own view out: psnr_fg at camera v of all Gaussians minus that "
+    "without G_v, dB",
+    "xva_02": "cross-view agreement: share of |D_{i->v} - D_{v->v}| < .02 R over all "
+    "other views i and their pixels with A_{i->v} and A_{v->v} > .5",
+    "xva_05": "cross-view agreement within .05 R",
+    "xva_overlap": "share of the pixels with A_{v->v} > .5 where A_{i->v} > .5 too, "
+    "mean over the other views i",
 }
-"""Name -> what it is, per input view; nothing here needs more than the input views."""
+"""Name -> definition, per input view; none of them needs held-out views."""
 
 HEALTH_DEFINITIONS = {
-    "visible": "number of Gaussians of opacity above 1/255",
-    "anisotropy_p50": "median over these of the largest over the smallest scale",
-    "anisotropy_p95": "its 95 % quantile",
-    "half_opaque_share": "share of these with opacity in (.1, .9)",
+    "visible": "number of visible Gaussians, those with opacity above 1/255",
+    "anisotropy_p50": "median over visible Gaussians of largest over smallest scale",
+    "anisotropy_p95": "95 % quantile over visible Gaussians of largest over smallest "
+    "scale",
+    "half_opaque_share": "share of the visible Gaussians with opacity in (.1, .9)",
 }
+"""Name -> definition, per scene."""
 
 
 def nearest_input_angles(cameras: Cameras, inputs: Cameras) -> Float[Array, "b t"]:
     """Degrees between each of the cameras [b t] and the nearest of the inputs [b v].
 
-    Seen from the world's origin, where a normalised rig has its centre.
+    Angles are seen from the world origin, the centre of a normalised rig.
     """
-    here, there = (normalize(c.centers) for c in (cameras, inputs))
-    # the chord, as the arc cosine is inaccurate at small angles
-    chords = jnp.linalg.norm(here[..., :, None, :] - there[..., None, :, :], axis=-1)
+    targets, sources = (normalize(c.centers) for c in (cameras, inputs))
+    # from the chord, because the arc cosine is inaccurate at small angles
+    offsets = targets[..., :, None, :] - sources[..., None, :, :]
+    chords = jnp.linalg.norm(offsets, axis=-1)
     return jnp.rad2deg(2 * jnp.arcsin(jnp.clip(chords.min(-1) / 2, 0, 1)))
 
 
@@ -61,14 +65,14 @@ def own_view_metrics(
 ) -> dict[str, Float[Array, "b v"]]:
     """The metrics of `OWN_VIEW_DEFINITIONS` at the input views [b v].
 
-    `source_views` says from which of them each Gaussian comes, -1 for learned ones;
-    `rendered` is G from their cameras. Agreement alone decides nothing: where i shows
-    a side that v does not see, D_{i->v} is that of the far side, so even the truth
-    reads below 1, and a fog, the same from everywhere, agrees with itself. NaN marks
-    what is undefined: no foreground, one view alone.
+    `source_views` is the view each Gaussian comes from, -1 for those of learned tokens;
+    `rendered` is G rendered at their cameras. Agreement alone is not evidence of
+    correct geometry: a fog agrees with itself, and the true object has agreement below
+    1, since D_{i->v} is the depth of the far side wherever v does not see what i sees.
+    NaN marks undefined values: no foreground, or only one view.
     """
     num_scenes, v = views.images.shape[:2]
-    pairs, without, marked, empty = _pictures(
+    pairs, without, marked, empty = _render_parts(
         render_fn, gaussians, source_views, views.cameras
     )
     own = marked.colors[..., :1] - (1 - marked.alphas) * empty.colors[..., :1, :1, :1]
@@ -83,30 +87,31 @@ def own_view_metrics(
     }
 
 
-def _pictures(
+def _render_parts(
     render_fn: RenderFn,
     gaussians: Gaussians,
     source_views: Int[Array, "n"],
     cameras: Cameras,
 ) -> list[RenderOutput]:
-    """What parts of the Gaussians look like from the input cameras [b v].
+    """Renderings of parts of the Gaussians at the input cameras [b v].
 
-    Over [b v * v]: only those of i from j, j fastest. Over [b v]: all but those of j;
-    all, those of j red and the others black. Over [b 1]: none. One picture is rendered
-    after another by one program, so many views need no more memory than one.
+    Four groups: over [b v * v] G_i at camera j, j fastest; over [b v] all without G_j
+    at camera j; over [b v] all, with G_j red and the others black; over [b 1] none. The
+    images are rendered one after another, so many views need no more memory than one.
     """
     v = cameras.viewmats.shape[1]
     view = range(v)
-    nothing, everything, nobody = -4, -3, -2  # learned Gaussians are -1
-    jobs = [(i, nobody, False, j) for i in view for j in view]
-    jobs += [(everything, j, False, j) for j in view]
-    jobs += [(everything, nobody, True, j) for j in view]
-    jobs += [(nothing, nobody, False, 0)]
+    # (view kept, view left out, whether to mark the own view, camera)
+    none, every, no_view = -4, -3, -2  # not -1: Gaussians of learned tokens
+    jobs = [(i, no_view, False, j) for i in view for j in view]
+    jobs += [(every, j, False, j) for j in view]
+    jobs += [(every, no_view, True, j) for j in view]
+    jobs += [(none, no_view, False, 0)]
     black = jnp.zeros_like(gaussians.sh).at[..., 0, :].set(-0.5 / SH_C0)
 
-    def picture(job: tuple[Array, ...]) -> RenderOutput:
+    def render_job(job: tuple[Array, ...]) -> RenderOutput:
         only, without, is_marked, at = job
-        is_kept = (only == everything) | (source_views == only)
+        is_kept = (only == every) | (source_views == only)
         is_kept &= source_views != without
         is_own = (source_views == at).astype(black.dtype)
         red = black.at[..., 0, 0].add(is_own[None] / SH_C0)
@@ -121,7 +126,7 @@ def _pictures(
         return jax.tree.map(lambda x: x[:, 0], render_fn(part, camera))
 
     columns = tuple(jnp.asarray(column) for column in zip(*jobs, strict=True))
-    output = jax.lax.map(picture, columns)
+    output = jax.lax.map(render_job, columns)
     parts = np.split(np.arange(len(jobs)), np.cumsum([v * v, v, v]))
     return [
         jax.tree.map(lambda x, part=part: jnp.moveaxis(x[part], 0, 1), output)
@@ -134,7 +139,7 @@ def _agreement(
     is_solid: Bool[Array, "b v v h w 1"],
     radius: Float[Array, "b"],
 ) -> dict[str, Float[Array, "b v"]]:
-    """XVA at each camera j, from the Gaussians of each view i alone, [b i j ...]."""
+    """Cross-view agreement at each camera j of G_i alone, [b i j ...]."""
     v = depths.shape[1]
     own = jnp.arange(v)
     error = jnp.abs(depths - depths[:, own, own][:, None])
@@ -158,7 +163,7 @@ def _total(values: Float[Array, "b v h w 1"]) -> Float[Array, "b v"]:
 
 
 def gaussian_health(gaussians: Gaussians) -> dict[str, Float[Array, "b"]]:
-    """The figures of `HEALTH_DEFINITIONS` of scenes [b n]; NaN if none is visible."""
+    """The metrics of `HEALTH_DEFINITIONS` of scenes [b n]; NaN if none is visible."""
     opacities, scales = gaussians.opacities, gaussians.scales
     is_visible = opacities > ALPHA_CUTOFF
     visible = is_visible.sum(axis=-1).astype(opacities.dtype)
@@ -177,8 +182,8 @@ def blend_weights(
 ) -> Float[Array, "b n"]:
     """Blend weight of every Gaussian, summed over the pixels of all cameras [b t].
 
-    A picture is the sum of colours times blend weights: its derivative by a Gaussian's
-    colour is that Gaussian's weight.
+    An image is the sum of colours times blend weights, so its derivative with respect
+    to a Gaussian's colour is the blend weight of that Gaussian.
     """
 
     def total_red(sh: Float[Array, "b n k 3"]) -> Float[Array, ""]:

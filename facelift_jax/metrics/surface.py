@@ -1,20 +1,20 @@
-"""Where Gaussians lie, against the mesh of the object they stand for. NumPy."""
+"""Distances between the centres of Gaussians and the true surface. NumPy."""
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.spatial import KDTree
 
 SURFACE_DEFINITIONS = {
-    "chamfer": "mean of the centres' mean distance from the mesh, by blend weight, and "
-    "the mesh's mean distance from the centres; the object's radius is 1",
-    "f_01": "2 P R / (P + R) of the share P of blend weight within .01 of the mesh and "
-    "the share R of the mesh within .01 of a centre",
-    "f_005": "the same within .005",
+    "chamfer": "half the sum of two mean distances, in units of the object's radius: "
+    "centres to mesh, weighted by blend weight, and mesh to centres",
+    "f_01": "F-score at .01 of the object's radius: 2 P R / (P + R), P the share of "
+    "blend weight that near to the mesh, R the share of the mesh that near to a centre",
+    "f_005": "F-score at .005 of the object's radius",
 }
-"""Name -> what it is, per scene."""
+"""Name -> definition, per scene."""
 
-NUM_SAMPLES = 200_000  # .003 apart on a rodent of radius 1
-KEPT_WEIGHT = 0.99  # of all blend weight: the centres that the mesh is measured to
+NUM_SAMPLES = 200_000  # points on the mesh, .003 apart on a rodent of radius 1
+KEPT_WEIGHT = 0.99  # share of the blend weight that the mesh is compared with
 
 
 def surface_metrics(
@@ -23,13 +23,13 @@ def surface_metrics(
     vertices: Float[np.ndarray, "k 3"],
     faces: Int[np.ndarray, "m 3"],
 ) -> dict[str, float]:
-    """The figures of `SURFACE_DEFINITIONS` of the centres of n Gaussians.
+    """The metrics of `SURFACE_DEFINITIONS` for the centres of n Gaussians.
 
-    `weights` are their blend weights over the judged views. The object's radius is the
-    greatest distance of a vertex from the middle of the mesh's bounding box. The mesh
-    stands as points spread evenly over it; it is measured to the centres that hold the
-    largest .99 of the weight, so that what nobody sees does not complete it. NaN where
-    no Gaussian is seen.
+    `weights` are their blend weights over the evaluated views. The object's radius is
+    the greatest distance of a vertex from the centre of the mesh's bounding box. The
+    mesh is represented by evenly spread points. Their distances are those to the
+    heaviest centres with .99 of the weight, so that invisible Gaussians do not count as
+    surface. NaN if no Gaussian is visible.
     """
     total = weights.sum()
     if not total > 0:
@@ -58,16 +58,20 @@ def surface_metrics(
 def sample_surface(
     vertices: Float[np.ndarray, "k 3"], faces: Int[np.ndarray, "m 3"], count: int
 ) -> Float[np.ndarray, "count 3"]:
-    """Points spread evenly over a mesh's area; the same for the same mesh."""
+    """Points spread evenly over a mesh's area; the same for the same mesh.
+
+    Stratified: every triangle gets its share of the points within one. The samplers of
+    trimesh draw triangles at random, or reject points, so their shares vary.
+    """
     corners = np.asarray(vertices, np.float64)[faces]
     edges = corners[:, 1:] - corners[:, :1]
     areas = np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]), axis=-1)
     rng = np.random.default_rng(0)
-    # equal steps along the summed areas: every triangle has its share, within one
+    # jittered equal steps along the cumulative area
     steps = (np.arange(count) + rng.random(count)) / count
     triangle = np.searchsorted(np.cumsum(areas) / areas.sum(), steps)
     triangle = np.minimum(triangle, len(faces) - 1)
-    # a square folded onto the triangle
+    # points of a square, folded onto the triangle
     u, v = rng.random((2, count))
     is_outside = u + v > 1
     u, v = np.where(is_outside, (1 - u, 1 - v), (u, v))

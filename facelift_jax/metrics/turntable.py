@@ -1,8 +1,8 @@
-"""How smoothly pictures change while the camera goes once around. NumPy but for SSIM.
+"""How smoothly images change while the camera turns once around. NumPy except SSIM.
 
 Notation: I_t, A_t and D_t are colour, opacity and camera-z depth of frame t of f; frame
-f is frame 0 again. d_t = 1 - SSIM(I_t, I_{t+1}) on the box around all that any frame
-shows (A > .5).
+f equals frame 0. d_t = 1 - SSIM(I_t, I_{t+1}), computed on the bounding box of all
+pixels with A > .5 in any frame.
 """
 
 import jax
@@ -17,30 +17,32 @@ from facelift_jax.metrics.image import SSIM_WINDOW, ssim
 from facelift_jax.structs import Cameras, RenderOutput
 
 TURNTABLE_DEFINITIONS = {
-    "vps": "largest over median d: 1 for an even change, more where the view pops",
-    "p6": "share of the energy of d, mean removed, at v, 2 v and 3 v cycles a turn, v "
-    "the number of evenly spaced input views; at the rig's elevation; never decisive",
-    "warp_error": "mean |I_t - I_{t+1}| where the same point, by D_t, is seen in both",
-    "warp_share": "share of the pixels of A_t > .5 that are",
+    "vps": "view popping score: largest d over median d; 1 if images change evenly",
+    "p6": "share of the energy of d without its mean at v, 2 v and 3 v cycles per "
+    "turn, for v evenly spaced input views: high for flat images in front of them; a "
+    "low value alone is not evidence of correct geometry",
+    "warp_error": "mean |I_t - I_{t+1}| over points, located by D_t, that both frames "
+    "show",
+    "warp_share": "share of the pixels with A_t > .5 that warp_error compares",
 }
-"""Name -> what it is, per scene."""
+"""Name -> definition, per scene."""
 
-HIDDEN = 0.05  # of the object's radius: a point behind D_{t+1} by less is seen
-EVEN_DEGREES = 5.0  # most that evenly spaced cameras are off
+HIDDEN = 0.05  # of the object's radius: larger differences from D_{t+1} mean hidden
+EVEN_DEGREES = 5.0  # tolerance for evenly spaced cameras
 
 
 def turntable_metrics(
     frames: RenderOutput, cameras: Cameras, inputs: Cameras, radius: float
 ) -> dict[str, float]:
-    """The figures of `TURNTABLE_DEFINITIONS` of frames [f] along a whole turn.
+    """The metrics of `TURNTABLE_DEFINITIONS` for frames [f] of one whole turn.
 
-    P6 is the power of the input views' own rhythm. Pictures painted close in front of
-    evenly spaced cameras read .3 to .9, rodents .004 to .03; but flat pictures in other
-    places read as low as real objects, so a low P6 acquits nobody: read it beside the
-    truth's own, with held-out views and the own-view share deciding.
+    p6 measures how much the image changes in the rhythm of the input views. Flat images
+    close in front of evenly spaced cameras have .3 to .9, rodents .004 to .03. Flat
+    images at other places have values as low as those of real objects. Compare p6 with
+    that of the true object, and rely on held-out views and the own-view share.
 
-    NaN marks what is undefined: nothing shown, inputs [v] that are fewer than three or
-    not evenly spaced, or f <= 6 v frames, too few for 3 v cycles.
+    NaN marks undefined values: nothing is visible; the input cameras [v] are fewer than
+    three or not evenly spaced (p6); f <= 6 v frames are too few for 3 v cycles (p6).
     """
     changes = frame_changes(frames)
     error, share = warp_error(frames, cameras, radius)
@@ -55,7 +57,7 @@ def turntable_metrics(
 
 
 def frame_changes(frames: RenderOutput) -> Float[np.ndarray, "f"]:
-    """d of every frame; zeros where nothing is shown."""
+    """d of every frame; zeros if no frame shows anything."""
     is_shown = (np.asarray(frames.alphas) > 0.5).any(axis=(0, -1))
     if not is_shown.any():
         return np.zeros(len(frames.alphas))
@@ -67,9 +69,9 @@ def frame_changes(frames: RenderOutput) -> Float[np.ndarray, "f"]:
 
 
 def rhythm(changes: Float[np.ndarray, "f"], num_inputs: int) -> float:
-    """P6: sum of |F_k|^2 at k = v, 2v, 3v over that of all k != 0, F the DFT of d.
+    """p6: sum of |F_k|^2 at k = v, 2v, 3v over the sum at all k != 0, F the DFT of d.
 
-    The whole sum is f times the sum of squares of d without its mean (Parseval).
+    The sum over all k is f times the sum of squares of d without its mean (Parseval).
     """
     if len(changes) <= 6 * num_inputs:
         return float("nan")
@@ -81,7 +83,7 @@ def rhythm(changes: Float[np.ndarray, "f"], num_inputs: int) -> float:
 
 
 def is_even(inputs: Cameras) -> bool:
-    """Whether three or more cameras [v] stand evenly around the rig's upright axis."""
+    """Whether there are at least three cameras [v], evenly spaced in azimuth."""
     up = rig_up(inputs)
     centers = np.asarray(inputs.centers, np.float64)
     offsets = centers - centers.mean(axis=0, keepdims=True)
@@ -97,7 +99,7 @@ def is_even(inputs: Cameras) -> bool:
 def warp_error(
     frames: RenderOutput, cameras: Cameras, radius: float
 ) -> tuple[float, float]:
-    """Mean colour error of points seen in successive frames, and the share that is."""
+    """Mean colour error of points that successive frames show, and their share."""
     num_frames, height, width = np.asarray(frames.alphas).shape[:3]
     total, num_compared, num_solid = 0.0, 0, 0
     for this in range(num_frames):
@@ -111,20 +113,20 @@ def warp_error(
         cols, rows = np.floor(pixels).astype(int).T
         is_inside = (cols >= 0) & (cols < width) & (rows >= 0) & (rows < height)
         rows, cols = rows.clip(0, height - 1), cols.clip(0, width - 1)
-        there = frames.depths[after][rows, cols, 0]
-        is_seen = is_inside & (abs(depths - there) < HIDDEN * radius)
-        is_seen &= frames.alphas[after][rows, cols, 0] > 0.5
+        depths_after = frames.depths[after][rows, cols, 0]
+        is_visible = is_inside & (abs(depths - depths_after) < HIDDEN * radius)
+        is_visible &= frames.alphas[after][rows, cols, 0] > 0.5
         image = np.clip(frames.colors[after], 0, 1)
-        places = pixels[is_seen].T[::-1] - 0.5
-        found = [
+        places = pixels[is_visible].T[::-1] - 0.5
+        warped = [
             scipy.ndimage.map_coordinates(
                 image[..., c], places, order=1, mode="nearest"
             )
             for c in range(3)
         ]
-        expected = np.clip(frames.colors[this], 0, 1)[is_solid][is_seen]
-        total += float(np.abs(np.stack(found, -1) - expected).mean(-1).sum())
-        num_compared += int(is_seen.sum())
+        expected = np.clip(frames.colors[this], 0, 1)[is_solid][is_visible]
+        total += float(np.abs(np.stack(warped, -1) - expected).mean(-1).sum())
+        num_compared += int(is_visible.sum())
         num_solid += int(is_solid.sum())
     if num_solid == 0:
         return float("nan"), float("nan")
@@ -133,7 +135,7 @@ def warp_error(
 
 
 def _interval(places: Int[np.ndarray, "k"], size: int) -> slice:
-    """From the lowest to the highest of places below size, SSIM's window at least."""
+    """From the lowest to the highest of the places; at least the window of SSIM."""
     low = int(places.min())
     high = min(max(int(places.max()) + 1, low + SSIM_WINDOW), size)
     return slice(min(low, high - SSIM_WINDOW), high)

@@ -1,4 +1,4 @@
-"""Gaussians along a path of cameras, in calls of one shape."""
+"""Renders Gaussians along a path of cameras."""
 
 from collections.abc import Callable
 
@@ -15,12 +15,13 @@ def render_path(
     gaussians: Gaussians,
     cameras: Cameras,
 ) -> RenderOutput:
-    """Frames [f] of Gaussians [n] from cameras [f], NumPy, `PATH_CHUNK` a call.
+    """Frames [f] of Gaussians [n] from cameras [f], as NumPy arrays.
 
-    Every call has the same shapes, so a jitted `render_fn` compiles once.
+    Each call of `render_fn` renders `PATH_CHUNK` frames. All calls have the same
+    shapes, so that a jitted `render_fn` compiles once.
 
     Raises:
-      ValueError: the renderer dropped something.
+      ValueError: the renderer dropped list entries (an explicit cap).
     """
     num_frames = len(cameras.viewmats)
     chunk = min(PATH_CHUNK, num_frames)
@@ -33,7 +34,7 @@ def render_path(
         if dropped:
             raise ValueError(
                 f"path: the renderer dropped {dropped} entries in frames {start} "
-                f"to {index[-1]}; leave RenderConfig.max_entries at None"
+                f"to {index[-1]}; set RenderConfig.max_entries to None"
             )
         left = num_frames - start
         chunks.append(jax.tree.map(lambda x, left=left: x[:left], output))

@@ -17,7 +17,7 @@ CENTER, RADIUS = np.array([5.0, -3.0, 2.0]), 0.7  # nowhere near a unit box
 
 
 def ball_views(num_views=8, size=48, elevations=(10.0, -30.0, 50.0)) -> Views:
-    """Pictures of a ball whose colour is its normal, on white; exact at centres."""
+    """Images of a ball on white, coloured by its normal; exact at pixel centres."""
     azimuths = np.arange(num_views) * (360.0 / num_views)
     K = fov_intrinsics(40.0, size) * np.array([[1], [1.04], [1]], np.float32)
     cameras = orbit_cameras(
@@ -52,7 +52,7 @@ def test_a_ball_anywhere_in_the_world():
     np.testing.assert_allclose(scales, visual_hull.SIGMA * pixel, rtol=1e-2)
     offsets = means - CENTER
     distances = np.linalg.norm(offsets, axis=-1)
-    # moved in by a voxel, from a staircase of voxels; the hull bulges between views
+    # moved inwards by one voxel; the hull is larger than the ball between the views
     expected = RADIUS - visual_hull.INSET * pixel
     assert abs(np.median(distances) - expected) < 0.6 * pixel
     assert np.abs(distances - expected).max() < 3 * pixel
@@ -60,8 +60,8 @@ def test_a_ball_anywhere_in_the_world():
     assert np.abs(colors - (0.5 + 0.5 * normals)).mean() < 0.05
 
 
-def test_coarse_to_fine_finds_what_brute_force_finds(tmp_path):
-    """Thin parts too: a rodent before the uneven rig, focal lengths unequal."""
+def test_coarse_to_fine_carving_equals_brute_force(tmp_path):
+    """On a rodent, which has thin parts, and an uneven rig."""
     rodent.generate(tmp_path / "set", 1, 32, workers=1, views=0, uneven=True)
     scene = open_source(tmp_path / "set")[0]
     inputs = composite(scene.take(np.arange(6)), (1.0, 1.0, 1.0))
@@ -72,12 +72,12 @@ def test_coarse_to_fine_finds_what_brute_force_finds(tmp_path):
         side *= 2
     grid = np.array(list(itertools.product(range(side), repeat=3)))
     for view in views:
-        grid = grid[visual_hull.holds(view, corner + (grid + 0.5) * size)]
+        grid = grid[visual_hull.is_inside(view, corner + (grid + 0.5) * size)]
     assert len(grid) > 50
     assert {*map(tuple, cells.tolist())} == {*map(tuple, grid.tolist())}
 
 
-def test_an_object_that_leaves_a_picture_is_not_cut_off_there():
+def test_an_object_that_leaves_an_image_is_not_cut_off():
     views = ball_views(24)
     whole = of_opaque(visual_hull.visual_hull(views))[0]
     half = views.cameras.width // 2
@@ -96,6 +96,6 @@ def test_masks_without_a_common_hull_give_one_transparent_gaussian():
     views = ball_views(4)
     masks = views.masks.copy()
     masks[0] = 0
-    found = visual_hull.visual_hull(Views(views.images, masks, None, views.cameras))
-    check(found, "hull")
-    assert found.opacities.tolist() == [0]
+    gaussians = visual_hull.visual_hull(Views(views.images, masks, None, views.cameras))
+    check(gaussians, "hull")
+    assert gaussians.opacities.tolist() == [0]

@@ -1,4 +1,4 @@
-"""What a PLY leaves out and how it is laid out, against FaceLift's own files."""
+"""Filters and layout of PLY files against FaceLift's own files."""
 
 import dataclasses
 from pathlib import Path
@@ -14,7 +14,7 @@ from facelift_jax.structs import Gaussians
 GOLDENS = Path(__file__).parents[1] / "goldens" / "export"
 
 
-def test_filters_keep_what_they_say():
+def test_filters_keep_the_gaussians_they_describe():
     means = np.array([[0, 0, 0], [0, 0, 0.5], [0.7, -0.7, -0.7], [0.92, 0, 0]])
     means = np.concatenate([means, means[:1]]).astype(np.float32)
     scales = np.full((5, 3), 0.05, np.float32)
@@ -43,7 +43,7 @@ def test_filters_keep_what_they_say():
         ("eval", Filter(0.02, box=(0.91, 0.91, 0.91))),
     ],
 )
-def test_filters_keep_what_facelift_keeps(name, chosen):
+def test_filters_keep_the_same_gaussians_as_facelift(name, chosen):
     golden = np.load(GOLDENS / "facelift_keep.npz")
     opacities = 1 / (1 + np.exp(-golden["opacity"]))
     means, scales = golden["xyz"], np.exp(golden["scaling"])
@@ -51,37 +51,37 @@ def test_filters_keep_what_facelift_keeps(name, chosen):
     kept = chosen.keep(Gaussians(means, quats, scales, opacities, sh))
     np.testing.assert_array_equal(kept, golden[name])
     assert kept.any()
-    for field in dataclasses.fields(Filter):  # every clause decides some of them
+    for field in dataclasses.fields(Filter):  # every clause removes some of them
         if getattr(chosen, field.name) is not None:
             looser = 0.0 if field.name == "min_opacity" else None
             other = dataclasses.replace(chosen, **{field.name: looser})
-            found = other.keep(Gaussians(means, quats, scales, opacities, sh))
-            assert (found != kept).any(), field.name
+            others = other.keep(Gaussians(means, quats, scales, opacities, sh))
+            assert (others != kept).any(), field.name
 
 
-def test_writes_what_facelift_writes(tmp_path):
+def test_files_equal_those_of_facelift(tmp_path):
     gaussians = read_ply(GOLDENS / "facelift.ply")
     assert gaussians.sh.shape == (64, 16, 3)
-    # as the network gives it: one coefficient a channel
+    # the network predicts one coefficient per channel
     single = dataclasses.replace(gaussians, sh=gaussians.sh[:, :1])
     assert write_ply(tmp_path / "ours.ply", single, Filter(0.0), "facelift") == (64, 0)
-    ours = plyfile.PlyData.read(tmp_path / "ours.ply")
-    theirs = plyfile.PlyData.read(GOLDENS / "facelift.ply")
-    assert any("layout facelift" in comment for comment in ours.comments)
-    ours.comments = []
-    assert str(ours.header) == str(theirs.header)
-    fields = theirs["vertex"].data.dtype.names
+    written = plyfile.PlyData.read(tmp_path / "ours.ply")
+    golden = plyfile.PlyData.read(GOLDENS / "facelift.ply")
+    assert any("layout facelift" in comment for comment in written.comments)
+    written.comments = []
+    assert str(written.header) == str(golden.header)
+    fields = golden["vertex"].data.dtype.names
     assert len(fields) == 62
     for field in fields:
-        found, expected = (ply["vertex"][field] for ply in (ours, theirs))
-        if field == "opacity" or field.startswith("scale_"):  # activated in between
-            np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+        values, expected = (ply["vertex"][field] for ply in (written, golden))
+        if field == "opacity" or field.startswith("scale_"):  # activated and back
+            np.testing.assert_allclose(values, expected, rtol=0, atol=2e-6)
         else:
-            np.testing.assert_array_equal(found, expected, err_msg=field)
+            np.testing.assert_array_equal(values, expected, err_msg=field)
 
 
-def test_reads_what_facelift_wrote():
-    """Of the file's Gaussians, every eighth is among the network's goldens."""
+def test_reads_files_of_facelift():
+    """Every eighth Gaussian of the file is in the goldens of the network."""
     golden = np.load(GOLDENS.parent / "gslrm" / "reduced.npz")
     expected = {
         "means": golden["xyz"],
@@ -91,8 +91,8 @@ def test_reads_what_facelift_wrote():
     }
     gaussians = read_ply(GOLDENS / "facelift.ply")
     for name, values in expected.items():
-        found = getattr(gaussians, name)[::8]
-        np.testing.assert_allclose(found, values[0, :8], rtol=1e-6, atol=0)
+        read = getattr(gaussians, name)[::8]
+        np.testing.assert_allclose(read, values[0, :8], rtol=1e-6, atol=0)
     np.testing.assert_array_equal(gaussians.sh[::8, :1], golden["features"][0, :8])
     assert not gaussians.sh[:, 1:].any()
 
@@ -107,7 +107,7 @@ def test_the_facelift_layout_round_trips_higher_harmonics(tmp_path):
 
 
 def test_an_unknown_layout_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="layout 'gsplat': known: lgm, facelift"):
+    with pytest.raises(ValueError, match="layout 'gsplat'; known: lgm, facelift"):
         write_ply(tmp_path / "scene.ply", random_gaussians(2), layout="gsplat")
     assert not list(tmp_path.iterdir())
 

@@ -1,3 +1,5 @@
+"""PLY files against those of LGM, round trips, and hostile files; camera paths."""
+
 import dataclasses
 from pathlib import Path
 
@@ -49,7 +51,7 @@ def write_vertices(path: Path, columns: dict[str, np.ndarray], text: bool = Fals
     plyfile.PlyData([element], text=text).write(str(path))
 
 
-def test_writes_what_lgm_writes(tmp_path):
+def test_files_equal_those_of_lgm(tmp_path):
     golden = np.load(GOLDENS / "lgm_ply.npz")
     rows = golden["gaussians"]
     sh = ((rows[:, 11:] - 0.5) / SH_C0)[:, None]
@@ -58,21 +60,21 @@ def test_writes_what_lgm_writes(tmp_path):
     )
     path = tmp_path / "ours.ply"
     assert write_ply(path, gaussians) == (golden["kept"].sum(), (~golden["kept"]).sum())
-    ours = plyfile.PlyData.read(path)["vertex"].data
-    theirs = plyfile.PlyData.read(GOLDENS / "sample.ply")["vertex"].data
-    assert ours.dtype == theirs.dtype
-    assert list(ours.dtype.names) == FIELDS
+    written = plyfile.PlyData.read(path)["vertex"].data
+    expected = plyfile.PlyData.read(GOLDENS / "sample.ply")["vertex"].data
+    assert written.dtype == expected.dtype
+    assert list(written.dtype.names) == FIELDS
     for field in FIELDS:
         np.testing.assert_allclose(
-            ours[field], theirs[field], rtol=TOLERANCES["file"], atol=1e-7
+            written[field], expected[field], rtol=TOLERANCES["file"], atol=1e-7
         )
 
 
-def test_reads_what_lgm_wrote():
+def test_reads_files_of_lgm():
     loaded = np.load(GOLDENS / "lgm_ply.npz")["loaded"]
     gaussians = read_ply(GOLDENS / "sample.ply")
     colors = gaussians.sh[:, 0] * np.float32(SH_C0) + np.float32(0.5)
-    found = np.concatenate(
+    values = np.concatenate(
         [
             gaussians.means,
             gaussians.opacities[:, None],
@@ -82,7 +84,7 @@ def test_reads_what_lgm_wrote():
         ],
         axis=1,
     )
-    np.testing.assert_allclose(found, loaded, atol=TOLERANCES["round trip"])
+    np.testing.assert_allclose(values, loaded, atol=TOLERANCES["round trip"])
 
 
 @pytest.mark.parametrize("num_coefficients", [1, 4, 9, 16])
@@ -92,10 +94,10 @@ def test_round_trip(tmp_path, num_coefficients):
     assert write_ply(path, gaussians) == (11, 0)
     loaded = read_ply(path)
     for name, expected in vars(gaussians).items():
-        found = getattr(loaded, name)
-        assert found.dtype == np.float32
-        assert found.shape == expected.shape
-        np.testing.assert_allclose(found, expected, rtol=TOLERANCES["round trip"])
+        read = getattr(loaded, name)
+        assert read.dtype == np.float32
+        assert read.shape == expected.shape
+        np.testing.assert_allclose(read, expected, rtol=TOLERANCES["round trip"])
 
 
 def test_higher_harmonics_are_stored_channel_by_channel(tmp_path):
@@ -112,7 +114,7 @@ def test_higher_harmonics_are_stored_channel_by_channel(tmp_path):
             )
 
 
-def test_pruning_is_counted_and_stated(tmp_path):
+def test_left_out_gaussians_are_counted_and_stated(tmp_path):
     gaussians = random_gaussians(5)
     opacities = np.array([0.0, 0.004, 0.006, 1.0, 0.5], np.float32)
     gaussians = dataclasses.replace(gaussians, opacities=opacities)
@@ -145,7 +147,7 @@ def test_reads_normals_and_text_files(tmp_path, text):
     np.testing.assert_allclose(gaussians.opacities, 1 / (1 + np.exp(-values)), 1e-6)
 
 
-def test_bad_gaussians_leave_the_old_file_alone(tmp_path):
+def test_bad_gaussians_are_refused_and_the_old_file_is_kept(tmp_path):
     path = tmp_path / "scene.ply"
     write_ply(path, random_gaussians(4))
     before = path.read_bytes()
@@ -233,11 +235,11 @@ NOT_READABLE = "not a readable PLY file: "
         ),
         (
             header("element vertex 1", "property list uchar int vertex_indices"),
-            "PLY header: no 3DGS field: 'property list uchar int vertex_indices'",
+            "PLY header: not a 3DGS field: 'property list uchar int vertex_indices'",
         ),
         (
             header("element vertex 1", "property string name"),
-            "PLY header: no 3DGS field: 'property string name'",
+            "PLY header: not a 3DGS field: 'property string name'",
         ),
         (
             header("element face 1", "property float x") + bytes(4),
@@ -296,7 +298,7 @@ def test_a_path_renders_every_camera_once_in_equal_chunks(count):
     np.testing.assert_array_equal(frames.colors[:, 0, 0, 0], shades)
 
 
-def test_a_path_refuses_frames_that_lost_something():
+def test_a_path_refuses_dropped_entries():
     def render_fn(gaussians: Gaussians, part: Cameras) -> RenderOutput:
         colors = np.zeros((len(part.viewmats), 4, 4, 3), np.float32)
         dropped = np.full(len(colors), 5, np.int32)
@@ -305,6 +307,6 @@ def test_a_path_refuses_frames_that_lost_something():
     with pytest.raises(ValueError, match="path") as error:
         render_path(render_fn, random_gaussians(2), turntable(3))
     assert str(error.value) == (
-        "path: the renderer dropped 15 entries in frames 0 to 2; leave "
-        "RenderConfig.max_entries at None"
+        "path: the renderer dropped 15 entries in frames 0 to 2; set "
+        "RenderConfig.max_entries to None"
     )

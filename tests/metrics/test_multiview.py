@@ -1,7 +1,7 @@
-"""Own-view figures, blend weights, health and angles against closed forms.
+"""Own-view metrics, blend weights, health and angles against closed forms.
 
-The Gaussians here are so large that each is one opacity and the depth of its centre all
-over every picture.
+Each Gaussian here is so large that it covers every image with one opacity, at the depth
+of its centre.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ SIZE, DISTANCE, RADIUS = 12, 2.0, 1.0
 AZIMUTHS = np.array([0.0, 120.0, 240.0])
 TOLERANCE = 2e-5  # float32 sums over 144 pixels
 OPACITY = 0.8
-BACKGROUND = np.array([0.9, 0.3, 0.6], np.float32)  # no grey: its red must not count
+BACKGROUND = np.array([0.9, 0.3, 0.6], np.float32)  # not grey: its red must not count
 RED, GREEN, BLUE = np.eye(3)
 render_fn = functools.partial(render, background=BACKGROUND, backend="reference")
 
@@ -47,7 +47,7 @@ def towards(azimuth_degrees: float, distance: float) -> list[float]:
 
 
 def sheets(means, colors, num_coefficients=1, opacities=OPACITY) -> Gaussians:
-    """One vast Gaussian at each place, over [1 n]."""
+    """One very large Gaussian at each of the means, over [1 n]."""
     num = len(means)
     sh = np.zeros((1, num, num_coefficients, 3), np.float32)
     sh[0, :, 0] = (np.array(colors) - 0.5) / SH_C0
@@ -62,7 +62,7 @@ def sheets(means, colors, num_coefficients=1, opacities=OPACITY) -> Gaussians:
 
 
 def measure(gaussians, sources, color=RED, cameras=None):
-    """Own-view metrics [v] where all of every picture shows an object of one colour."""
+    """Own-view metrics [v] of an object of one colour that fills every image."""
     cameras = rig() if cameras is None else cameras
     v = cameras.viewmats.shape[1]
     images = np.broadcast_to(color.astype(np.float32), (1, v, SIZE, SIZE, 3))
@@ -74,13 +74,13 @@ def measure(gaussians, sources, color=RED, cameras=None):
         radius = jnp.full(1, RADIUS)
         return own_view_metrics(render_fn, gaussians, sources, views, rendered, radius)
 
-    found = run(gaussians, np.array(sources))
-    assert found.keys() == OWN_VIEW_DEFINITIONS.keys()
-    return {name: np.asarray(values)[0] for name, values in found.items()}
+    metrics = run(gaussians, np.array(sources))
+    assert metrics.keys() == OWN_VIEW_DEFINITIONS.keys()
+    return {name: np.asarray(values)[0] for name, values in metrics.items()}
 
 
 def layered(*colors) -> np.ndarray:
-    """Colours of opacity .8 over each other, the first in front, on the background."""
+    """Layers of opacity .8 on the background, the first one in front."""
     color = BACKGROUND.astype(np.float64)
     for layer in reversed(colors):
         color = OPACITY * np.array(layer) + (1 - OPACITY) * color
@@ -92,83 +92,83 @@ def psnr(color, truth) -> float:
 
 
 @pytest.mark.parametrize("num_coefficients", [1, 4])
-def test_pictures_before_each_camera(num_coefficients):
-    """Red sheets in front, a learned green one and the others' blue ones behind."""
+def test_flat_images_in_front_of_each_camera(num_coefficients):
+    """The own red sheet in front, a learned green one, then blue ones of others."""
     means = [towards(azimuth, 0.5) for azimuth in AZIMUTHS]
     for view in range(3):
         colors = [BLUE] * 3
         colors[view] = RED
         gaussians = sheets([*means, [0, 0, 0]], [*colors, GREEN], num_coefficients)
-        found = measure(gaussians, [0, 1, 2, -1])
+        metrics = measure(gaussians, [0, 1, 2, -1])
         share = OPACITY / (1 - (1 - OPACITY) ** 4)
-        np.testing.assert_allclose(found["own_view_share"], share, atol=TOLERANCE)
+        np.testing.assert_allclose(metrics["own_view_share"], share, atol=TOLERANCE)
         full = psnr(layered(RED, GREEN, BLUE, BLUE), RED)
         without = psnr(layered(GREEN, BLUE, BLUE), RED)
-        assert found["lovo_drop"][view] == pytest.approx(full - without, abs=1e-3)
+        assert metrics["lovo_drop"][view] == pytest.approx(full - without, abs=1e-3)
         for name in ("xva_02", "xva_05"):
-            np.testing.assert_array_equal(found[name], 0)
-        np.testing.assert_array_equal(found["xva_overlap"], 1)
+            np.testing.assert_array_equal(metrics[name], 0)
+        np.testing.assert_array_equal(metrics["xva_overlap"], 1)
 
 
 def test_one_surface_shared_by_all_views():
-    """All three at one place: no view owns more, none is missed, all agree."""
+    """All three at one place: the views agree and have similar shares."""
     gaussians = sheets([[0, 0, 0]] * 3, [RED] * 3, opacities=[0.6, 0.6, 0.6])
-    found = measure(gaussians, [0, 1, 2])
+    metrics = measure(gaussians, [0, 1, 2])
     total = 1 - 0.4**3  # at equal depth the lower index is in front
     shares = 0.6 * np.array([1, 0.4, 0.16]) / total
-    np.testing.assert_allclose(found["own_view_share"], shares, atol=TOLERANCE)
+    np.testing.assert_allclose(metrics["own_view_share"], shares, atol=TOLERANCE)
     for name in ("xva_02", "xva_05", "xva_overlap"):
-        np.testing.assert_array_equal(found[name], 1)
-    # what is left of the background is the error, .4 times as much with one more
+        np.testing.assert_array_equal(metrics[name], 1)
+    # the error is the visible background, .4 times as much with one more layer
     drop = -20 * np.log10(0.4)
-    np.testing.assert_allclose(found["lovo_drop"], drop, atol=1e-3)
+    np.testing.assert_allclose(metrics["lovo_drop"], drop, atol=1e-3)
 
 
 def test_agreement_is_counted_pair_by_pair():
     """View 2's Gaussian is .03 R nearer to camera 0 and .015 R farther from 1 and 2."""
     gaussians = sheets([[0, 0, 0], [0, 0, 0], towards(0, 0.03)], [RED] * 3)
-    found = measure(gaussians, [0, 1, 2])
-    np.testing.assert_array_equal(found["xva_02"], [0.5, 1, 1])
-    np.testing.assert_array_equal(found["xva_05"], [1, 1, 1])
+    metrics = measure(gaussians, [0, 1, 2])
+    np.testing.assert_array_equal(metrics["xva_02"], [0.5, 1, 1])
+    np.testing.assert_array_equal(metrics["xva_05"], [1, 1, 1])
 
 
 def test_what_is_not_solid_does_not_overlap():
     gaussians = sheets([[0, 0, 0]] * 3, [RED] * 3, opacities=[0.9, 0.9, 0.3])
-    found = measure(gaussians, [0, 1, 2])
-    np.testing.assert_array_equal(found["xva_overlap"], [0.5, 0.5, np.nan])
-    np.testing.assert_array_equal(found["xva_05"], [1, 1, np.nan])
+    metrics = measure(gaussians, [0, 1, 2])
+    np.testing.assert_array_equal(metrics["xva_overlap"], [0.5, 0.5, np.nan])
+    np.testing.assert_array_equal(metrics["xva_05"], [1, 1, np.nan])
 
 
 def test_one_view_has_nothing_to_agree_with():
     gaussians = sheets([[0, 0, 0]], [RED])
-    found = measure(gaussians, [0], cameras=rig(AZIMUTHS[:1]))
-    assert found["own_view_share"] == pytest.approx(1, abs=TOLERANCE)
-    assert np.isnan([found["xva_05"], found["xva_overlap"]]).all()
+    metrics = measure(gaussians, [0], cameras=rig(AZIMUTHS[:1]))
+    assert metrics["own_view_share"] == pytest.approx(1, abs=TOLERANCE)
+    assert np.isnan([metrics["xva_05"], metrics["xva_overlap"]]).all()
 
 
 def test_blend_weights_add_up_to_opacity():
-    """In front .8 of every pixel, behind .2 of that; seen from both sides."""
+    """The front one has .8 of every pixel, the other .2 of that; from both sides."""
     cameras = rig(np.array([0.0, 180.0, 0.0]))
     gaussians = sheets([towards(0, 0.5), towards(180, 0.5)], [RED, GREEN])
     weigh = jax.jit(functools.partial(blend_weights, render_fn))
-    found = np.asarray(weigh(gaussians, cameras))
+    weights = np.asarray(weigh(gaussians, cameras))
     behind = 1 - OPACITY
     expected = SIZE**2 * OPACITY * np.array([[2 + behind, 1 + 2 * behind]])
-    np.testing.assert_allclose(found, expected, rtol=TOLERANCE)
+    np.testing.assert_allclose(weights, expected, rtol=TOLERANCE)
     alphas = render_fn(gaussians, cameras).alphas
-    assert found.sum() == pytest.approx(float(alphas.sum()), rel=TOLERANCE)
+    assert weights.sum() == pytest.approx(float(alphas.sum()), rel=TOLERANCE)
 
 
 def test_health_of_a_handful():
-    """Of five, one is invisible; stretched 1, 2, 4 and 8 times; two half opaque."""
+    """Five Gaussians: one invisible, the others stretched, two half opaque."""
     scales = np.ones((1, 5, 3), np.float32)
     scales[0, :, 1] = [1, 2, 4, 8, 1000]
     gaussians = sheets(
         [[0, 0, 0]] * 5, [RED] * 5, opacities=[0.05, 0.2, 0.5, 0.95, 0.003]
     )
     gaussians = dataclasses.replace(gaussians, scales=scales)
-    found = {k: float(v[0]) for k, v in jax.jit(gaussian_health)(gaussians).items()}
-    assert found == pytest.approx(
+    health = {k: float(v[0]) for k, v in jax.jit(gaussian_health)(gaussians).items()}
+    assert health == pytest.approx(
         {
             "visible": 4,
             "anisotropy_p50": 3.0,
@@ -181,5 +181,5 @@ def test_health_of_a_handful():
 def test_angles_to_the_nearest_input():
     inputs = rig(np.array([0.0, 90.0]))
     cameras = rig(np.array([0.0, 20.0, 80.0, 180.0, 225.0]))
-    found = jax.jit(nearest_input_angles)(cameras, inputs)
-    np.testing.assert_allclose(found, [[0, 20, 10, 90, 135]], atol=1e-3)
+    angles = jax.jit(nearest_input_angles)(cameras, inputs)
+    np.testing.assert_allclose(angles, [[0, 20, 10, 90, 135]], atol=1e-3)

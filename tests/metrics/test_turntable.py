@@ -1,4 +1,4 @@
-"""Smoothness of a turn against closed forms."""
+"""Turntable metrics against closed forms."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ INPUTS = rig(np.arange(6) * 60.0)
 
 
 def ball_frames(shades) -> tuple[RenderOutput, Cameras]:
-    """A turn around a ball at the origin, of one shade of grey in each frame."""
+    """A turn around a ball at the origin, with one shade of grey per frame."""
     shades = np.array(shades, np.float32)
     cameras = turntable_cameras(INPUTS, len(shades), SIZE)
     directions = ray_directions(cameras).astype(np.float64)
@@ -42,29 +42,29 @@ def ball_frames(shades) -> tuple[RenderOutput, Cameras]:
 
 def test_a_still_ball_changes_nothing():
     frames, cameras = ball_frames(np.full(40, 0.5))
-    found = turntable_metrics(frames, cameras, INPUTS, BALL)
-    assert found.keys() == TURNTABLE_DEFINITIONS.keys()
+    metrics = turntable_metrics(frames, cameras, INPUTS, BALL)
+    assert metrics.keys() == TURNTABLE_DEFINITIONS.keys()
     np.testing.assert_allclose(frame_changes(frames), 0, atol=1e-4)
-    assert found["warp_error"] < 3e-3  # pixels of the rim, half background
-    assert found["warp_share"] > 0.9  # the limb turns away
+    assert metrics["warp_error"] < 3e-3  # rim pixels mix with the background
+    assert metrics["warp_share"] > 0.9  # points near the limb disappear
 
 
-def test_error_of_warped_frames_is_the_change_of_shade():
+def test_the_warp_error_is_the_change_of_shade():
     frames, cameras = ball_frames(np.tile([0.25, 0.5], 20))
     error, share = warp_error(frames, cameras, BALL)
     assert error == pytest.approx(0.25, abs=0.01)
     assert share > 0.9
 
 
-def test_what_is_hidden_in_the_next_frame_is_not_compared():
+def test_points_hidden_in_the_next_frame_are_not_compared():
     frames, cameras = ball_frames(np.full(40, 0.5))
     depths = np.array(frames.depths)
-    depths[1::2] -= 0.1 * BALL  # nearer: the point behind is hidden, or far before
+    depths[1::2] -= 0.1 * BALL  # points are hidden, or far in front
     moved = RenderOutput(frames.colors, frames.alphas, depths, frames.dropped)
     assert warp_error(moved, cameras, BALL)[1] < 0.2
 
 
-def test_change_of_plain_pictures_is_that_of_their_means():
+def test_changes_of_constant_images_depend_on_their_means():
     """SSIM of constants: (2 a b + C1) / (a^2 + b^2 + C1)."""
     frames, _ = ball_frames(np.full(4, 0.5))
     shades = np.array([0.3, 0.6, 0.6, 0.9], np.float32)[:, None, None, None]
@@ -83,22 +83,22 @@ def test_vps_is_the_largest_over_the_median_change(monkeypatch):
     monkeypatch.setattr(
         "facelift_jax.metrics.turntable.frame_changes", lambda _: changes
     )
-    found = turntable_metrics(frames, cameras, INPUTS, BALL)
-    assert found["vps"] == pytest.approx(7)
+    metrics = turntable_metrics(frames, cameras, INPUTS, BALL)
+    assert metrics["vps"] == pytest.approx(7)
 
 
-def test_rhythm_is_the_energy_at_the_views_own_harmonics():
+def test_rhythm_is_the_energy_at_harmonics_of_the_number_of_views():
     turn = np.arange(120) / 120 * 2 * np.pi
     assert rhythm(3 + np.cos(6 * turn + 1), 6) == pytest.approx(1)
     assert rhythm(3 + np.cos(12 * turn) + 2 * np.sin(18 * turn), 6) == pytest.approx(1)
     assert rhythm(3 + np.cos(5 * turn), 6) == pytest.approx(0, abs=1e-12)
     assert rhythm(np.cos(6 * turn) + 2 * np.cos(7 * turn), 6) == pytest.approx(0.2)
-    # the fourth harmonic and the alternation of frames are energy, but not theirs
+    # the fourth and tenth harmonics do not count
     assert rhythm(np.cos(24 * turn) + np.cos(6 * turn), 6) == pytest.approx(0.5)
     assert rhythm(np.cos(60 * turn) + np.cos(6 * turn), 6) == pytest.approx(1 / 3)
 
 
-def test_rhythm_is_undefined_without_change_or_frames_enough():
+def test_rhythm_is_undefined_without_change_or_enough_frames():
     assert np.isnan(rhythm(np.ones(120), 6))
     assert np.isnan(rhythm(np.arange(36.0), 6))
     assert not np.isnan(rhythm(np.arange(37.0), 6))
@@ -115,10 +115,10 @@ def test_only_even_rigs_have_a_rhythm():
     assert not is_even(rig([0, 180]))
 
 
-def test_nothing_shown_is_undefined():
+def test_empty_frames_are_undefined():
     frames, cameras = ball_frames(np.full(40, 0.5))
     empty = RenderOutput(
         np.ones_like(frames.colors), 0 * frames.alphas, 0 * frames.depths, 0
     )
-    found = turntable_metrics(empty, cameras, INPUTS, BALL)
-    assert np.isnan(list(found.values())).all()
+    metrics = turntable_metrics(empty, cameras, INPUTS, BALL)
+    assert np.isnan(list(metrics.values())).all()
