@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # of the process that started this
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # inherited from the parent process
 os.environ["JAX_PLATFORMS"] = os.environ.get("FACELIFT_TEST_PLATFORM", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -13,23 +13,24 @@ import jax
 import numpy as np
 import pytest
 
-# Compiling is most of the tests' time, and this shortens it to two fifths. The commands
-# that tests start compile as users do, and so do tests that take `usual_compiler`.
-QUICK: dict[str, int | bool] = {}
+# Compilation takes most of the time of the tests; with less optimization it takes two
+# fifths of that. The commands that tests start compile as usual, and so do tests that
+# use the fixture `usual_compiler`.
+LESS_OPTIMIZATION: dict[str, int | bool] = {}
 if os.environ["JAX_PLATFORMS"] == "cpu":
-    QUICK = {"xla_backend_optimization_level": 0}
-    if jax.__version_info__ < (0, 11):  # later there is no such choice
-        QUICK["xla_cpu_use_fusion_emitters"] = False
-HURRY = "".join(f" --{name}={int(value)}" for name, value in QUICK.items())
-# of the process that started this, which may be one of these tests' own
-FLAGS = os.environ.get("XLA_FLAGS", "").replace(HURRY, "")
-FLAGS += " --xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = FLAGS + HURRY
+    LESS_OPTIMIZATION = {"xla_backend_optimization_level": 0}
+    if jax.__version_info__ < (0, 11):  # the option is gone in later versions
+        LESS_OPTIMIZATION["xla_cpu_use_fusion_emitters"] = False
+ADDED = "".join(f" --{name}={int(value)}" for name, value in LESS_OPTIMIZATION.items())
+# the parent process may be one of these tests: its additions are not inherited
+USUAL_FLAGS = os.environ.get("XLA_FLAGS", "").replace(ADDED, "")
+USUAL_FLAGS += " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = USUAL_FLAGS + ADDED
 
-# for the commands that tests start: most compile what another one has compiled; jax is
-# imported here, so this process does without
-COMPILED = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+# A compilation cache for the commands that tests start: most of them compile the same
+# functions. JAX is imported above, so this process does not use it.
+CACHE = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -38,21 +39,21 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 @pytest.fixture(scope="session", autouse=True)
 def _usual_flags():
-    """For the commands that tests start; this process has read its own."""
+    """The usual flags for commands that tests start; JAX has read those of this one."""
     jax.devices()
-    os.environ["XLA_FLAGS"] = FLAGS
+    os.environ["XLA_FLAGS"] = USUAL_FLAGS
 
 
 @pytest.fixture(scope="session")
 def usual_compiler() -> dict[str, int | bool]:
-    """Compiler options that undo QUICK."""
+    """Compiler options that undo LESS_OPTIMIZATION."""
     usual = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
-    return {name: usual[name] for name in QUICK}
+    return {name: usual[name] for name in LESS_OPTIMIZATION}
 
 
 @pytest.fixture(scope="session")
 def lpips_folder(tmp_path_factory):
-    """LPIPS' two weight files, from a recipe: normal numbers seeded by their names."""
+    """The two weight files of LPIPS, with normal numbers seeded by the tensor names."""
     import h5py
 
     from facelift_jax.metrics.lpips import tensor_shapes
@@ -63,7 +64,7 @@ def lpips_folder(tmp_path_factory):
             for name, shape in shapes.items():
                 seed = zlib.crc32(name.encode())
                 values = np.random.default_rng(seed).standard_normal(shape)
-                if name.startswith("lin"):  # the published ones are not negative either
+                if name.startswith("lin"):  # the published ones are not negative
                     values = np.abs(values)
                 scale = 0.1 if len(shape) == 1 else np.sqrt(2 / np.prod(shape[:3]))
                 file[name] = (scale * values).astype(np.float32)

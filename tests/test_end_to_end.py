@@ -249,6 +249,23 @@ def test_bad_scenes_stop_training_unless_allowed(rodents, tmp_path):
 
 
 @pytest.mark.slow
+def test_nonfinite_steps_stop_a_run_and_no_checkpoint_among_them_is_good(
+    rodents, tmp_path
+):
+    flags = ["--config.optim.learning_rate=1e20", "--config.run.num_steps=20"]
+    line = (
+        "main: step 12: 10 of 10 steps in a row were not finite (steps 2 to 11); no "
+        "checkpoint is good: run/checkpoints holds none from before step 2: start "
+        "again with another --workdir"
+    )
+    for _ in range(2):  # the second time from a checkpoint among those steps
+        code, _, err = finish(smoke("run", rodents, *flags, cwd=tmp_path))
+        assert code == 2
+        assert last_line(err) == line
+    assert all_steps(tmp_path / "run/checkpoints") == [5, 10]
+
+
+@pytest.mark.slow
 def test_weights_of_another_shape_are_refused_by_name(run, rodents, tmp_path):
     params, _ = load_params(run)
     params["conv"]["bias"] = params["conv"]["bias"][:-1]

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "facelift_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-# folder or module -> what it may import besides itself; the longest name counts
+# What a folder may import besides itself. An entry for a single module replaces that
+# of its folder.
 MAY_IMPORT = {
     "geometry": {"structs"},
     "geometry.numerics": set(),
@@ -58,13 +59,13 @@ MAY_IMPORT = {
 
 
 def module_name(path):
-    """Dotted, below the package; a package's `__init__` is the package itself."""
+    """Dotted name below the package; for an `__init__.py` that of its package."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imported_modules(tree):
-    """Dotted names below the package."""
+    """Modules of the package that a syntax tree imports, as names below the package."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -81,22 +82,22 @@ def imported_modules(tree):
                 yield name.removeprefix("facelift_jax.")
 
 
-def is_within(module, place):
-    return module == place or module.startswith(f"{place}.")
+def is_within(module, parent):
+    return module == parent or module.startswith(f"{parent}.")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_imports_follow_the_table(path):
-    me = module_name(path)
+    module = module_name(path)
     imported = list(imported_modules(ast.parse(path.read_text())))
-    if not me:
+    if not module:
         assert not imported
         return
-    who = max((x for x in MAY_IMPORT if is_within(me, x)), key=len)
-    allowed = {who.split(".")[0]} if "." not in who else set()
-    allowed |= MAY_IMPORT[who]
+    entry = max((x for x in MAY_IMPORT if is_within(module, x)), key=len)
+    allowed = {entry.split(".")[0]} if "." not in entry else set()
+    allowed |= MAY_IMPORT[entry]
     forbidden = {x for x in imported if not any(is_within(x, y) for y in allowed)}
-    assert not forbidden, f"{me} must not import {forbidden}"
+    assert not forbidden, f"{module} must not import {forbidden}"
 
 
 def test_the_top_of_the_package_holds_commands_and_packages_only():
@@ -171,7 +172,7 @@ def test_only_conversion_imports_torch():
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_modules_say_what_they_are(path):
+def test_every_module_has_a_docstring(path):
     assert ast.get_docstring(ast.parse(path.read_text())), "no module docstring"
 
 
@@ -197,7 +198,7 @@ def test_every_config_builds_its_model(recipe, argument):
     get_model(config.model.name, config.model.variant, **config.model.overrides)
 
 
-def test_unknown_config_argument_lists_the_known_ones():
+def test_a_bad_config_argument_is_refused():
     from configs.lgm import get_config
 
     with pytest.raises(
@@ -243,5 +244,5 @@ def test_the_wheel_installs_and_imports_outside_the_tree(tmp_path):
     assert str(tmp_path) in done.stdout
 
 
-def test_fake_devices_are_there():
+def test_there_are_eight_fake_devices():
     assert len(jax.devices()) == 8

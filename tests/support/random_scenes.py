@@ -1,4 +1,4 @@
-"""Small random renderings and targets for the tests of this folder."""
+"""Small random renderings with their targets."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ def _rig(num_scenes: int, num_views: int, size: int) -> Cameras:
 
 @pytest.fixture
 def make_scene() -> Callable[..., Scene]:
-    """(seed, scenes, views, size) -> rendering and targets; the object is a disc."""
+    """A function that makes a rendering and its targets; the object is a disc."""
 
     def make(
         seed: int, num_scenes: int = 2, num_views: int = 3, size: int = 16
