@@ -80,7 +80,7 @@ def test_the_hull_is_evaluated_without_a_network(tmp_path, monkeypatch, capsys, 
     (warning,) = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
     assert warning.startswith(
         f"evaluated nevertheless: {tmp_path}/data: 1 of 2 scenes fail the data "
-        "checks; the first: scene scene_000001: views 6 and 7 are the same picture"
+        "checks; first: scene scene_000001: views 6 and 7 have the same image"
     )
     assert warning.endswith(f"python -m facelift_jax.check_data {tmp_path}/data")
     written = json.loads((tmp_path / "hull" / "metrics.json").read_text())

@@ -1,8 +1,8 @@
 """LGM's two augmentations of the input views (LGM paper, section 3.4).
 
-They imitate the flaws of pictures from an image generator: parts of a view that do not
-quite fit the others, and cameras that are slightly off. View 0 is never touched, and
-targets never are. `augment` draws; the other functions are deterministic.
+They imitate the errors of generated images: parts of a view that are inconsistent with
+the other views, and cameras that are slightly wrong. View 0 and the targets are never
+changed. Only `augment` draws random numbers; the other functions are deterministic.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from facelift_jax.geometry.numerics import einsum
 from facelift_jax.geometry.rotations import rotation_vector_to_matrix
 from facelift_jax.structs import Cameras, Views
 
-GRID_STRENGTH = 0.5  # largest shift of a grid line, in cells
-GRID_LINES = (8, 16)  # fewest and most lines of a grid
+GRID_STRENGTH = 0.5  # range of the shift of a grid line, in cells
+GRID_LINES = (8, 16)  # minimum and maximum number of lines of a grid
 JITTER_STRENGTH = 0.1  # azimuth within 0.1 pi, elevation within 0.1 pi / 2 radians
 
 
@@ -26,10 +26,10 @@ def augment(
     grid_distortion: float,
     camera_jitter: float,
 ) -> Views:
-    """Input views [v], all but the first perhaps distorted and perhaps jittered.
+    """Input views [v]; all but the first may be distorted, jittered, or both.
 
-    `grid_distortion` and `camera_jitter` are the probabilities (LGM: 0.5 each); the two
-    coins are tossed once an example. Pictures and masks are distorted alike.
+    `grid_distortion` and `camera_jitter` are probabilities (LGM: 0.5 each), drawn once
+    per example. Images and masks are distorted in the same way.
     """
     num_others = len(inputs.images) - 1
     if rng.random() < grid_distortion:
@@ -63,10 +63,10 @@ def _jitter_others(cameras: Cameras, turns: Float[np.ndarray, "u 2"]) -> Cameras
 def grid_line_map(
     shifts: Float[np.ndarray, "g"], size: int
 ) -> Float[np.ndarray, "size"]:
-    """Where each pixel of one axis is taken from, in [-1, 1] from edge to edge.
+    """The source coordinate of each pixel of one axis, in [-1, 1] from edge to edge.
 
-    The axis is cut by g even lines; each line moves by (shift - 0.5) / 2 cells, shifts
-    in [0, 1), and what lies between two lines is stretched with them.
+    The axis is divided by g evenly spaced lines. Each line moves by (shift - 0.5) / 2
+    cells, with shifts in [0, 1), and the space between two lines is stretched.
     """
     num_lines = len(shifts)
     even = np.linspace(0, 1, num_lines)
@@ -86,19 +86,19 @@ def jitter_poses(
     azimuth_draws: Float[np.ndarray, "u"],
     elevation_draws: Float[np.ndarray, "u"],
 ) -> Float[np.ndarray, "u 4 4"]:
-    """World-to-camera poses turned about the world origin by draws in [0, 1).
+    """World-to-camera poses, rotated about the world origin by draws in [0, 1).
 
-    Each camera turns about its own up axis by up to 18 degrees, after a turn about its
-    own right axis by up to 9.
+    Each camera rotates about its own right axis by up to 9 degrees, then about its own
+    up axis by up to 18 degrees.
     """
     right, up = viewmats[:, 0, :3], -viewmats[:, 1, :3]
     azimuths = JITTER_STRENGTH * np.pi * (2 * azimuth_draws - 1)
     elevations = JITTER_STRENGTH * np.pi / 2 * (2 * elevation_draws - 1)
-    turn = einsum(
+    rotations = einsum(
         "nij,njk->nik",
         rotation_vector_to_matrix(up * azimuths[:, None]),
         rotation_vector_to_matrix(right * elevations[:, None]),
     )
-    turned = viewmats.copy()
-    turned[:, :3, :3] = einsum("nij,nkj->nik", viewmats[:, :3, :3], turn)
-    return turned
+    rotated = viewmats.copy()
+    rotated[:, :3, :3] = einsum("nij,nkj->nik", viewmats[:, :3, :3], rotations)
+    return rotated

@@ -1,6 +1,7 @@
-"""One scene to one example, in four steps: views, rig, pictures, augmentation.
+"""One scene to one example: select views, normalize the rig, resize, augment.
 
-Everything random comes from the generator, so an index and a seed reproduce an example.
+All random numbers come from the generator, so that an index and a seed reproduce an
+example. Cameras are float64 up to the finished example, which is float32.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from facelift_jax.data.view_selection import (
     select_input_views,
     select_views,
 )
-from facelift_jax.structs import Batch, Views
+from facelift_jax.structs import Batch, Cameras, Views
 
 
 def training_example(
@@ -27,48 +28,52 @@ def training_example(
 ) -> Batch:
     """A random example: inputs over [v], targets over [t], scene_id [] int32.
 
-    Inputs come without depth: none is ever given to a network.
+    The inputs have no depth, because networks never see depth.
 
     Raises:
-      DataError: the scene has too few views, cannot be normalised or cannot be read;
-        one line that names it.
+      DataError: the scene has too few views, cannot be normalized, or cannot be read;
+        one line with its name.
     """
     inputs, targets = select_views(scene, rng, options)
     inputs, targets = normalize_rig(
         inputs, targets, scene.cameras, options.radius, options.frame
     )
-    seen = to_views(inputs, options.input_size, options.background)
-    seen = augment(seen, rng, options.grid_distortion, options.camera_jitter)
-    compared = to_views(targets, options.target_size, options.background)
-    return _example(seen, compared, scene)
+    input_views = to_views(inputs, options.input_size, options.background)
+    input_views = augment(
+        input_views, rng, options.grid_distortion, options.camera_jitter
+    )
+    target_views = to_views(targets, options.target_size, options.background)
+    return _example(input_views, target_views, scene)
 
 
 def evaluation_example(scene: Scene | StoredScene, options: DataOptions) -> Batch:
-    """The example a scene is judged by: nothing is random, nothing augmented.
+    """The example a scene is evaluated with: not random, not augmented.
 
     The first v targets are the inputs; at most `eval_targets` held-out views follow.
 
     Raises:
       DataError: as `training_example`.
     """
-    return _plain(scene, *select_evaluation_views(scene, options), options)
+    return _deterministic_example(
+        scene, *select_evaluation_views(scene, options), options
+    )
 
 
 def reconstruction_example(scene: Scene | StoredScene, options: DataOptions) -> Batch:
-    """`evaluation_example` without held-out views, which the scene need not have.
+    """`evaluation_example` without held-out views, for scenes that have none.
 
     Raises:
       DataError: as `training_example`.
     """
-    return _plain(scene, *select_input_views(scene, options), options)
+    return _deterministic_example(scene, *select_input_views(scene, options), options)
 
 
 def normalised_from_stored(
     scene: Scene | StoredScene, options: DataOptions
 ) -> Float[np.ndarray, "4 4"]:
-    """What takes points of a scene's stored world to the world of its example.
+    """The similarity from a scene's stored world to the world of its example.
 
-    Of `evaluation_example` and `reconstruction_example`; one similarity.
+    Applies to `evaluation_example` and `reconstruction_example`.
 
     Raises:
       DataError: as `training_example`.
@@ -79,20 +84,29 @@ def normalised_from_stored(
     return matrix
 
 
-def _plain(
+def _deterministic_example(
     scene: Scene | StoredScene, inputs: Scene, targets: Scene, options: DataOptions
 ) -> Batch:
     inputs, targets = normalize_rig(
         inputs, targets, scene.cameras, options.radius, options.frame
     )
-    seen = to_views(inputs, options.input_size, options.background)
-    compared = to_views(targets, options.target_size, options.background)
-    return _example(seen, compared, scene)
+    input_views = to_views(inputs, options.input_size, options.background)
+    target_views = to_views(targets, options.target_size, options.background)
+    return _example(input_views, target_views, scene)
 
 
-def _example(seen: Views, compared: Views, scene: Scene | StoredScene) -> Batch:
+def _example(inputs: Views, targets: Views, scene: Scene | StoredScene) -> Batch:
     return Batch(
-        inputs=dataclasses.replace(seen, depths=None),
-        targets=compared,
+        inputs=dataclasses.replace(_float32_cameras(inputs), depths=None),
+        targets=_float32_cameras(targets),
         scene_id=np.array(scene.index, np.int32),
+    )
+
+
+def _float32_cameras(views: Views) -> Views:
+    cameras = views.cameras
+    viewmats = np.asarray(cameras.viewmats, np.float32)
+    Ks = np.asarray(cameras.Ks, np.float32)
+    return dataclasses.replace(
+        views, cameras=Cameras(viewmats, Ks, cameras.width, cameras.height)
     )

@@ -1,15 +1,20 @@
-"""The two camera files we read, and what a scene folder must hold beside them.
+"""The two camera file formats, and the files a scene folder holds.
 
-`opencv_cameras.json` (ours): {"depth_unit"?, "frames": [{"file_path", "w", "h", "fx",
-"fy", "cx", "cy", "w2c", "mask_path"?, "depth_path"?, "split"?: "input" | "novel"}]};
-w2c is world to camera with OpenCV axes, lengths are pixels and world units. Beside the
-frames, "recording"? (a name), "time"? (seconds in it) and "split"? ("train" | "val" |
-"test") say where a scene of a video belongs.
+`opencv_cameras.json` (our format):
 
-`transforms.json` (NeRF): "frames" of "file_path" (with or without its ending),
-"transform_matrix" (camera to world, OpenGL axes), "mask_path"?, "split"?; the camera is
-"camera_angle_x" in radians, or "fl_x", "fl_y", "cx", "cy", given once or in each frame;
-without "w", "h" the picture's size, without "cx", "cy" its centre.
+    {"frames": [{"file_path", "w", "h", "fx", "fy", "cx", "cy", "w2c",
+                 "mask_path"?, "depth_path"?, "split"?: "input" | "novel"}],
+     "depth_unit"?, "recording"?, "time"?, "part"?: "train" | "val" | "test"}
+
+`w2c` is world to camera with OpenCV axes; lengths are in pixels and world units. A
+frame's "split" is its role. "recording" (a name), "time" (seconds in the recording) and
+"part" (of the data set) describe a scene of a video; files of earlier versions hold the
+part as "split".
+
+`transforms.json` (NeRF): "frames" with "file_path" (the file extension may be missing),
+"transform_matrix" (camera to world, OpenGL axes), "mask_path"?, "split"?. Intrinsics
+are "camera_angle_x" in radians, or "fl_x", "fl_y", "cx", "cy", given once or per frame.
+"w" and "h" default to the size of the image, "cx" and "cy" to its center.
 """
 
 import math
@@ -36,27 +41,27 @@ NERF_FILE = "transforms.json"
 CAMERA_FILES = (OPENCV_FILE, NERF_FILE)
 _DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 _PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV")
-# what a camera holds stays finite in float32, its squares in float64
+# the values of a camera stay finite in float32, their squares in float64
 MAX_NUMBER = 1e30
-_SPLITS = ("input", "novel")
-PARTS = ("train", "val", "test")  # of a set
+FRAME_ROLES = ("input", "novel")
+PARTS = ("train", "val", "test")  # of a data set
 
 
 class Frame(NamedTuple):
-    """One view: its files, its camera (OpenCV axes, pixels, float64) and its split."""
+    """One view: its files, its camera (OpenCV axes, pixels, float64) and its role."""
 
-    picture: ScenePath
+    image: ScenePath
     mask: ScenePath | None
     depth: ScenePath | None
     width: int
     height: int
     K: np.ndarray
     viewmat: np.ndarray
-    split: str | None
+    role: str | None
 
 
 class Origin(NamedTuple):
-    """The recording a scene is from, its time in it in seconds, its part of the set."""
+    """The recording of a scene, its time in seconds, and its part of the data set."""
 
     recording: str = ""
     time: float | None = None
@@ -66,8 +71,8 @@ class Origin(NamedTuple):
 NO_ORIGIN = Origin()
 
 
-class Layout(NamedTuple):
-    """A checked scene folder: frames, world units per stored depth step, origin."""
+class SceneFormat(NamedTuple):
+    """A checked camera file: frames, world units per depth step, origin."""
 
     frames: tuple[Frame, ...]
     depth_unit: float | None
@@ -76,18 +81,22 @@ class Layout(NamedTuple):
 
 def camera_file(folder: ScenePath) -> ScenePath:
     """The one camera file of a scene folder."""
-    found = [folder / name for name in CAMERA_FILES if (folder / name).is_file()]
-    if len(found) != 1:
-        what = "neither" if not found else "both"
+    paths = [folder / name for name in CAMERA_FILES if (folder / name).is_file()]
+    if len(paths) != 1:
+        how_many = "neither" if not paths else "both"
         raise DataError(
-            f"{folder}: holds {what} of {' and '.join(CAMERA_FILES)}; a scene has "
-            "exactly one camera file"
+            f"{folder}: contains {how_many} of {' and '.join(CAMERA_FILES)}; a scene "
+            "needs exactly one camera file"
         )
-    return found[0]
+    return paths[0]
 
 
-def read_layout(folder: ScenePath, name: str) -> Layout:
-    """Reads and checks a scene's camera file and picture headers; decodes nothing."""
+def read_scene_format(folder: ScenePath, name: str) -> SceneFormat:
+    """Reads and checks a scene's camera file and image headers; decodes no image.
+
+    Raises:
+      DataError: the first error; one line with scene, view and path.
+    """
     path = camera_file(folder)
     parse = opencv_frame if path.name == OPENCV_FILE else _nerf_frame
     with located(f"scene {name} ({path})"):
@@ -103,40 +112,44 @@ def read_layout(folder: ScenePath, name: str) -> Layout:
             frame = parse(document, raw, folder)
             check_camera(frame.viewmat, frame.K, (frame.width, frame.height))
             _refuse_distortion(document | raw)
-            _check_split(frame)
-        with located(f"scene {name}, view {view} ({frame.picture})"):
-            _check_picture(frame)
+            _check_role(frame)
+        with located(f"scene {name}, view {view} ({frame.image})"):
+            _check_image(frame)
         frames.append(frame)
     with located(f"scene {name} ({path})"):
-        _check_together(frames)
+        _check_consistency(frames)
         depth_unit = _depth_unit(document, frames)
         origin = _origin(document)
     with located(f"scene {name} ({folder})"):
-        _refuse_extra_pictures(frames)
-    return Layout(tuple(frames), depth_unit, origin)
+        _refuse_extra_images(frames)
+    return SceneFormat(tuple(frames), depth_unit, origin)
 
 
-def _check_picture(frame: Frame) -> None:
-    header = image_header(frame.picture)
+def _check_image(frame: Frame) -> None:
+    header = image_header(frame.image)
     check_size(header, (frame.width, frame.height))
     if header.mode not in ("RGB", "RGBA"):
-        raise DataError(f"picture of Pillow mode {header.mode}, expected RGB or RGBA")
+        raise DataError(f"image of Pillow mode {header.mode}, expected RGB or RGBA")
     if header.mode == "RGB" and frame.mask is None:
         raise DataError(
-            'RGB without an alpha channel and without a "mask_path": nothing says '
-            "which pixels show the object"
+            'RGB image without a "mask_path": add one, or store RGBA, so that the '
+            "pixels of the object are known"
         )
     if header.mode == "RGBA" and frame.mask is not None:
         raise DataError(
-            'an alpha channel and a "mask_path": the silhouette must come from exactly '
-            "one of them"
+            'the image has an alpha channel and a "mask_path"; the mask must come from '
+            "exactly one of them"
         )
 
 
 def check_camera(
     viewmat: np.ndarray, K: np.ndarray, size: tuple[int, int] | None
 ) -> None:
-    """Refuses a pose or intrinsics that no picture of `size` (where known) can have."""
+    """Raises for a pose or intrinsics that are invalid for images of `size` pixels.
+
+    `viewmat` [4 4] is world to camera, `K` [3 3] in pixels; `size` (width, height) may
+    be unknown.
+    """
     width, height = size or (1, 1)
     try:
         check(Cameras(viewmat, K, width, height))
@@ -146,37 +159,38 @@ def check_camera(
     cx, cy = K[0, 2], K[1, 2]
     if size and not (0 <= cx <= width and 0 <= cy <= height):
         raise DataError(
-            f"principal point ({cx:.1f}, {cy:.1f}) outside a picture of {width} "
-            f"x {height} px: were the pictures resized without their cameras?"
+            f"principal point ({cx:.1f}, {cy:.1f}) is outside an image of {width} "
+            f"x {height} px: were the images resized without their cameras?"
         )
 
 
-def _check_split(frame: Frame) -> None:
-    if frame.split not in (None, *_SPLITS):
+def _check_role(frame: Frame) -> None:
+    if frame.role not in (None, *FRAME_ROLES):
         raise DataError(
-            f'"split" must be one of {_SPLITS}, found {_shown(frame.split)}'
+            f'"split" must be one of {FRAME_ROLES}, found {_shown(frame.role)}'
         )
 
 
-def _check_together(frames: list[Frame]) -> None:
+def _check_consistency(frames: list[Frame]) -> None:
     seen: dict[object, int] = {}
     for view, frame in enumerate(frames):
         if (frame.width, frame.height) != (frames[0].width, frames[0].height):
             raise DataError(
                 f"view {view} is {frame.width} x {frame.height} px, view 0 is "
-                f"{frames[0].width} x {frames[0].height}; a scene has one picture size"
+                f"{frames[0].width} x {frames[0].height}; all images of a scene need "
+                "the same size"
             )
         pose = (frame.viewmat.tobytes(), frame.K.tobytes())
-        for what, key in (("picture", frame.picture.resolve()), ("camera", pose)):
+        for what, key in (("image", frame.image.resolve()), ("camera", pose)):
             first = seen.setdefault(key, view)
             if first != view:
                 raise DataError(
-                    f"duplicate frames: views {first} and {view} name the same {what}"
+                    f"duplicate frames: views {first} and {view} have the same {what}"
                 )
-    num_split = sum(frame.split is not None for frame in frames)
-    if num_split not in (0, len(frames)):
+    num_roles = sum(frame.role is not None for frame in frames)
+    if num_roles not in (0, len(frames)):
         raise DataError(
-            f'"split" given for {num_split} of {len(frames)} frames; give all or none'
+            f'"split" given for {num_roles} of {len(frames)} frames; give all or none'
         )
 
 
@@ -196,18 +210,20 @@ def _depth_unit(document: dict, frames: list[Frame]) -> float | None:
 
 
 def _origin(document: dict) -> Origin:
-    recording, part = document.get("recording", ""), document.get("split")
+    recording = document.get("recording", "")
+    key = "part" if "part" in document else "split"  # the key of earlier versions
+    part = document.get(key)
     time = None if document.get("time") is None else _number(document, "time")
     if not isinstance(recording, str):
         raise DataError(f'"recording" must be a name, found {_shown(recording)}')
     if part not in (None, *PARTS):
-        raise DataError(f'"split" must be one of {PARTS}, found {_shown(part)}')
+        raise DataError(f'"{key}" must be one of {PARTS}, found {_shown(part)}')
     return Origin(recording, time, part)
 
 
-def _refuse_extra_pictures(frames: list[Frame]) -> None:
-    used = {p.resolve() for f in frames for p in (f.picture, f.mask, f.depth) if p}
-    for folder in sorted({frame.picture.parent for frame in frames}):
+def _refuse_extra_images(frames: list[Frame]) -> None:
+    used = {p.resolve() for f in frames for p in (f.image, f.mask, f.depth) if p}
+    for folder in sorted({frame.image.parent for frame in frames}):
         extra = sorted(
             path.name
             for path in folder.iterdir()
@@ -215,34 +231,34 @@ def _refuse_extra_pictures(frames: list[Frame]) -> None:
         )
         if extra:
             raise DataError(
-                f"{len(extra)} pictures in {folder.name} have no camera (the first is "
+                f"{len(extra)} images in {folder.name} have no camera (first: "
                 f"{extra[0]!r}); remove them or add their cameras"
             )
 
 
 def opencv_frame(document: dict, raw: dict, folder: ScenePath) -> Frame:
-    """A frame of `opencv_cameras.json`, its camera not yet checked."""
-    del document  # everything stands in the frame
+    """A frame of `opencv_cameras.json`; its camera is not checked yet."""
+    del document  # every value is in the frame
     return Frame(
-        picture=path_inside(folder, raw.get("file_path")),
+        image=path_inside(folder, raw.get("file_path")),
         mask=_optional_path(folder, raw, "mask_path"),
         depth=_optional_path(folder, raw, "depth_path"),
         width=_size(raw, "w"),
         height=_size(raw, "h"),
         K=_intrinsics(*(_number(raw, key) for key in ("fx", "fy", "cx", "cy"))),
         viewmat=_matrix(raw, "w2c"),
-        split=raw.get("split"),
+        role=raw.get("split"),
     )
 
 
 def _nerf_frame(document: dict, raw: dict, folder: ScenePath) -> Frame:
     values = document | raw
-    picture = _picture_with_suffix(folder, raw.get("file_path"))
+    image = _image_with_suffix(folder, raw.get("file_path"))
     if "w" in values:
         width, height = _size(values, "w"), _size(values, "h")
     else:
-        with located(str(picture)):
-            width, height, _ = image_header(picture)
+        with located(str(image)):
+            width, height, _ = image_header(image)
     if "fl_x" in values:
         fx = _number(values, "fl_x")
     else:
@@ -252,30 +268,30 @@ def _nerf_frame(document: dict, raw: dict, folder: ScenePath) -> Frame:
     cy = _number(values, "cy") if "cy" in values else 0.5 * height
     c2w = opengl_to_opencv_c2w(_matrix(raw, "transform_matrix"))
     return Frame(
-        picture=picture,
+        image=image,
         mask=_optional_path(folder, raw, "mask_path"),
         depth=None,
         width=width,
         height=height,
         K=_intrinsics(fx, fy, cx, cy),
         viewmat=np.asarray(invert_rigid(c2w)),
-        split=raw.get("split"),
+        role=raw.get("split"),
     )
 
 
 def _refuse_distortion(values: dict) -> None:
     model = values.get("camera_model", "PINHOLE")
-    bent = [key for key in _DISTORTION if values.get(key, 0) != 0]
-    if model not in _PINHOLE_MODELS or bent:
-        what = f"camera_model {_shown(model)}" if not bent else f"{bent[0]} is not 0"
+    nonzero = [key for key in _DISTORTION if values.get(key, 0) != 0]
+    if model not in _PINHOLE_MODELS or nonzero:
+        what = f"{nonzero[0]} is not 0" if nonzero else f"camera_model {_shown(model)}"
         raise DataError(
-            f"lens distortion ({what}); undistort the pictures first, "
-            "as facelift_jax.prepare does"
+            f"lens distortion ({what}); undistort the images first, as "
+            "facelift_jax.prepare does"
         )
 
 
-def _picture_with_suffix(folder: ScenePath, file_path: Any) -> ScenePath:
-    """The picture of a NeRF-style `file_path`, which may lack its ending."""
+def _image_with_suffix(folder: ScenePath, file_path: Any) -> ScenePath:
+    """The image of a NeRF-style `file_path`, whose extension may be missing."""
     path = path_inside(folder, file_path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return path
@@ -289,14 +305,14 @@ def _optional_path(folder: ScenePath, raw: dict, key: str) -> ScenePath | None:
 
 def _number(values: dict, key: str) -> float:
     value = values.get(key)
-    is_bool = isinstance(value, bool)  # an int to Python
+    is_bool = isinstance(value, bool)  # bool is a subclass of int
     if isinstance(value, int | float) and not is_bool and abs(value) < MAX_NUMBER:
         return float(value)
     raise DataError(f'"{key}" must be a finite number, found {_shown(value)}')
 
 
 def _shown(value: Any) -> str:
-    """A JSON value as an error may show it: short, whatever it is."""
+    """A short description of any JSON value, for error messages."""
     if isinstance(value, str | int | float):
         return repr(value)[:40]
     return "nothing" if value is None else f"a {type(value).__name__}"
@@ -326,8 +342,8 @@ def _matrix(values: dict, key: str) -> np.ndarray:
         raise DataError(f'"{key}" must be a 4 x 4 matrix of numbers') from error
     if matrix.shape != (4, 4):
         raise DataError(f'"{key}" must be a 4 x 4 matrix, found shape {matrix.shape}')
-    bounded = np.abs(matrix) < MAX_NUMBER  # False for NaN
-    if not bounded.all():
-        found = float(matrix[~bounded][0])
-        raise DataError(f'"{key}" must hold finite numbers, found {_shown(found)}')
+    is_valid = np.abs(matrix) < MAX_NUMBER  # False for NaN
+    if not is_valid.all():
+        value = float(matrix[~is_valid][0])
+        raise DataError(f'"{key}" must contain finite numbers, found {_shown(value)}')
     return matrix

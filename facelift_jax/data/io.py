@@ -1,6 +1,6 @@
-"""Camera JSON and pictures nobody vouches for, checked before they are used.
+"""Reads JSON and image files from untrusted sources, with every value checked.
 
-Every function raises `DataError`, whose message is one printable line.
+All functions raise `DataError`, whose message is one printable line.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from PIL import ExifTags, Image
 MAX_JSON_BYTES = 32 * 2**20  # 100,000 frames take about 60 MB; a scene has hundreds
 MAX_PIXELS = 64 * 10**6
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-_FORMATS = ("PNG", "JPEG")  # the two decoders whose input we are ready to meet
+_FORMATS = ("PNG", "JPEG")  # the only decoders Pillow may use
 
-# Pillow's documented switch. A filter set around each call would not be thread-safe.
+# Process-wide, because a warning filter around each call is not thread-safe.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 _PILLOW_ERRORS = (
     OSError,
-    SyntaxError,  # Pillow's word for a PNG with broken chunks
+    SyntaxError,  # raised by Pillow for a PNG with broken chunks
     ValueError,
     EOFError,
     Image.DecompressionBombWarning,
@@ -36,19 +36,19 @@ _PILLOW_ERRORS = (
 
 
 class DataError(ValueError):
-    """What is wrong with the data, where, and what to change, in one line."""
+    """An error in the data: what was found, where, and what to change; one line."""
 
     def __init__(self, message: str):
         super().__init__(printable(" ".join(message.split())))
 
 
 def printable(text: str) -> str:
-    """The text with what a terminal might obey shown as question marks."""
+    """The text with every non-printable character replaced by a question mark."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 class ImageHeader(NamedTuple):
-    """What a picture file says about itself before it is decoded; pixels."""
+    """Size in pixels and Pillow mode of an image file, read without decoding it."""
 
     width: int
     height: int
@@ -57,12 +57,12 @@ class ImageHeader(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, order=True)
 class PackedPath:
-    """A file or folder of a scene that came whole into memory, used as a `Path` is.
+    """A file or folder of a scene held in memory; has the methods of `Path` used here.
 
     Attributes:
-      root: where the scene came from, for messages.
-      inner: the place in the scene's folder.
-      files: the content of each of its files.
+      root: the path of the scene, for messages.
+      inner: the path relative to the scene's folder.
+      files: the contents of all files of the scene.
     """
 
     root: Path
@@ -77,65 +77,65 @@ class PackedPath:
 
     @property
     def name(self) -> str:
-        """The last part."""
+        """The last component."""
         return self.inner.name
 
     @property
     def suffix(self) -> str:
-        """The ending of the name, with its dot."""
+        """The file extension, with its dot."""
         return self.inner.suffix
 
     @property
     def parent(self) -> "PackedPath":
-        """The folder."""
+        """The containing folder."""
         return dataclasses.replace(self, inner=self.inner.parent)
 
     def resolve(self) -> "PackedPath":
-        """Itself: a packed scene holds no links."""
+        """The path itself: a packed scene has no links."""
         return self
 
     def is_file(self) -> bool:
-        """Whether the scene holds this file."""
+        """Whether the scene has this file."""
         return self.inner in self.files
 
     def iterdir(self) -> Iterator["PackedPath"]:
-        """The files of this folder."""
+        """The files directly in this folder."""
         inside = (file for file in self.files if file.parent == self.inner)
         return (dataclasses.replace(self, inner=file) for file in inside)
 
     def open(self, mode: str) -> io.BytesIO:
-        """The file's bytes; `mode` is "rb"."""
+        """The file as a stream; `mode` must be "rb"."""
         assert mode == "rb"
         return io.BytesIO(self.files[self.inner])
 
     def read_bytes(self) -> bytes:
-        """All of the file."""
+        """The contents of the file."""
         return self.files[self.inner]
 
 
-ScenePath = Path | PackedPath  # of a scene's folder or of a file in it
+ScenePath = Path | PackedPath  # a scene's folder, or a file in it
 AnyPath = TypeVar("AnyPath", bound=ScenePath)
 _File = io.BufferedReader | io.BytesIO
 
 
 @contextlib.contextmanager
 def located(where: str) -> Iterator[None]:
-    """Puts `where` in front of the message of a `DataError` raised inside."""
+    """Prefixes the message of a `DataError` raised inside with `where`."""
     try:
         yield
     except DataError as error:
         raise DataError(f"{where}: {error}") from error.__cause__
 
 
-def read_json(path: ScenePath, most_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The object in a JSON file of bounded size without NaN or Infinity."""
+def read_json(path: ScenePath, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The object in a JSON file of at most `max_bytes`; NaN and Infinity are errors."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            if size > most_bytes:
+            if size > max_bytes:
                 raise DataError(
-                    f"{size / 2**20:.0f} MB of JSON, more than the {most_bytes >> 20} "
-                    "MB such a file may have"
+                    f"the JSON file has {size / 2**20:.0f} MB; at most "
+                    f"{max_bytes >> 20} MB are allowed"
                 )
             file.seek(0)
             text = file.read().decode("utf-8")
@@ -152,98 +152,100 @@ def read_json(path: ScenePath, most_bytes: int = MAX_JSON_BYTES) -> dict[str, An
 
 
 def _refuse_constant(word: str) -> float:
-    raise DataError(f"holds {word}; every number must be finite")
+    raise DataError(f"contains {word}; every number must be finite")
 
 
 def path_inside(folder: AnyPath, file_path: Any, key: str = "file_path") -> AnyPath:
-    """`folder / file_path`, if that is a relative path which stays in the folder."""
+    """`folder / file_path`; the path must be relative and stay inside the folder."""
     if not isinstance(file_path, str) or not 0 < len(file_path) < 1024:
         raise DataError(f'"{key}" must be a path of 1 to 1023 characters')
     if "\0" in file_path or Path(file_path).is_absolute():
         raise DataError(f'"{key}" {file_path!r} must be relative to the scene folder')
     if ".." in Path(file_path).parts:
-        raise DataError(f'"{key}" {file_path!r} holds "..", which is not allowed')
+        raise DataError(f'"{key}" {file_path!r} contains "..", which is not allowed')
     path: AnyPath = folder / file_path  # type: ignore[assignment]
     if isinstance(path, PackedPath):
         return path
     real, root = os.path.realpath(str(path)), os.path.realpath(str(folder))
     if os.path.commonpath((real, root)) != root:
-        raise DataError(f'"{key}" {file_path!r} leaves the scene folder through a link')
+        raise DataError(
+            f'"{key}" {file_path!r} leaves the scene folder through a symbolic link'
+        )
     return path
 
 
 def image_header(path: ScenePath) -> ImageHeader:
-    """Size and mode of a picture, without decoding it; at most 64 megapixels."""
-    with _open_picture(path) as picture:
-        return ImageHeader(*picture.size, picture.mode)
+    """Size and mode of an image of at most 64 megapixels, without decoding it."""
+    with _open_image(path) as image:
+        return ImageHeader(*image.size, image.mode)
 
 
 def check_size(header: ImageHeader, size: tuple[int, int]) -> None:
-    """Refuses a picture that is not of its camera's `size` (width, height)."""
+    """Raises if an image does not have its camera's `size` (width, height)."""
     if (header.width, header.height) != size:
         raise DataError(
-            f"the picture is {header.width} x {header.height} px, but its camera was "
-            f"made for {size[0]} x {size[1]}; resize Ks with the pictures"
+            f"the image is {header.width} x {header.height} px, but its camera is for "
+            f"{size[0]} x {size[1]} px; scale the intrinsics with the images"
         )
 
 
 def decode_image(
     path: ScenePath, size: tuple[int, int], modes: tuple[str, ...]
 ) -> Shaped[np.ndarray, "h w *c"]:
-    """The pixels of a picture of `size` (width, height) in one of Pillow's `modes`.
+    """The pixels of an image of `size` (width, height) in one of Pillow's `modes`.
 
-    [h w] for grey pictures, [h w c] for colour; the stored values and integer type.
+    [h w] for gray images, [h w c] for color; the stored values in their integer type.
     """
-    with _open_picture(path) as picture:
-        check_size(ImageHeader(*picture.size, picture.mode), size)
-        if picture.mode not in modes:
+    with _open_image(path) as image:
+        check_size(ImageHeader(*image.size, image.mode), size)
+        if image.mode not in modes:
             raise DataError(
-                f"picture of Pillow mode {picture.mode}, expected {' or '.join(modes)}"
+                f"image of Pillow mode {image.mode}, expected {' or '.join(modes)}"
             )
         try:
-            grey = picture.convert("L") if picture.mode == "1" else picture
-            return np.array(grey)
+            pixels = image.convert("L") if image.mode == "1" else image
+            return np.array(pixels)
         except _PILLOW_ERRORS as error:
-            raise DataError(f"truncated or damaged picture ({error})") from error
+            raise DataError(f"truncated or damaged image ({error})") from error
 
 
 @contextlib.contextmanager
-def _open_picture(path: ScenePath) -> Iterator[Image.Image]:
-    with _open_file(path) as file, _decoder(file) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
+def _open_image(path: ScenePath) -> Iterator[Image.Image]:
+    with _open_file(path) as file, _decoder(file) as image:
+        if image.width * image.height > MAX_PIXELS:
             raise DataError(
-                f"the header promises {picture.width} x {picture.height} px, more than "
-                f"{MAX_PIXELS // 10**6} megapixels"
+                f"the header says {image.width} x {image.height} px; at most "
+                f"{MAX_PIXELS // 10**6} megapixels are allowed"
             )
-        _refuse_orientation(picture)
-        yield picture
+        _refuse_orientation(image)
+        yield image
 
 
-def _refuse_orientation(picture: Image.Image) -> None:
+def _refuse_orientation(image: Image.Image) -> None:
     exif = Image.Exif()
     try:
-        exif.load(picture.info.get("exif", b""))
+        exif.load(image.info.get("exif", b""))
         orientation = exif.get(ExifTags.Base.Orientation, 1)
     except (*_PILLOW_ERRORS, struct.error) as error:
         raise DataError(f"damaged EXIF data ({error})") from error
-    if orientation not in (0, 1):  # not known, upright
+    if orientation not in (0, 1):  # unknown, upright
         raise DataError(
-            f"EXIF orientation {orientation!r}: viewers turn what is stored, to which "
-            "the calibration belongs; remove the orientation"
+            f"EXIF orientation {orientation!r}: viewers rotate the image, but the "
+            "camera belongs to the stored pixels; remove the EXIF orientation"
         )
 
 
 def _open_file(path: ScenePath) -> _File:
     is_disk = isinstance(path, Path)
-    # a pipe would block for ever
+    # opening a pipe would block forever
     if not (os.path.isfile(path) if is_disk else path.is_file()):
-        is_there = is_disk and os.path.lexists(path)
-        what = "not a file" if is_there else "there is no such picture"
-        raise DataError(f"{what}; each camera needs its own")
+        exists = is_disk and os.path.lexists(path)
+        what = "not a file" if exists else "the image file does not exist"
+        raise DataError(f"{what}; every camera needs its own image")
     try:
         return path.open("rb")
     except OSError as error:
-        raise DataError(f"not a readable picture ({error.strerror})") from error
+        raise DataError(f"the image cannot be read ({error.strerror})") from error
 
 
 def _decoder(file: _File) -> Image.Image:
@@ -251,8 +253,8 @@ def _decoder(file: _File) -> Image.Image:
         return Image.open(file, formats=_FORMATS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(
-            f"the header promises more than {MAX_PIXELS // 10**6} megapixels"
+            f"the header says more than the {MAX_PIXELS // 10**6} megapixels allowed"
         ) from error
     except _PILLOW_ERRORS as error:
         reason = str(error).replace(repr(file), "it")
-        raise DataError(f"not a readable PNG or JPEG ({reason})") from error
+        raise DataError(f"not a readable PNG or JPEG file ({reason})") from error

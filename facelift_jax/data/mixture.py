@@ -1,4 +1,4 @@
-"""The data sets of one run: opened or made, split, checked, and joined with weights."""
+"""The data sets of a run: opened or generated, checked, and joined with weights."""
 
 import dataclasses
 import json
@@ -21,7 +21,10 @@ from facelift_jax.data.scenes import (
     set_name,
     split_source,
 )
-from facelift_jax.data.validation.dataset_report import DATA_CHECKS, require_data_checks
+from facelift_jax.data.validation.dataset_report import (
+    DATA_CHECKS_FILE,
+    require_data_checks,
+)
 from facelift_jax.io import atomic
 from facelift_jax.io.progress import show_on_first_process
 
@@ -30,7 +33,7 @@ def check_mix(mix: Sequence[Any]) -> tuple[tuple[Path, float], ...]:
     """The sets and weights of a config's `data.mix`.
 
     Raises:
-      ValueError: it is no sequence of (path, weight), or two sets are named alike.
+      ValueError: an entry is not a (path, weight) pair, or two sets have one name.
     """
     parts = []
     for entry in mix:
@@ -39,31 +42,32 @@ def check_mix(mix: Sequence[Any]) -> tuple[tuple[Path, float], ...]:
                 parts.append((Path(path), float(weight)))
             case _:
                 raise ValueError(
-                    f"data.mix: {entry!r} is not a (path, weight) of positive weight"
+                    f"data.mix: {entry!r} is not a (path, weight) pair with a positive "
+                    "weight"
                 )
     names = [set_name(path) for path, _ in parts]
     if len(set(names)) < len(names):
         raise ValueError(
-            f"data.mix: sets are told apart by their names, found {', '.join(names)}; "
-            "rename one"
+            f"data.mix: every set needs a different name, found {', '.join(names)}; "
+            "rename one folder"
         )
     return tuple(parts)
 
 
 def join(parts: Sequence[Part]) -> tuple[FolderSource, FolderSource]:
-    """Scenes to train on and held-out scenes of all sets, one after the other.
+    """The scenes to train on, and the held-out scenes, of all sets in sequence.
 
-    Names get that of their set in front. Where a set is without depth maps, the mix is:
-    the scenes of a batch must be alike.
+    Scene names are prefixed with the name of their set. If one set has no depth maps,
+    depth is ignored in all of them, because the scenes of a batch must be alike.
     """
     if len(parts) == 1:
         return parts[0].train, parts[0].held_out
-    flat = [part for part in parts if not _has_depth(part.train)]
-    has_depth = not flat
-    if 0 < len(flat) < len(parts):
+    without_depth = [part for part in parts if not _has_depth(part.train)]
+    has_depth = not without_depth
+    if 0 < len(without_depth) < len(parts):
         logging.warning(
-            "no depth maps in %s: the whole mix is used without",
-            ", ".join(str(part.path) for part in flat),
+            "no depth maps in %s: depth is ignored in the whole mix",
+            ", ".join(str(part.path) for part in without_depth),
         )
     joined = []
     for side in ("train", "held_out"):
@@ -88,36 +92,44 @@ def _has_depth(source: FolderSource) -> bool:
     for index in range(len(source)):
         try:
             return source[index].depth_unit is not None
-        except DataError:  # counted where it is used
+        except DataError:  # counted when the scene is used
             continue
     return False
 
 
 def check_data_settings(section: Any) -> None:
-    """Refuses a `data` section whose sets are not there; none may be, or be made.
+    """Raises if a set in a config's `data` section does not exist.
+
+    A section may give no set; the synthetic set is generated then.
 
     Raises:
-      ValueError: one line.
+      ValueError: a set is missing, or both `path` and `mix` are given.
     """
-    mixed = [path for path, _ in check_mix(section.mix)]
-    if section.path and mixed:
-        raise ValueError("data.path and data.mix are given: choose one")
-    for path in mixed or filter(None, [section.path]):
+    mix_paths = [path for path, _ in check_mix(section.mix)]
+    if section.path and mix_paths:
+        raise ValueError("data.path and data.mix are both given; remove one")
+    for path in mix_paths or filter(None, [section.path]):
         if not Path(path).exists():
             raise ValueError(f"{path}: there is no such folder or list")
 
 
 def open_parts(section: Any) -> list[Part]:
-    """The sets that a config names, each split; makes the rodents where it has none."""
-    wanted = check_mix(section.mix)
+    """The sets of a config's `data` section, each with its held-out scenes.
+
+    Generates the synthetic rodent set if the section names no set.
+
+    Raises:
+      DataError: a set cannot be read.
+    """
+    paths = check_mix(section.mix)
     if section.path:
-        wanted = ((Path(section.path), 1.0),)
-    sources = [(path, weight, open_source(path)) for path, weight in wanted]
-    if not wanted:
+        paths = ((Path(section.path), 1.0),)
+    sources = [(path, weight, open_source(path)) for path, weight in paths]
+    if not paths:
         path = Path(f"data/rodent-{section.size}")
         rodent.generate(path, section.num_scenes, section.size)
         source = open_source(path)
-        # another recipe may have made more: this one keeps to its own number
+        # another recipe may have generated more scenes than this one uses
         first = slice(section.num_scenes)
         source = FolderSource(source.folders[first], source.names[first])
         sources = [(path, 1.0, source)]
@@ -130,20 +142,22 @@ def open_parts(section: Any) -> list[Part]:
 def open_checked(
     section: Any, options: DataOptions, workdir: Path
 ) -> tuple[FolderSource, FolderSource]:
-    """Scenes to train on and held-out scenes, all as good as the data contract asks.
+    """Scenes to train on, and held-out scenes; all sets must pass the data checks.
 
-    `data_checks.json` in the run says how.
+    The result of the checks is written to `data_checks.json` in `workdir`.
 
     Raises:
-      ValueError: it does not; names the first reason and the command that shows all.
+      DataError: a check fails; gives the first reason and the command that shows all.
     """
     parts = open_parts(section)
     is_writer = jax.process_index() == 0
     record = require_data_checks(parts, options, show_on_first_process, is_writer)
     if is_writer:
-        atomic.write_text(workdir / DATA_CHECKS, json.dumps(record, indent=2) + "\n")
-    train_on, held_out = join(parts)
+        atomic.write_text(
+            workdir / DATA_CHECKS_FILE, json.dumps(record, indent=2) + "\n"
+        )
+    train, held_out = join(parts)
     require_evaluation_views(held_out, options)
     names = {name for part in record["sets"].values() for name in part["held_out"]}
     violations = len(names & record["used_with_violations"].keys())
-    return train_on, dataclasses.replace(held_out, violations=violations)
+    return train, dataclasses.replace(held_out, violations=violations)

@@ -1,4 +1,4 @@
-"""How scenes become examples: every choice of the data pipeline, in one place."""
+"""All options of the data pipeline."""
 
 import dataclasses
 
@@ -7,30 +7,31 @@ RIG_FRAMES = ("first_camera", "world")
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """How scenes become examples.
+    """Options for turning scenes into examples.
 
     Attributes:
-      input_size: side of the network's pictures, pixels.
-      target_size: side of the pictures compared with renderings, pixels.
-      num_inputs: views the network sees.
-      input_views: positions of the views inputs are taken from; None: the flagged
-        views, or, where a scene flags nothing, `num_inputs` views evenly spaced in
-        stored order.
-      num_targets: views a training example is compared with.
-      min_held_out: how many of those, at least, are not inputs.
-      max_angle: degrees, seen from the rig's centre, that a training example's held-out
-        target may be away from the nearest input; 180: anywhere.
-      eval_targets: most held-out views an evaluated scene is judged from.
-      background: RGB in [0, 1] that pictures are composited on.
-      radius: mean distance of the input cameras from the rig's centre, world units.
-      frame: "first_camera" gives the world the axes of input camera 0 (x right, y up,
-        z towards the camera); "world" keeps the stored axes.
-      grid_distortion: probability of LGM's distortion of the inputs but the first.
+      input_size: side of the input images, pixels.
+      target_size: side of the target images, pixels.
+      num_inputs: number of input views of the network.
+      input_views: positions of the views that inputs are taken from; None: the views
+        marked as inputs or, in scenes without marks, `num_inputs` views evenly spaced
+        in stored order.
+      num_targets: number of target views of a training example.
+      min_held_out: minimum number of targets that are not inputs.
+      max_angle: maximum angle of a training example's held-out target to the nearest
+        input, seen from the center of the rig, degrees; 180: no limit.
+      eval_targets: maximum number of held-out views of an evaluated scene.
+      background: RGB in [0, 1] that images are composited on.
+      radius: mean distance of the input cameras from the center of the rig, world
+        units.
+      frame: "first_camera": the world has the axes of input camera 0 (x right, y up, z
+        towards the camera); "world": the stored axes.
+      grid_distortion: probability of LGM's grid distortion of the inputs but the first.
       camera_jitter: probability of LGM's jitter of the input poses but the first.
-      bad_scenes_allowed: scenes that may be left out because they cannot be read; each
-        is counted and named in the log, and one more ends the run.
-      violations_allowed: scenes that may be used although they fail the data checks;
-        each is named in the log and in the run's record.
+      bad_scenes_allowed: number of unreadable scenes that may be skipped; each is
+        counted and logged, and one more ends the run.
+      violations_allowed: number of scenes that may be used although they fail the data
+        checks; each is logged and recorded in the run directory.
     """
 
     input_size: int = 256
@@ -50,24 +51,29 @@ class DataOptions:
     violations_allowed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"input_size": 1, "target_size": 1, "num_inputs": 1, "num_targets": 1}
-        least |= {"min_held_out": 0, "eval_targets": 1, "bad_scenes_allowed": 0}
-        least |= {"violations_allowed": 0}
-        for name, lowest in least.items():
-            if getattr(self, name) < lowest:
+        minimums = {
+            "input_size": 1,
+            "target_size": 1,
+            "num_inputs": 1,
+            "num_targets": 1,
+        }
+        minimums |= {"min_held_out": 0, "eval_targets": 1, "bad_scenes_allowed": 0}
+        minimums |= {"violations_allowed": 0}
+        for name, minimum in minimums.items():
+            if getattr(self, name) < minimum:
                 raise ValueError(
-                    f"{name} must be at least {lowest}, found {getattr(self, name)}"
+                    f"{name} must be at least {minimum}, found {getattr(self, name)}"
                 )
         if self.frame not in RIG_FRAMES:
             raise ValueError(f"frame must be one of {RIG_FRAMES}, found {self.frame!r}")
         if not 0 < self.max_angle <= 180:
-            raise ValueError(f"max_angle is in (0, 180], found {self.max_angle}")
+            raise ValueError(f"max_angle must be in (0, 180], found {self.max_angle}")
         if not self.radius > 0:
             raise ValueError(f"radius must be positive, found {self.radius}")
         if self.min_held_out > self.num_targets:
             raise ValueError(
-                f"min_held_out={self.min_held_out} of num_targets={self.num_targets}: "
-                "ask for at least as many targets"
+                f"min_held_out={self.min_held_out} is more than "
+                f"num_targets={self.num_targets}; reduce it or use more targets"
             )
         if not (
             len(self.background) == 3 and all(0 <= c <= 1 for c in self.background)
@@ -78,5 +84,5 @@ class DataOptions:
         for name in ("grid_distortion", "camera_jitter"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
-                    f"{name} is a probability, found {getattr(self, name)}"
+                    f"{name} must be a probability, found {getattr(self, name)}"
                 )

@@ -1,9 +1,9 @@
-"""Packs a set of scenes into ArrayRecord files, as TensorFlow Datasets lays them out.
+"""Packs a set of scenes into ArrayRecord files in the format of TensorFlow Datasets.
 
     python -m facelift_jax.data.pack data/rodent-256 --out data/rodent-256-packed
 
-Every file of a scene goes in as it is, nothing is decoded, and `open_source` takes the
-result for the set it was made of. TensorFlow is not needed, neither here nor to read.
+The files of a scene are stored unchanged, and `open_source` reads the packed set like
+the set it was made from. Neither packing nor reading needs TensorFlow.
 """
 
 import contextlib
@@ -16,10 +16,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core.writer import ExampleWriter
-from tensorflow_datasets.proto import tf_example_pb2
 
 from facelift_jax.data.formats import camera_file
 from facelift_jax.data.io import DataError
@@ -35,46 +31,53 @@ from facelift_jax.data.scenes import FolderSource, StoredScene, open_source
 from facelift_jax.data.validation.dataset_report import find_violations, source_digests
 from facelift_jax.data.writing import read_marker
 from facelift_jax.io import atomic, command
+from facelift_jax.io.extras import extra
 from facelift_jax.io.progress import with_progress
 
+with extra("train"):
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.writer import ExampleWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
 FORMAT = tfds.core.FileFormat.ARRAY_RECORD
-SHARD_SCENES = 32  # TFDS holds one file of the set in memory
-SOURCE = "source"  # in the metadata: what tells whether the source has changed
+SHARD_SCENES = 32  # TFDS holds one record file in memory
+SOURCE = "source"  # the metadata key of the digest that changes with the source
 
 
 class SortedWriter(ExampleWriter):
-    """Writes the same bytes for the same records; TFDS' own order differs by run."""
+    """Writes equal bytes for equal records; the field order of TFDS varies by run."""
 
     def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
-        """Called by TFDS with the serialized records of a file."""
+        """Called by TFDS with the serialized records of one file."""
         parse = tf_example_pb2.Example.FromString  # type: ignore[attr-defined]
         parsed = ((key, parse(record)) for key, record in examples)
         ordered = ((key, x.SerializeToString(deterministic=True)) for key, x in parsed)
         return super().write(path, ordered)
 
 
-class Scenes(tfds.core.ShardBasedBuilder):
-    """One record a scene, in the order of the source; files of 32 scenes."""
+class PackedSceneBuilder(tfds.core.ShardBasedBuilder):
+    """Writes one record per scene in the order of the source, 32 scenes per file."""
 
     VERSION = tfds.core.Version("1.0.0")
-    code_path = None  # there are no checksums of downloads to look for beside it
+    name = NAME
+    code_path = None  # keeps TFDS from looking for a file of download checksums
 
     def __init__(
         self,
         source: FolderSource,
         metadata: dict[str, Any],
-        made: Iterator[str],
+        progress: Iterator[str],
         data_dir: Path,
     ):
-        self._source, self._metadata, self._made = source, metadata, made
+        self._source, self._metadata, self._progress = source, metadata, progress
         super().__init__(data_dir=data_dir, file_format=FORMAT)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Calibrated pictures of objects, a scene a record: the files "
-            "of its folder, of which opencv_cameras.json or transforms.json names the "
-            "others and has their cameras.",
+            description="Calibrated images of objects. A record holds the files of "
+            "one scene folder; its opencv_cameras.json or transforms.json lists the "
+            "other files with their cameras.",
             features=features(),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(self._metadata),
@@ -90,15 +93,15 @@ class Scenes(tfds.core.ShardBasedBuilder):
 
     def _records(self, start: int) -> Iterator[tuple[int, dict[str, Any]]]:
         for index in range(start, min(start + SHARD_SCENES, len(self._source))):
-            next(self._made)
+            next(self._progress)
             yield index, record(self._source[index])
 
 
 def record(scene: StoredScene) -> dict[str, Any]:
-    """What the record of a scene holds."""
+    """The record of a scene: its name and its files."""
     paths = [camera_file(scene.path)]
     for frame in scene.frames:
-        paths += filter(None, (frame.picture, frame.mask, frame.depth))
+        paths += filter(None, (frame.image, frame.mask, frame.depth))
     inner = {os.path.relpath(str(path), str(scene.path)): path for path in paths}
     files = [{"path": at, "content": path.read_bytes()} for at, path in inner.items()]
     return {"name": scene.name, "files": files}
@@ -110,13 +113,14 @@ def pack(
     background: tuple[float, float, float],
     progress: Callable[[str], None],
 ) -> None:
-    """Packs the set at `path` into the folder `out`, which is whole or not there.
+    """Packs the set at `path` into the folder `out`, which appears when it is complete.
 
-    `progress` is called with one line of text now and then.
+    The set must pass the data checks on `background`, RGB in [0, 1]. `progress` is
+    called with lines of text during the work.
 
     Raises:
       DataError: a scene fails the data checks.
-      ValueError: `out` holds something else.
+      ValueError: `out` exists and holds something else.
     """
     source = open_source(path)
     joined = "\0".join(source_digests(source)).encode()
@@ -126,29 +130,32 @@ def pack(
         SOURCE: hashlib.sha256(joined).hexdigest()[:16],
     }
     staging = out.with_name(out.name + atomic.SUFFIX)
-    if staging.exists():  # of a run that was killed
-        ours = {NAME, "downloads"}  # the second is TFDS', empty
-        if {child.name for child in staging.iterdir()} - ours:
-            raise ValueError(f"{staging}: not ours; remove it or choose another folder")
+    if staging.exists():  # left by a killed run
+        expected = {NAME, "downloads"}  # TFDS makes the second one, empty
+        if {child.name for child in staging.iterdir()} - expected:
+            raise ValueError(
+                f"{staging}: exists and was not written by this command; remove it or "
+                "choose another folder"
+            )
         shutil.rmtree(staging)
     if out.exists():
         if is_packed(out) and read_marker(out / METADATA) == metadata:
-            progress(f"{out}: complete, left as it is")
+            progress(f"{out}: already complete")
             return
         raise ValueError(
-            f"{out}: exists and is not {path} as it is now, packed; remove it or "
-            "choose another folder"
+            f"{out}: exists and is not a packed set of {path} in its present state; "
+            "remove it or choose another folder"
         )
     violations, line = find_violations(path, source, background, progress)
     if violations:
         raise DataError(line)
     tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads
-            made = with_progress(source.names, "pack", len(source), progress)
-            builder = Scenes(source, metadata, made, staging)
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS reports on downloads
+            names = with_progress(source.names, "pack", len(source), progress)
+            builder = PackedSceneBuilder(source, metadata, names, staging)
             builder.download_and_prepare()
-            next(made, None)  # of the last scene: says how long all took
+            next(names, None)  # past the last scene: reports the total time
         os.replace(builder.data_dir, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -164,17 +171,18 @@ def main(arguments: list[str]) -> None:
     """
     parser = command.Parser(
         prog="python -m facelift_jax.data.pack",
-        description="Packs a set of scenes into a few ArrayRecord files, which are "
-        "used wherever a set is. What is killed starts anew with the same command; "
-        "the folder appears when it is complete.",
+        description="Packs a set of scenes into a few ArrayRecord files, which can be "
+        "used wherever a set can. The folder appears when it is complete; after an "
+        "interruption, run the same command again.",
     )
     add = parser.add_argument
-    add("source", type=Path, help="folder or list of scenes")
-    add("--out", type=Path, required=True, help="folder of the packed set, new")
+    add("source", type=Path, help="folder of scenes, or list of scene folders")
+    add("--out", type=Path, required=True, help="new folder for the packed set")
     parser.add_background()
     flags = parser.parse_args(arguments)
-    say = functools.partial(print, file=sys.stdout, flush=True)  # this one, always
-    pack(flags.source, flags.out, tuple(flags.background), say)
+    # the stream itself: `pack` redirects sys.stdout
+    show = functools.partial(print, file=sys.stdout, flush=True)
+    pack(flags.source, flags.out, tuple(flags.background), show)
 
 
 if __name__ == "__main__":

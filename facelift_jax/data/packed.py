@@ -1,18 +1,16 @@
-"""Scenes packed into ArrayRecord files: what such a set holds, and reading it.
+"""Reads packed sets: scenes in ArrayRecord files, written by `facelift_jax.data.pack`.
 
-A set is a folder as TensorFlow Datasets writes it, one record a scene: its name and its
-files as they were, camera file, pictures, masks and depth maps. `metadata.json` has
-the names and fingerprints of all scenes, so that nothing else is read before its time.
-`facelift_jax.data.pack` makes it.
+A packed set is a folder in the format of TensorFlow Datasets with one record per scene:
+the scene's name and its unchanged files (camera file, images, masks, depth maps).
+`metadata.json` holds the names and fingerprints of all scenes, so that opening a set
+reads no record.
 """
 
 import dataclasses
 import functools
 import hashlib
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-from array_record.python.array_record_data_source import ArrayRecordDataSource
+from typing import Any, Protocol, runtime_checkable
 
 from facelift_jax.data.formats import camera_file
 from facelift_jax.data.io import (
@@ -23,27 +21,37 @@ from facelift_jax.data.io import (
     path_inside,
     read_json,
 )
+from facelift_jax.io.extras import extra
 
-NAME = SPLIT = "scenes"  # of the set, and of its one split, in TFDS' terms
-MARKER = "dataset_info.json"  # TFDS writes it last
+NAME = SPLIT = "scenes"  # the names of the TFDS data set and of its only split
+TFDS_INFO = "dataset_info.json"  # TFDS writes this file last
 METADATA = "metadata.json"
 _SHARD = f"{NAME}-{SPLIT}.array_record-"
 
 
+@runtime_checkable
+class Records(Protocol):
+    """Random access to serialized records, as `ArrayRecordDataSource` gives it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, record_key: Any, /) -> bytes: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class PackedScene:
-    """One scene of a packed set, nothing of it read yet.
+    """One scene of a packed set; its record has not been read.
 
     Attributes:
       root: the folder of the set.
-      records: the records of the set.
-      index: the scene's place among them.
-      name: of the scene in its set.
-      fingerprint: as `fingerprint` gives.
+      records: all serialized records of the set.
+      index: the index of the scene's record.
+      name: the name of the scene.
+      fingerprint: the scene's `fingerprint`.
     """
 
     root: Path
-    records: ArrayRecordDataSource = dataclasses.field(repr=False)
+    records: Records = dataclasses.field(repr=False)
     index: int
     name: str
     fingerprint: str
@@ -52,10 +60,10 @@ class PackedScene:
         return str(self.root / self.name)
 
     def load(self) -> PackedPath:
-        """The scene's folder, in memory.
+        """The scene's folder, read into memory.
 
         Raises:
-          DataError: the record is damaged, or of another scene.
+          DataError: the record is damaged or belongs to another scene.
         """
         with located(f"scene {self.name} ({self})"):
             try:
@@ -63,19 +71,21 @@ class PackedScene:
                 name = example["name"].decode()
                 files = example["files"]
                 paths = [content.decode() for content in files["path"]]
-            except Exception as error:  # of three libraries, none of them documented
-                raise DataError(f"not a readable record ({error})") from error
+            except Exception as error:  # three libraries, no documented error classes
+                raise DataError(f"the record cannot be read ({error})") from error
             root = PackedPath(self.root / self.name, PurePosixPath(), {})
             inner = [path_inside(root, path).inner for path in paths]
             contents = dict(zip(inner, files["content"], strict=True))
             folder = dataclasses.replace(root, files=contents)
             if name != self.name or fingerprint(folder) != self.fingerprint:
-                raise DataError(f"{METADATA} is of other scenes than the records")
+                raise DataError(
+                    f"{METADATA} does not match the records; pack the set again"
+                )
         return folder
 
 
 def fingerprint(folder: ScenePath | PackedScene) -> str:
-    """What tells a scene apart wherever it lies: a digest of its camera file."""
+    """Identifies a scene independently of its path: a digest of its camera file."""
     if isinstance(folder, PackedScene):
         return folder.fingerprint
     return hashlib.sha256(camera_file(folder).read_bytes()).hexdigest()[:16]
@@ -83,58 +93,63 @@ def fingerprint(folder: ScenePath | PackedScene) -> str:
 
 @functools.cache
 def features() -> Any:
-    """What a record holds, in the terms of TensorFlow Datasets."""
-    import tensorflow_datasets as tfds  # takes a second: only where it is needed
+    """The features of a record, for TensorFlow Datasets."""
+    with extra("train"):
+        import tensorflow_datasets as tfds  # here, because the import takes a second
 
-    text = tfds.features.Text()  # any bytes
+    text = tfds.features.Text()  # holds any bytes
     files = tfds.features.Sequence({"path": text, "content": text})
     return tfds.features.FeaturesDict({"name": text, "files": files})
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a folder is a packed set."""
-    return (path / MARKER).is_file()
+    """Whether the folder is a packed set."""
+    return (path / TFDS_INFO).is_file()
 
 
 def open_packed(root: Path) -> tuple[PackedScene, ...]:
     """The scenes of a packed set.
 
     Raises:
-      DataError: its files do not belong together; one line.
+      DataError: its files are damaged or inconsistent; one line.
+      ImportError: the extra "train" is not installed.
     """
+    with extra("train"):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
     with located(str(root / METADATA)):
         document = read_json(root / METADATA)
-        names, marks = (_words(document, key) for key in ("names", "fingerprints"))
+        names, marks = (_strings(document, key) for key in ("names", "fingerprints"))
         for name in names:
             is_plain = (
                 "/" not in name and "\0" not in name and name[:1] not in ("", ".")
             )
             if not is_plain or len(name) > 255:
-                raise DataError(f"{name[:40]!r} cannot be a scene's name")
+                raise DataError(f"{name[:40]!r} is not a valid scene name")
         if len(set(names)) < len(names) or len(marks) != len(names):
             raise DataError(
                 f"{len(names)} names, {len(set(names))} of them different, and "
-                f"{len(marks)} fingerprints; there is one of each a scene"
+                f"{len(marks)} fingerprints; every scene needs one of each"
             )
     shards = sorted(root.glob(f"{_SHARD}*"))
-    whole = [f"{_SHARD}{i:05}-of-{len(shards):05}" for i in range(len(shards))]
-    if not shards or [shard.name for shard in shards] != whole:
-        raise DataError(f"{root}: of its record files some are missing; pack it again")
+    expected = [f"{_SHARD}{i:05}-of-{len(shards):05}" for i in range(len(shards))]
+    if not shards or [shard.name for shard in shards] != expected:
+        raise DataError(f"{root}: record files are missing; pack the set again")
     try:
         records = ArrayRecordDataSource([str(path) for path in shards])
         count = len(records)
-    except Exception as error:  # ArrayRecord documents no class of its own
+    except Exception as error:  # ArrayRecord documents no error class
         raise DataError(f"{root}: a record file is damaged ({error})") from error
     if not 0 < count == len(names):
         raise DataError(
-            f"{root}: {count} records of {len(names)} scenes; pack it again"
+            f"{root}: {count} records for {len(names)} scenes; pack the set again"
         )
     pairs = enumerate(zip(names, marks, strict=True))
     return tuple(PackedScene(root, records, i, *pair) for i, pair in pairs)
 
 
-def _words(document: dict[str, Any], key: str) -> list[str]:
-    words = document.get(key)
-    if not isinstance(words, list) or not all(isinstance(x, str) for x in words):
-        raise DataError(f'"{key}" must be a list of words')
-    return words
+def _strings(document: dict[str, Any], key: str) -> list[str]:
+    strings = document.get(key)
+    if not isinstance(strings, list) or not all(isinstance(x, str) for x in strings):
+        raise DataError(f'"{key}" must be a list of strings')
+    return strings

@@ -1,16 +1,15 @@
-"""Batches without end for training, and every scene once for evaluation.
+"""Endless batches for training, and every scene once for evaluation.
 
-The order, every random draw and the position are functions of the seed and one number,
-the position in the stream of examples, which is all a checkpoint needs to hold.
+The order of the scenes and every random draw are functions of the seed and the position
+in the stream of examples. A checkpoint stores that position only.
 """
 
 import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
-import grain
 import jax
 import numpy as np
 from absl import logging
@@ -20,9 +19,14 @@ from facelift_jax.data.io import DataError
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.scenes import Scene, StoredScene
 from facelift_jax.data.view_selection import evaluation_positions
+from facelift_jax.io.extras import extra
+from facelift_jax.io.progress import map_in_order
 from facelift_jax.structs import Batch
 
-_Made = TypeVar("_Made")
+if TYPE_CHECKING:
+    import grain
+
+_Result = TypeVar("_Result")
 NUM_THREADS = min(16, os.cpu_count() or 1)
 
 
@@ -45,26 +49,32 @@ def training_batches(
     num_threads: int = NUM_THREADS,
     bad_scenes: set[int] | None = None,
     shares: Sequence[tuple[int, float]] = (),
-) -> grain.DatasetIterator[Batch]:
+) -> "grain.DatasetIterator[Batch]":
     """Endless random batches: inputs over [b v], targets over [b t], scene_id [b].
 
-    Each epoch is a new order of all scenes; batches run on across its end, so none is
-    left out. Process i of n takes every n-th example of one stream: together they read
-    what one process with n times the batch would. The number of threads changes
-    nothing (0 reads in the calling thread).
+    Every epoch visits all scenes in a new order. Batches continue across the end of an
+    epoch, so no scene is dropped. Process i of n reads every n-th example of one
+    stream: together, the processes read what one process with n times the batch size
+    reads. The result does not depend on the number of threads (0 reads in the calling
+    thread).
 
-    Of a mix, `shares` as `FolderSource` has them, the sets take turns by their weights,
-    each in epochs and draws of its own.
+    For a mix, with `shares` as in `FolderSource`, the sets alternate according to their
+    weights, and each set has its own epochs and random draws.
 
-    Scenes that cannot be used are added to `bad_scenes` when they are met, up to
-    `bad_scenes_allowed`; those already in it count.
+    Scenes that cannot be used are added to `bad_scenes` when they are met, at most
+    `bad_scenes_allowed` of them; scenes that are in it already count.
 
-    `get_state` and `set_state` save and restore the position exactly, also through
-    `grain.checkpoint.CheckpointSave`; `close` ends the threads.
+    `get_state` and `set_state` save and restore the exact position, also through
+    `grain.checkpoint.CheckpointSave`; `close` stops the threads.
+
+    Raises:
+      ImportError: the extra "train" is not installed.
 
     Raises (when iterated):
-      DataError: a scene cannot be used, and `bad_scenes_allowed` is used up.
+      DataError: a scene cannot be used, and `bad_scenes_allowed` is exceeded.
     """
+    with extra("train"):
+        import grain
     reader = _Reader(source, options, set() if bad_scenes is None else bad_scenes)
     shares = shares or [(len(source), 1.0)]
     ends = list(itertools.accumulate(count for count, _ in shares))
@@ -77,9 +87,17 @@ def training_batches(
         for number, (end, (count, _)) in enumerate(zip(ends, shares, strict=True))
     ]
     stream = grain.MapDataset.mix(streams, [weight for _, weight in shares])
-    examples = stream[process_index::process_count]
-    batches = _read_ahead(examples, batch_size, num_threads, drop_remainder=True)
-    return iter(batches)
+    examples: grain.MapDataset[Any] = stream[process_index::process_count]
+    # threads read examples ahead; one more thread stacks them to batches
+    ahead = max(num_threads, 2 * batch_size) if num_threads else 0
+    reading = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
+    batches = examples.to_iter_dataset(reading).batch(
+        batch_size, drop_remainder=True, batch_fn=stack_examples
+    )
+    prefetched = grain.experimental.ThreadPrefetchIterDataset(
+        batches, prefetch_buffer_size=1 if num_threads else 0
+    )
+    return iter(prefetched)
 
 
 def evaluation_batches(
@@ -90,33 +108,47 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Every scene once, in order, by `evaluation_example`; the last batch may be short.
 
+    Threads read examples ahead (0 reads in the calling thread).
+
     Raises (when iterated):
-      DataError: as `training_batches`; also scenes of one batch that differ in their
-        number of target views or of which only some have depth.
+      DataError: as `training_batches`; also if the scenes of one batch differ in their
+        number of target views, or if only some of them have depth.
     """
     reader = _Reader(source, options, set())
-    examples = grain.MapDataset.range(len(source)).map(reader.evaluation_example)
-    batches = _read_ahead(examples, batch_size, num_threads, drop_remainder=False)
-    iterator = iter(batches)
-    try:
-        yield from iterator
-    finally:
-        iterator.close()
+    indices = range(len(source))
+    if num_threads:
+        arguments = ((index,) for index in indices)
+        examples = map_in_order(reader.evaluation_example, arguments, num_threads)
+    else:
+        examples = map(reader.evaluation_example, indices)
+    batch = []
+    for example in examples:
+        if example is not None:
+            batch.append(example)
+        if len(batch) == batch_size:
+            yield stack_examples(batch)
+            batch = []
+    if batch:
+        yield stack_examples(batch)
 
 
 def require_evaluation_views(source: Source, options: DataOptions) -> None:
-    """Refuses what `evaluation_batches` would for want of views; decodes nothing.
+    """Raises if a scene has too few views for `evaluation_batches`; decodes no image.
 
     Raises:
-      DataError: as `evaluation_batches`, but for pictures that cannot be decoded.
+      DataError: as `evaluation_batches`, except for images that cannot be decoded.
     """
     reader = _Reader(source, options, set())
     for index in range(len(source)):
-        reader.evaluation_views(index)
+        reader.check_evaluation_views(index)
 
 
 def stack_examples(examples: Sequence[Batch]) -> Batch:
-    """Examples without a batch axis to one batch over [b]."""
+    """Stacks examples without a batch axis to one batch over [b].
+
+    Raises:
+      DataError: the examples differ in their number of target views or in having depth.
+    """
     first = examples[0]
     for other in examples[1:]:
         for what, one, two in (
@@ -126,8 +158,8 @@ def stack_examples(examples: Sequence[Batch]) -> Batch:
             if one != two:
                 raise DataError(
                     f"scenes {first.scene_id} and {other.scene_id} cannot share a "
-                    f"batch: {what}: {one} and {two}; make the scenes alike or use "
-                    "batches of one scene"
+                    f"batch: {what}: {one} and {two}; make them equal, or use batches "
+                    "of one scene"
                 )
     return jax.tree.map(lambda *arrays: np.stack(arrays), *examples)
 
@@ -136,25 +168,8 @@ def _has_depth(example: Batch) -> bool:
     return example.targets.depths is not None
 
 
-def _read_ahead(
-    examples: grain.MapDataset[Any],
-    batch_size: int,
-    num_threads: int,
-    drop_remainder: bool,
-) -> grain.IterDataset[Batch]:
-    """Batches made in the background: threads read examples, one more stacks them."""
-    ahead = max(num_threads, 2 * batch_size) if num_threads else 0
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
-    batches = examples.to_iter_dataset(options).batch(
-        batch_size, drop_remainder=drop_remainder, batch_fn=stack_examples
-    )
-    return grain.experimental.ThreadPrefetchIterDataset(
-        batches, prefetch_buffer_size=1 if num_threads else 0
-    )
-
-
 class _Reader:
-    """Makes examples in many threads and counts the scenes that had to be left out."""
+    """Makes examples in many threads and counts the scenes that cannot be used."""
 
     def __init__(self, source: Source, options: DataOptions, bad_scenes: set[int]):
         self._source = source
@@ -163,24 +178,24 @@ class _Reader:
         self._bad_scenes = bad_scenes
 
     def training_example(self, index: int, rng: np.random.Generator) -> Batch | None:
-        """The example, or None for a bad scene that the allowance covers."""
+        """The example, or None for an unusable scene within `bad_scenes_allowed`."""
         return self._attempt(
             index, lambda scene: training_example(scene, rng, self._options)
         )
 
     def evaluation_example(self, index: int) -> Batch | None:
-        """The example, or None for a bad scene that the allowance covers."""
+        """The example, or None for an unusable scene within `bad_scenes_allowed`."""
         return self._attempt(
             index, lambda scene: evaluation_example(scene, self._options)
         )
 
-    def evaluation_views(self, index: int) -> None:
-        """Refuses a scene that cannot be judged, unless the allowance covers it."""
+    def check_evaluation_views(self, index: int) -> None:
+        """Raises for a scene that cannot be evaluated, unless it is allowed."""
         self._attempt(index, lambda scene: evaluation_positions(scene, self._options))
 
     def _attempt(
-        self, index: int, make: Callable[[Scene | StoredScene], _Made]
-    ) -> _Made | None:
+        self, index: int, make: Callable[[Scene | StoredScene], _Result]
+    ) -> _Result | None:
         try:
             return make(self._source[index])
         except DataError as error:
@@ -194,10 +209,10 @@ class _Reader:
             if count > allowed or count == len(self._source):
                 raise DataError(
                     f"{count} of {len(self._source)} scenes cannot be used, "
-                    f"bad_scenes_allowed={allowed}; the last: {error}"
+                    f"bad_scenes_allowed={allowed}; the last one: {error}"
                 ) from error
             if is_new:
                 logging.warning(
-                    "left out scene %d of %d allowed: %s", count, allowed, error
+                    "skipped bad scene %d of %d allowed: %s", count, allowed, error
                 )
             return None

@@ -1,8 +1,8 @@
-"""Pictures to the size and background asked for; intrinsics follow every step.
+"""Composites, crops and resizes images; every step updates the intrinsics.
 
-Pictures are composited first and resized afterwards, in float: that is the same as
-resizing premultiplied colour, so a silhouette gets no fringe from colours under zero
-alpha, and never the rounding of an 8-bit detour.
+Images are first composited on the background and then resized, in float32. This equals
+resizing premultiplied color: colors under zero alpha leave no fringe at the outline of
+the object, and nothing is rounded to 8 bits in between.
 """
 
 import functools
@@ -18,51 +18,55 @@ from facelift_jax.structs import Cameras, Views
 def to_views(scene: Scene, size: int, background: tuple[float, float, float]) -> Views:
     """The scene's views [v] as squares of `size` pixels on a background, RGB in [0, 1].
 
-    Pictures that are not square are cut to their central square.
+    Images that are not square are cropped to their central square.
 
     Raises:
-      DataError: the cut would lose part of the object.
+      DataError: the crop would remove part of the object.
     """
     views = composite(scene, background)
     height, width = views.images.shape[1:3]
     side = min(height, width)
     left, top = (width - side) // 2, (height - side) // 2
     inside = crop(views, left, top, side, side)
-    for view, (whole, kept) in enumerate(zip(views.masks, inside.masks, strict=True)):
-        lost = np.sum(whole > 0.5) - np.sum(kept > 0.5)
+    for view, (mask, cropped) in enumerate(zip(views.masks, inside.masks, strict=True)):
+        lost = np.sum(mask > 0.5) - np.sum(cropped > 0.5)
         if lost > 0:
             raise DataError(
-                f"scene {scene.name} ({scene.path}): the central square of a picture "
-                f"of {width} x {height} px cuts {lost} of the object's pixels off "
-                f"(chosen view {view}); store square pictures around the object"
+                f"scene {scene.name} ({scene.path}): cropping an image of {width} x "
+                f"{height} px to its central square removes {lost} pixels of the "
+                f"object (chosen view {view}); store square images around the object"
             )
     return resize(inside, size, size)
 
 
 def composite(scene: Scene, background: tuple[float, float, float]) -> Views:
-    """The scene's views [v] with colours on a background, RGB in [0, 1]."""
+    """The scene's views [v] composited on a background, RGB in [0, 1]; float32."""
     color, unit = np.asarray(background, np.float32), np.float32(1 / 255)
     images, masks = scene.rgba[..., :3] * unit, scene.rgba[..., 3:] * unit
-    images -= color  # in place: this is the pipeline's largest array
+    images -= color  # in place: the largest array of the pipeline
     images *= masks
     images += color
     return Views(images, masks, scene.depths, scene.cameras)
 
 
 def crop(views: Views, left: int, top: int, width: int, height: int) -> Views:
-    """The window of `width` x `height` pixels whose first pixel is (left, top)."""
+    """The window of `width` x `height` pixels whose first pixel is (left, top).
+
+    Raises:
+      ValueError: the window is not inside the images.
+    """
     cameras = views.cameras
     if not (
         0 <= left <= left + width <= cameras.width
         and 0 <= top <= top + height <= cameras.height
     ):
         raise ValueError(
-            f"a window of {width} x {height} px at ({left}, {top}) does not lie in "
-            f"pictures of {cameras.width} x {cameras.height} px"
+            f"a window of {width} x {height} px at ({left}, {top}) is not inside "
+            f"images of {cameras.width} x {cameras.height} px"
         )
     rows, columns = slice(top, top + height), slice(left, left + width)
     Ks = cameras.Ks.copy()
-    Ks[..., :2, 2] -= np.array([left, top], np.float32)
+    Ks[..., :2, 2] -= np.array([left, top])
     return Views(
         views.images[:, rows, columns],
         views.masks[:, rows, columns],
@@ -72,17 +76,17 @@ def crop(views: Views, left: int, top: int, width: int, height: int) -> Views:
 
 
 def resize(views: Views, width: int, height: int) -> Views:
-    """The views [v] at another size, intrinsics scaled along.
+    """The views [v] at another size, with scaled intrinsics.
 
-    A smaller picture's pixel is the mean over the area it covers, which is what a
-    camera with larger pixels records (LGM's plain bilinear sampling is the same at half
-    size and skips pixels below it); a larger picture is bilinear. Depths take the
-    nearest pixel, so no depth between object and background is invented.
+    A pixel of a smaller image is the mean over the area it covers, which is what a
+    camera with larger pixels records. (LGM's bilinear sampling is equal at half the
+    size; at smaller sizes it skips pixels.) Enlarging is bilinear. Depths use the
+    nearest pixel, so that no depth between the object and the background arises.
     """
     cameras = views.cameras
     if (width, height) == (cameras.width, cameras.height):
         return views
-    scale = np.array([width / cameras.width, height / cameras.height], np.float32)
+    scale = np.array([width / cameras.width, height / cameras.height])
     Ks = cameras.Ks.copy()
     Ks[..., :2, :] *= scale[:, None]
     depths = views.depths
@@ -104,7 +108,7 @@ def _nearest(old: int, new: int) -> np.ndarray:
 def _resample(
     images: Float[np.ndarray, "v h w c"], axis: int, new: int
 ) -> Float[np.ndarray, "v h2 w2 c"]:
-    """One axis at another length: a weighted sum of the pixels each new pixel meets."""
+    """Resamples one axis: a new pixel is a weighted sum of the old pixels it covers."""
     indices, weights = _taps(images.shape[axis], new)
     shape = [1, 1, 1, 1]
     shape[axis] = new
@@ -116,7 +120,7 @@ def _resample(
 
 
 def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Old pixels [new taps] that make up each new pixel, and weights that sum to 1."""
+    """The old pixels [new taps] of each new pixel, and weights that sum to 1."""
     step = old / new
     if new > old:
         position = np.clip((np.arange(new) + 0.5) * step - 0.5, 0, old - 1)
@@ -140,10 +144,10 @@ def sample_bilinear(
     xs: Float[np.ndarray, "w2"],
     ys: Float[np.ndarray, "h2"],
 ) -> Float[np.ndarray, "h2 w2 c"]:
-    """The image at columns `xs` and rows `ys` in [-1, 1], from edge to edge.
+    """Samples the image at columns `xs` and rows `ys` in [-1, 1], from edge to edge.
 
-    Between pixel centres bilinear, beyond the outermost centres their colour. (The
-    original pads with black there, which no picture on a white background shows.)
+    Bilinear between pixel centers; outside the outermost centers their color. (The
+    original LGM pads with black there, which does not occur on a white background.)
     """
     for axis, coordinates in ((0, ys), (1, xs)):
         size = image.shape[axis]

@@ -1,7 +1,7 @@
 """Scenes on disk as a random-access source: `open_source(path)[i]` is one scene.
 
-Nothing is decoded before it is needed: a scene knows its cameras at once and its
-pictures when they are taken.
+Opening a scene reads its cameras and image headers; images are decoded when a view is
+taken. Camera poses stay float64, as they are stored, until an example is made.
 """
 
 import collections
@@ -22,7 +22,7 @@ from facelift_jax.data.formats import (
     Frame,
     Origin,
     camera_file,
-    read_layout,
+    read_scene_format,
 )
 from facelift_jax.data.io import DataError, ScenePath, decode_image, located
 from facelift_jax.data.packed import PackedScene, is_packed, open_packed
@@ -31,16 +31,16 @@ from facelift_jax.structs import Cameras
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Calibrated pictures of one object.
+    """Calibrated images of one object.
 
     Attributes:
-      name: unique in its source and fit for a file's name.
+      name: unique in its source; a valid file name.
       path: the scene's folder.
-      rgba: straight (not premultiplied) alpha; alpha is the object's coverage.
+      rgba: straight (not premultiplied) alpha; alpha is the coverage by the object.
       depths: camera-z depth in world units, 0 for background; or None.
-      cameras: [v] NumPy float32, OpenCV axes.
-      is_input: the views flagged as inputs on disk; all False where nothing is flagged.
-      index: position in the source, the `scene_id` of batches.
+      cameras: [v] NumPy float64, OpenCV axes.
+      is_input: the views marked as inputs on disk; all False if none is marked.
+      index: position in the source; the `scene_id` of batches.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Scene:
     index: int = 0
 
     def take(self, views: Int[np.ndarray, "u"]) -> "Scene":
-        """The scene with only these views, in this order."""
+        """The scene with these views only, in this order."""
         depths = None if self.depths is None else self.depths[views]
         return dataclasses.replace(
             self,
@@ -65,9 +65,9 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class StoredScene:
-    """A `Scene` whose pictures are still on disk: same attributes, decoded when asked.
+    """A scene whose images are still on disk; has the attributes of `Scene`.
 
-    `take` decodes the views it is given and no others.
+    `take` decodes the given views only.
     """
 
     name: str
@@ -79,38 +79,36 @@ class StoredScene:
 
     @functools.cached_property
     def cameras(self) -> Cameras:
-        """Cameras over [v], NumPy float32, OpenCV axes."""
-        viewmats = np.stack([frame.viewmat for frame in self.frames])
-        Ks = np.stack([frame.K for frame in self.frames])
+        """Cameras over [v], NumPy float64, OpenCV axes."""
         return Cameras(
-            viewmats.astype(np.float32),
-            Ks.astype(np.float32),
+            np.stack([frame.viewmat for frame in self.frames]),
+            np.stack([frame.K for frame in self.frames]),
             self.frames[0].width,
             self.frames[0].height,
         )
 
     @functools.cached_property
     def is_input(self) -> Bool[np.ndarray, "v"]:
-        """The views flagged as inputs; all False where the scene flags nothing."""
-        return np.array([frame.split == "input" for frame in self.frames])
+        """The views marked as inputs on disk; all False if none is marked."""
+        return np.array([frame.role == "input" for frame in self.frames])
 
     @property
     def rgba(self) -> UInt8[np.ndarray, "v h w 4"]:
-        """All pictures, decoded anew at each access."""
+        """All images; decoded at every access."""
         return np.stack([self._read_rgba(view) for view in range(len(self.frames))])
 
     @property
     def depths(self) -> Float[np.ndarray, "v h w 1"] | None:
-        """All depth maps, decoded anew at each access; None without depth."""
+        """All depth maps, decoded at every access; None for a scene without depth."""
         if self.depth_unit is None:
             return None
         return np.stack([self._read_depth(view) for view in range(len(self.frames))])
 
     def take(self, views: Int[np.ndarray, "u"]) -> Scene:
-        """The scene with only these views, in this order, decoded.
+        """The scene with these views only, in this order, decoded.
 
         Raises:
-          DataError: a picture is missing, damaged or of the wrong kind, or its mask is
+          DataError: an image is missing, damaged or of the wrong kind, or its mask is
             empty; one line with scene, view and path.
         """
         depths = None
@@ -129,22 +127,21 @@ class StoredScene:
     def _read_rgba(self, view: int) -> UInt8[np.ndarray, "h w 4"]:
         frame = self.frames[view]
         modes = ("RGBA",) if frame.mask is None else ("RGB",)
-        picture = self._decode(view, frame.picture, modes)
+        image = self._decode(view, frame.image, modes)
         if frame.mask is not None:
             mask = self._decode(view, frame.mask, ("L", "1"))
-            picture = np.concatenate([picture, mask[..., None]], axis=-1)
-        highest = picture[..., 3].max()
+            image = np.concatenate([image, mask[..., None]], axis=-1)
+        highest = image[..., 3].max()
         if highest <= 127:
             raise DataError(
-                f"scene {self.name}, view {view} ({frame.mask or frame.picture}): "
-                "empty mask: no pixel's coverage is above one half (the highest value "
-                f"is {highest} of 255)"
+                f"scene {self.name}, view {view} ({frame.mask or frame.image}): "
+                f"empty mask: no value is above 127 of 255 (the highest is {highest})"
             )
-        return picture
+        return image
 
     def _read_depth(self, view: int) -> Float[np.ndarray, "h w 1"]:
         path = self.frames[view].depth
-        assert path is not None  # a layout has a depth unit only with all depths
+        assert path is not None  # a depth unit implies a depth map for every frame
         steps = self._decode(view, path, ("I;16",))
         return (steps * np.float32(self.depth_unit))[..., None]
 
@@ -158,15 +155,15 @@ class StoredScene:
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """Scene folders by position; a scene is checked and read when it is asked for.
+    """Scene folders by position; a scene is read and checked at every access.
 
     Attributes:
-      folders: of the scenes, or their places in packed sets.
-      names: of the scenes.
-      has_depth: False: scenes are taken without their depth maps.
-      shares: of a mix of sets that follow one another: how many scenes each has, and
-        its share of the examples that are drawn, in any unit; (): one set.
-      violations: how many fail the data checks; None: not asked.
+      folders: the folders of the scenes, or their records in packed sets.
+      names: the names of the scenes.
+      has_depth: if False, depth maps are ignored.
+      shares: for a mix of consecutive sets, the number of scenes of each set and its
+        weight among the drawn examples (weights are relative); () for a single set.
+      violations: number of scenes that fail the data checks; None if not checked.
     """
 
     folders: tuple[Path | PackedScene, ...]
@@ -179,45 +176,46 @@ class FolderSource:
         return len(self.folders)
 
     def __getitem__(self, index: int) -> StoredScene:
-        """Scene `index`, its camera file and picture headers checked.
+        """Scene `index`, with its camera file and image headers checked.
 
         Raises:
-          DataError: anything about it is not as it must be; one line.
+          DataError: the first error in the scene; one line.
         """
         folder, name = self.folders[index], self.names[index]
         if isinstance(folder, PackedScene):
             folder = folder.load()
-        layout = read_layout(folder, name)
+        scene_format = read_scene_format(folder, name)
         if not self.has_depth:
-            layout = layout._replace(depth_unit=None)
+            scene_format = scene_format._replace(depth_unit=None)
         index = range(len(self))[index]
-        return StoredScene(name, folder, *layout, index)
+        return StoredScene(name, folder, *scene_format, index)
 
     @property
     def digest(self) -> str:
-        """Sixteen hex digits (of SHA-256) that stand for the scenes and their order.
+        """Sixteen hex digits of SHA-256 that identify the scenes and their order.
 
-        A function of `names` alone: the same in every process and place that holds the
-        same scenes, another one as soon as a scene comes, goes, moves or is renamed.
+        A function of `names` only: equal in every process and location with the same
+        scenes, different if a scene is added, removed, reordered or renamed.
         """
-        # no file's name holds a zero byte, so no two tuples of names join alike
+        # file names contain no zero byte, so different tuples give different strings
         joined = "\0".join(self.names).encode(errors="surrogateescape")
         return hashlib.sha256(joined).hexdigest()[:16]
 
     def __repr__(self) -> str:
-        """The same in every process and place that holds the same scenes."""
+        """Equal in every process and location with the same scenes."""
         return f"FolderSource({len(self)} scenes, {self.digest})"
 
 
 def open_source(path: str | os.PathLike[str]) -> FolderSource:
-    """Opens a folder of scene folders, one, a text list of them, or a packed set.
+    """Opens a folder of scene folders, one scene folder, a list file, or a packed set.
 
-    A list names one scene folder a line, absolute or relative to the list; empty lines
-    and lines that start with # say nothing. Scenes of a folder are ordered by name,
-    those of a list as listed. Folders whose name starts with a dot are not scenes.
+    A list file is text with one scene folder per line, absolute or relative to the
+    file; empty lines and lines that start with # are ignored. Scenes of a folder are
+    sorted by name, scenes of a list keep its order. Hidden folders are ignored.
 
     Raises:
-      DataError: there is no scene, one is named twice, or one lacks its camera file.
+      DataError: there is no scene, a scene is listed twice, or a camera file is
+        missing.
     """
     path = Path(path)
     if path.is_file():
@@ -231,27 +229,27 @@ def open_source(path: str | os.PathLike[str]) -> FolderSource:
         raise DataError(f"{path}: there is no such folder or list of scene folders")
     if not folders:
         raise DataError(
-            f"{path}: no scene found; a scene is a folder with {CAMERA_FILES[0]} or "
+            f"{path}: contains no scene; a scene is a folder with {CAMERA_FILES[0]} or "
             f"{CAMERA_FILES[1]}"
         )
     for folder in folders:
         camera_file(folder)
     real = [os.path.realpath(folder) for folder in folders]
     root = os.path.commonpath([os.path.dirname(folder) for folder in real])
-    # names end up in the names of files
+    # a scene name is used as a file name
     names = [os.path.relpath(folder, root).replace(os.sep, "--") for folder in real]
-    twice = [name for name, count in collections.Counter(names).items() if count > 1]
-    if twice:
-        raise DataError(
-            f"{path}: scene folder {real[names.index(twice[0])]} is named twice"
-        )
+    counts = collections.Counter(names)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        folder = real[names.index(repeated[0])]
+        raise DataError(f"{path}: scene folder {folder} is listed twice; remove one")
     return FolderSource(tuple(folders), tuple(names))
 
 
 def split_source(
     source: FolderSource, num_held_out: int
 ) -> tuple[FolderSource, FolderSource]:
-    """Training scenes, and the last `num_held_out` scenes, never to be trained on.
+    """Scenes to train on, and the last `num_held_out` scenes, which are held out.
 
     Raises:
       ValueError: either side would be empty.
@@ -275,7 +273,7 @@ def split_source(
 
 
 def take_cameras(cameras: Cameras, views: Int[np.ndarray, "u"] | int) -> Cameras:
-    """The cameras of these views, in this order; of a single view without its axis."""
+    """The cameras of these views, in this order; an int drops the view axis."""
     return Cameras(
         cameras.viewmats[views], cameras.Ks[views], cameras.width, cameras.height
     )
@@ -305,7 +303,7 @@ def _read_list(path: Path) -> list[Path]:
 
 
 class Part(NamedTuple):
-    """One set of a run: where it is, its weight, and its scenes of both sides."""
+    """One data set of a run: its path, its weight, and its two groups of scenes."""
 
     path: Path
     weight: float
@@ -314,5 +312,5 @@ class Part(NamedTuple):
 
 
 def set_name(path: Path) -> str:
-    """What a set is called in a mix: the last part of its path."""
+    """The name of a set in a mix: the last component of its path."""
     return os.path.basename(os.path.realpath(path))

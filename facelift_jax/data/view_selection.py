@@ -1,4 +1,4 @@
-"""Which views of a scene the network sees, and which it is compared with."""
+"""Selects the input views of a scene, and the target views of the loss or metrics."""
 
 import numpy as np
 from jaxtyping import Int
@@ -14,13 +14,13 @@ def select_views(
 ) -> tuple[Scene, Scene]:
     """Random input and target views of a scene, decoded.
 
-    Where more views than `num_inputs` may be inputs, some are drawn, in random order;
-    else they keep the stored order. Then `min_held_out` targets are drawn from the
-    other views near enough to an input, and the rest from all such views left, inputs
-    among them; none twice.
+    If more than `num_inputs` views may be inputs, inputs are drawn in random order;
+    otherwise they keep the stored order. Then `min_held_out` targets are drawn from the
+    other views within `max_angle` of an input, and the remaining targets from all such
+    views left and the inputs, without repetition.
 
     Raises:
-      DataError: fewer views than asked for, or a picture cannot be used.
+      DataError: the scene has too few views, or an image cannot be used.
     """
     pool = _input_pool(scene, options)
     inputs = pool
@@ -28,17 +28,18 @@ def select_views(
         inputs = rng.choice(pool, options.num_inputs, replace=False)
     num_views = len(scene.is_input)
     others = np.setdiff1d(np.arange(num_views), inputs)
-    what = "not inputs"
+    condition = "not inputs"
     if options.max_angle < 180:
         others = _near(scene, inputs, others, options.max_angle)
-        what += f" and within max_angle={options.max_angle:g} degrees of one"
+        condition += f" and within max_angle={options.max_angle:g} degrees of one"
     others = rng.permutation(others)
     num_usable = len(inputs) + len(others)
     if len(others) < options.min_held_out or num_usable < options.num_targets:
         raise DataError(
             f"scene {scene.name} ({scene.path}): {num_views} views, "
-            f"{len(others)} of them {what}, but num_targets={options.num_targets} "
-            f"and min_held_out={options.min_held_out} were asked for"
+            f"{len(others)} of them {condition}; "
+            f"num_targets={options.num_targets} and "
+            f"min_held_out={options.min_held_out} need more"
         )
     held_out = others[: options.min_held_out]
     left = np.concatenate([inputs, others[options.min_held_out :]])
@@ -49,13 +50,13 @@ def select_views(
 def select_evaluation_views(
     scene: Scene | StoredScene, options: DataOptions
 ) -> tuple[Scene, Scene]:
-    """Input views, and target views (the inputs first, then held-out ones), decoded.
+    """Input views, and target views (first the inputs, then held-out views), decoded.
 
-    Where there is a choice, views evenly spaced in stored order are taken; at most
-    `eval_targets` are held out.
+    If there is a choice, views evenly spaced in stored order are taken; at most
+    `eval_targets` views are held out.
 
     Raises:
-      DataError: as `select_views`, or no view is left to judge from.
+      DataError: as `select_views`, or there is no held-out view.
     """
     inputs, held_out = evaluation_positions(scene, options)
     return _take(scene, inputs, np.concatenate([inputs, held_out]))
@@ -64,26 +65,26 @@ def select_evaluation_views(
 def evaluation_positions(
     scene: Scene | StoredScene, options: DataOptions
 ) -> tuple[Int[np.ndarray, "v"], Int[np.ndarray, "o"]]:
-    """Positions in the scene of the input and held-out views it is judged by.
+    """Positions in the scene of the input and held-out views of its evaluation.
 
     Raises:
-      DataError: fewer views than asked for, or no view is left to judge from.
+      DataError: the scene has too few views, or there is no held-out view.
     """
     inputs = input_positions(scene, options)
     others = np.setdiff1d(np.arange(len(scene.is_input)), inputs)
     if len(others) == 0:
         raise DataError(
-            f"scene {scene.name} ({scene.path}): all {len(inputs)} views are inputs, "
-            "so no view is left to judge from; ask for fewer inputs"
+            f"scene {scene.name} ({scene.path}): all {len(inputs)} views are inputs "
+            "and none is held out; reduce num_inputs"
         )
     return inputs, _evenly(others, min(options.eval_targets, len(others)))
 
 
 def evaluation_world(scene: Scene | StoredScene, options: DataOptions) -> Similarity:
-    """From the stored world to that of the scene's evaluation and reconstruction.
+    """From the stored world to the world of evaluation and reconstruction examples.
 
     Raises:
-      DataError: as `rig_similarity`, or fewer views than asked for.
+      DataError: as `rig_similarity`, or the scene has too few views.
     """
     where = f"scene {scene.name} ({scene.path})"
     cameras = take_cameras(scene.cameras, input_positions(scene, options))
@@ -96,7 +97,7 @@ def select_input_views(
     """The input views of `select_evaluation_views`, as inputs and as targets.
 
     Raises:
-      DataError: fewer views than asked for, or a picture cannot be used.
+      DataError: the scene has too few views, or an image cannot be used.
     """
     inputs = input_positions(scene, options)
     return _take(scene, inputs, inputs)
@@ -105,10 +106,10 @@ def select_input_views(
 def input_positions(
     scene: Scene | StoredScene, options: DataOptions
 ) -> Int[np.ndarray, "v"]:
-    """Positions in the scene of the input views that nothing random chooses.
+    """Positions in the scene of the input views for evaluation and reconstruction.
 
     Raises:
-      DataError: fewer views than asked for.
+      DataError: the scene has too few views.
     """
     return _evenly(_input_pool(scene, options), options.num_inputs)
 
@@ -118,25 +119,25 @@ def _input_pool(
 ) -> Int[np.ndarray, "p"]:
     """The views that may be inputs, as positions in the scene."""
     where = f"scene {scene.name} ({scene.path})"
-    everything = np.arange(len(scene.is_input))
+    all_views = np.arange(len(scene.is_input))
     if options.input_views is not None:
-        pool, what = np.unique(options.input_views), "views named in input_views"
-        unknown = np.setdiff1d(pool, everything)
+        pool, kind = np.unique(options.input_views), "views in input_views"
+        unknown = np.setdiff1d(pool, all_views)
         if len(unknown) > 0:
             raise DataError(
-                f"{where}: input_views names view {unknown[0]}, but the scene has "
-                f"{len(everything)} views"
+                f"{where}: input_views contains view {unknown[0]}, but the scene has "
+                f"{len(all_views)} views"
             )
     elif scene.is_input.any():
-        pool, what = np.flatnonzero(scene.is_input), "views flagged as inputs"
+        pool, kind = np.flatnonzero(scene.is_input), "views marked as inputs"
     else:
-        pool, what = everything, "views"
+        pool, kind = all_views, "views"
     if len(pool) < options.num_inputs:
         raise DataError(
-            f"{where}: {len(pool)} {what}, but num_inputs={options.num_inputs} were "
-            "asked for"
+            f"{where}: {len(pool)} {kind}, but num_inputs={options.num_inputs} needs "
+            "more"
         )
-    return _evenly(pool, options.num_inputs) if what == "views" else pool
+    return _evenly(pool, options.num_inputs) if kind == "views" else pool
 
 
 def _near(
@@ -145,11 +146,11 @@ def _near(
     others: Int[np.ndarray, "o"],
     max_angle: float,
 ) -> Int[np.ndarray, "n"]:
-    """The views of `others` that stand within an angle of some input.
+    """The views of `others` within `max_angle` degrees of some input.
 
-    GS-LRM's rule asks that a target see what some input saw. FaceLift's program takes
-    products of positions that have not length one for cosines: at its distance of 2.7
-    its 60 degrees are 86.
+    By GS-LRM's rule, a target sees what some input sees. FaceLift's program uses
+    products of positions of another length than one as cosines: at its distance of
+    2.7, its 60 degrees are 86 degrees.
     """
     cameras = scene.cameras
     where = f"scene {scene.name} ({scene.path})"
@@ -169,10 +170,10 @@ def _take(
     inputs: Int[np.ndarray, "v"],
     targets: Int[np.ndarray, "t"],
 ) -> tuple[Scene, Scene]:
-    """The scene's input and target views; a picture both need is decoded once."""
+    """The input and target views; an image in both is decoded once."""
     views = np.union1d(inputs, targets)
-    read = scene.take(views)
+    decoded = scene.take(views)
     return (
-        read.take(np.searchsorted(views, inputs)),
-        read.take(np.searchsorted(views, targets)),
+        decoded.take(np.searchsorted(views, inputs)),
+        decoded.take(np.searchsorted(views, targets)),
     )

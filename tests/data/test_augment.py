@@ -88,7 +88,7 @@ def test_augmentation_never_touches_view_0_and_keeps_its_promises(inputs):
         turn = out.cameras.viewmats[view] @ np.linalg.inv(viewmats[view])
         degrees = np.degrees(np.arccos((np.trace(turn[:3, :3]) - 1) / 2))
         assert 0.1 < degrees < 18 + 9
-        # a turn about the world's origin keeps its depth and place in the picture
+        # a turn about the world's origin keeps its depth and place in the image
         np.testing.assert_allclose(
             out.cameras.viewmats[view, :3, 3], viewmats[view, :3, 3], atol=1e-6
         )
@@ -121,5 +121,5 @@ def test_grid_lines_stay_in_order_and_cover_the_picture():
             assert (np.diff(line_map) >= 0).all()
             assert line_map[0] >= -1
             assert line_map[-1] <= 1
-            if size >= 64:  # in smaller pictures a border cell may have no pixel
+            if size >= 64:  # in smaller images a border cell may have no pixel
                 assert (line_map[0], line_map[-1]) == (-1, 1)

@@ -1,10 +1,10 @@
-"""Every way a camera file can be wrong, and the exact line its user reads."""
+"""Invalid camera files, and the exact error message for each."""
 
 import re
 
 import numpy as np
 import pytest
-from breakers import FILE, JSON, camera_text, frame_0, pose, refusal, without
+from breakers import FILE, JSON, camera_text, error_of, frame_0, pose, without
 from tiny_scenes import write_cameras
 
 
@@ -27,19 +27,19 @@ def no_depth_unit(folder, document):
     write_cameras(folder, document)
 
 
-def scene_says(**changes):
+def document_with(**changes):
     def apply(folder, document):
         write_cameras(folder, document | changes)
 
     return apply
 
 
-# name -> (what is done to a good scene of 4 views, the line)
+# name -> (corruption of a good scene of 4 views, error message)
 BAD_CAMERAS = {
     "principal point": (
         frame_0(cx=256.0, cy=256.0),
-        f"{JSON}: principal point (256.0, 256.0) outside a picture of 24 x 24 px: were "
-        "the pictures resized without their cameras?",
+        f"{JSON}: principal point (256.0, 256.0) is outside an image of 24 x 24 px: "
+        "were the images resized without their cameras?",
     ),
     "scaled pose": (
         pose(lambda w2c: w2c @ np.diag([2.0, 2.0, 2.0, 1.0])),
@@ -68,7 +68,7 @@ BAD_CAMERAS = {
         without("fx"),
         f'{JSON}: "fx" must be a finite number, found nothing',
     ),
-    "focal length in words": (
+    "focal length as text": (
         frame_0(fx="30"),
         f"{JSON}: \"fx\" must be a finite number, found '30'",
     ),
@@ -90,23 +90,23 @@ BAD_CAMERAS = {
     ),
     "NaN": (
         frame_0(cx=float("nan")),
-        f"{FILE}: holds NaN; every number must be finite",
+        f"{FILE}: contains NaN; every number must be finite",
     ),
     "Infinity": (
         frame_0(cy=float("-inf")),
-        f"{FILE}: holds -Infinity; every number must be finite",
+        f"{FILE}: contains -Infinity; every number must be finite",
     ),
     "pose overflows": (
         camera_text(lambda text: re.sub(r'"w2c": \[\[[^,]*', '"w2c": [[1e999', text)),
-        f'{JSON}: "w2c" must hold finite numbers, found inf',
+        f'{JSON}: "w2c" must contain finite numbers, found inf',
     ),
     "pose overflows float32": (
         pose(lambda w2c: w2c + 1e300 * np.eye(4, k=3)),
-        f'{JSON}: "w2c" must hold finite numbers, found 1e+300',
+        f'{JSON}: "w2c" must contain finite numbers, found 1e+300',
     ),
     "pose of nothing": (
         frame_0(w2c=[[None] * 4] * 4),
-        f'{JSON}: "w2c" must hold finite numbers, found nan',
+        f'{JSON}: "w2c" must contain finite numbers, found nan',
     ),
     "broken JSON": (
         camera_text(lambda text: "{]"),
@@ -125,37 +125,41 @@ BAD_CAMERAS = {
         camera_text(lambda text: '{"frames": []}'),
         f'{FILE}: "frames" must be a list of at least one frame',
     ),
-    "frame of another kind": (
+    "frame of the wrong type": (
         camera_text(lambda text: '{"frames": [7]}'),
         f"{JSON}: a frame must be an object, found 7",
     ),
     "33 MB": (
         big_file,
-        f"{FILE}: 33 MB of JSON, more than the 32 MB such a file may have",
+        f"{FILE}: the JSON file has 33 MB; at most 32 MB are allowed",
     ),
     "both camera files": (
         both_files,
-        "{folder}: holds both of opencv_cameras.json and transforms.json; a scene has "
-        "exactly one camera file",
+        "{folder}: contains both of opencv_cameras.json and transforms.json; a scene "
+        "needs exactly one camera file",
     ),
     "same camera": (
         same_camera,
-        f"{FILE}: duplicate frames: views 1 and 2 name the same camera",
+        f"{FILE}: duplicate frames: views 1 and 2 have the same camera",
     ),
     "unknown split": (
         frame_0(split="train"),
         f"{JSON}: \"split\" must be one of ('input', 'novel'), found 'train'",
     ),
     "unknown part": (
-        scene_says(split="novel"),
+        document_with(part="novel"),
+        f"{FILE}: \"part\" must be one of ('train', 'val', 'test'), found 'novel'",
+    ),
+    "unknown part under its old key": (
+        document_with(split="novel"),
         f"{FILE}: \"split\" must be one of ('train', 'val', 'test'), found 'novel'",
     ),
-    "time in words": (
-        scene_says(time="noon"),
+    "time as text": (
+        document_with(time="noon"),
         f"{FILE}: \"time\" must be a finite number, found 'noon'",
     ),
     "numbered recording": (
-        scene_says(recording=7),
+        document_with(recording=7),
         f'{FILE}: "recording" must be a name, found 7',
     ),
     "some splits": (
@@ -174,7 +178,7 @@ BAD_CAMERAS = {
 
 
 @pytest.mark.parametrize("name", BAD_CAMERAS)
-def test_bad_camera_file_is_refused_with_one_line(tmp_path, name):
-    break_it, expected = BAD_CAMERAS[name]
-    line = refusal(tmp_path / "s", break_it)
+def test_a_bad_camera_file_raises_with_one_line(tmp_path, name):
+    corrupt, expected = BAD_CAMERAS[name]
+    line = error_of(tmp_path / "s", corrupt)
     assert line == expected.replace("{folder}", str(tmp_path / "s"))

@@ -1,4 +1,4 @@
-"""Every way files and folders can be wrong, and the exact line their user reads."""
+"""Invalid files and folders, and the exact error message for each."""
 
 import os
 
@@ -11,11 +11,11 @@ from breakers import (
     RESIZED,
     SCENE,
     VIEW,
+    error_of,
     frame_0,
+    header_only,
+    image_0,
     line_of,
-    picture_0,
-    promise,
-    refusal,
     remove,
     save_as,
     without,
@@ -30,7 +30,7 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:120])
 
 
-def not_a_picture(path):
+def not_an_image(path):
     path.write_bytes(b"GIF89a, says who?")
 
 
@@ -54,7 +54,7 @@ def missing_camera(folder, document):
     write_cameras(folder, document | {"frames": document["frames"][:-2]})
 
 
-def same_picture(folder, document):
+def same_image(folder, document):
     document["frames"][2]["file_path"] = "images/./cam_001.png"
     write_cameras(folder, document)
 
@@ -65,71 +65,69 @@ def other_size(folder, document):
     write_cameras(folder, document)
 
 
-# name -> (what is done to a good scene of 4 views, the line); found on opening
-BAD_PICTURES = {
-    "pipe": (picture_0(pipe), f"{VIEW}: not a file; each camera needs its own"),
-    "missing picture": (
-        picture_0(remove),
-        f"{VIEW}: there is no such picture; each camera needs its own",
+# name -> (corruption of a good scene of 4 views, error message); raised on opening
+BAD_IMAGE_FILES = {
+    "pipe": (image_0(pipe), f"{VIEW}: not a file; every camera needs its own image"),
+    "missing image": (
+        image_0(remove),
+        f"{VIEW}: the image file does not exist; every camera needs its own image",
     ),
     "extra camera": (
         extra_camera,
-        "scene s, view 4 ({folder}/images/cam_004.png): there is no such picture; each "
-        "camera needs its own",
+        "scene s, view 4 ({folder}/images/cam_004.png): the image file does not "
+        "exist; every camera needs its own image",
     ),
     "missing cameras": (
         missing_camera,
-        f"{SCENE}: 2 pictures in images have no camera (the first is 'cam_002.png'); "
+        f"{SCENE}: 2 images in images have no camera (first: 'cam_002.png'); "
         "remove them or add their cameras",
     ),
-    "no picture": (
-        picture_0(not_a_picture),
-        f"{VIEW}: not a readable PNG or JPEG (cannot identify image file it)",
+    "no image": (
+        image_0(not_an_image),
+        f"{VIEW}: not a readable PNG or JPEG file (cannot identify image file it)",
     ),
-    "grey picture": (
-        picture_0(save_as("L")),
-        f"{VIEW}: picture of Pillow mode L, expected RGB or RGBA",
+    "grey image": (
+        image_0(save_as("L")),
+        f"{VIEW}: image of Pillow mode L, expected RGB or RGBA",
     ),
     "RGB without mask": (
-        picture_0(save_as("RGB")),
-        f'{VIEW}: RGB without an alpha channel and without a "mask_path": nothing says '
-        "which pixels show the object",
+        image_0(save_as("RGB")),
+        f'{VIEW}: RGB image without a "mask_path": add one, or store RGBA, so that '
+        "the pixels of the object are known",
     ),
     "alpha and mask": (
         frame_0(mask_path="images/cam_001.png"),
-        f'{VIEW}: an alpha channel and a "mask_path": the silhouette must come from '
-        "exactly one of them",
+        f'{VIEW}: the image has an alpha channel and a "mask_path"; the mask must '
+        "come from exactly one of them",
     ),
     "65 megapixels": (
-        picture_0(promise(65_000, 1000)),
-        f"{VIEW}: the header promises 65000 x 1000 px, more than 64 megapixels",
+        image_0(header_only(65_000, 1000)),
+        f"{VIEW}: the header says 65000 x 1000 px; at most 64 megapixels are allowed",
     ),
     "90 megapixels": (
-        picture_0(promise(90_000, 1000)),
-        f"{VIEW}: the header promises more than 64 megapixels",
+        image_0(header_only(90_000, 1000)),
+        f"{VIEW}: the header says more than the 64 megapixels allowed",
     ),
     "10 gigapixels": (
-        picture_0(promise(100_000, 100_000)),
-        f"{VIEW}: the header promises more than 64 megapixels",
+        image_0(header_only(100_000, 100_000)),
+        f"{VIEW}: the header says more than the 64 megapixels allowed",
     ),
     "header differs from camera": (
-        picture_0(promise(25, 24)),
-        f"{VIEW}: the picture is 25 x 24 px, but its camera was made for 24 x 24"
-        + RESIZED,
+        image_0(header_only(25, 24)),
+        f"{VIEW}: the image is 25 x 24 px, but its camera is for 24 x 24 px" + RESIZED,
     ),
     "camera differs from header": (
         frame_0(w=48, h=48),
-        f"{VIEW}: the picture is 24 x 24 px, but its camera was made for 48 x 48"
-        + RESIZED,
+        f"{VIEW}: the image is 24 x 24 px, but its camera is for 48 x 48 px" + RESIZED,
     ),
-    "same picture": (
-        same_picture,
-        f"{FILE}: duplicate frames: views 1 and 2 name the same picture",
+    "same image": (
+        same_image,
+        f"{FILE}: duplicate frames: views 1 and 2 have the same image",
     ),
     "two sizes": (
         other_size,
-        f"{FILE}: view 2 is 20 x 20 px, view 0 is 24 x 24; a scene has one picture "
-        "size",
+        f"{FILE}: view 2 is 20 x 20 px, view 0 is 24 x 24; all images of a scene "
+        "need the same size",
     ),
     "absolute path": (
         frame_0(file_path="/etc/passwd"),
@@ -137,12 +135,13 @@ BAD_PICTURES = {
     ),
     "parent path": (
         frame_0(file_path="images/../../x.png"),
-        f'{JSON}: "file_path" \'images/../../x.png\' holds "..", which is not allowed',
+        f'{JSON}: "file_path" \'images/../../x.png\' contains "..", which is not '
+        "allowed",
     ),
     "link out": (
-        picture_0(link_out),
+        image_0(link_out),
         f"{JSON}: \"file_path\" 'images/cam_000.png' leaves the "
-        "scene folder through a link",
+        "scene folder through a symbolic link",
     ),
     "absolute depth path": (
         frame_0(depth_path="/etc/passwd"),
@@ -155,8 +154,8 @@ BAD_PICTURES = {
     ),
     "newline in a path": (
         frame_0(file_path="a\n\x1b[31mscene t is fine"),
-        "scene s, view 0 ({folder}/a ?[31mscene t is fine): there is no such picture; "
-        "each camera needs its own",
+        "scene s, view 0 ({folder}/a ?[31mscene t is fine): the image file does "
+        "not exist; every camera needs its own image",
     ),
     "long path": (
         frame_0(file_path="a" * 2000),
@@ -164,8 +163,8 @@ BAD_PICTURES = {
     ),
     "long name": (
         frame_0(file_path="a" * 300),
-        "scene s, view 0 ({folder}/" + "a" * 300 + "): there is no such picture; each "
-        "camera needs its own",
+        "scene s, view 0 ({folder}/" + "a" * 300 + "): the image file does not "
+        "exist; every camera needs its own image",
     ),
     "no path": (
         without("file_path"),
@@ -174,10 +173,10 @@ BAD_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
-def test_bad_picture_is_refused_with_one_line(tmp_path, name):
-    break_it, expected = BAD_PICTURES[name]
-    line = refusal(tmp_path / "s", break_it)
+@pytest.mark.parametrize("name", BAD_IMAGE_FILES)
+def test_a_bad_image_file_raises_with_one_line(tmp_path, name):
+    corrupt, expected = BAD_IMAGE_FILES[name]
+    line = error_of(tmp_path / "s", corrupt)
     assert line == expected.replace("{folder}", str(tmp_path / "s"))
 
 
@@ -185,7 +184,7 @@ def depth_0(save):
     return lambda folder, document: save(folder / "depths" / "cam_000.png")
 
 
-def turn_for_viewers(path, orientation=6):
+def set_orientation(path, orientation=6):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     Image.open(path).save(path, exif=exif)
@@ -198,80 +197,78 @@ def small_mask(folder, document):
     frame_0(mask_path="mask.png")(folder, document)
 
 
-# the same for what only decoding can find
+# the same for errors that are raised on decoding
 BAD_PIXELS = {
     "truncated": (
-        picture_0(truncate),
-        f"{VIEW}: truncated or damaged picture (image file is truncated)",
+        image_0(truncate),
+        f"{VIEW}: truncated or damaged image (image file is truncated)",
     ),
-    "nothing behind the header": (
-        picture_0(promise(24, 24)),
-        f"{VIEW}: truncated or damaged picture (image file is truncated "
+    "header without pixels": (
+        image_0(header_only(24, 24)),
+        f"{VIEW}: truncated or damaged image (image file is truncated "
         "(0 bytes not processed))",
     ),
     "empty mask": (
-        picture_0(save_as("RGBA")),
-        f"{VIEW}: empty mask: no pixel's coverage is above one half (the highest value "
-        "is 0 of 255)",
+        image_0(save_as("RGBA")),
+        f"{VIEW}: empty mask: no value is above 127 of 255 (the highest is 0)",
     ),
     "mask of 0 and 1": (
         small_mask,
-        "scene s, view 0 ({folder}/mask.png): empty mask: no pixel's coverage is above "
-        "one half (the highest value is 1 of 255)",
+        "scene s, view 0 ({folder}/mask.png): empty mask: no value is above 127 of "
+        "255 (the highest is 1)",
     ),
-    "turned by its viewer": (
-        picture_0(turn_for_viewers),
-        f"{VIEW}: EXIF orientation 6: viewers turn what is stored, to which the "
-        "calibration belongs; remove the orientation",
+    "EXIF orientation": (
+        image_0(set_orientation),
+        f"{VIEW}: EXIF orientation 6: viewers rotate the image, but the camera belongs "
+        "to the stored pixels; remove the EXIF orientation",
     ),
     "missing depth": (
         depth_0(remove),
-        f"{DEPTH}: there is no such picture; each camera needs its own",
+        f"{DEPTH}: the image file does not exist; every camera needs its own image",
     ),
     "depth of 8 bits": (
         depth_0(save_as("L")),
-        f"{DEPTH}: picture of Pillow mode L, expected I;16",
+        f"{DEPTH}: image of Pillow mode L, expected I;16",
     ),
     "depth of another size": (
         depth_0(save_as("I;16", (12, 12))),
-        f"{DEPTH}: the picture is 12 x 12 px, but its camera was made for 24 x 24"
-        + RESIZED,
+        f"{DEPTH}: the image is 12 x 12 px, but its camera is for 24 x 24 px" + RESIZED,
     ),
 }
 
 
 @pytest.mark.parametrize("name", BAD_PIXELS)
-def test_bad_pixels_are_refused_with_one_line(tmp_path, name):
-    break_it, expected = BAD_PIXELS[name]
-    line = refusal(tmp_path / "s", break_it, lambda scene: scene.take(np.arange(4)))
+def test_bad_pixels_raise_with_one_line(tmp_path, name):
+    corrupt, expected = BAD_PIXELS[name]
+    line = error_of(tmp_path / "s", corrupt, lambda scene: scene.take(np.arange(4)))
     assert line == expected.replace("{folder}", str(tmp_path / "s"))
 
 
-@pytest.mark.parametrize("orientation", [0, 1])  # not known, upright
-def test_a_picture_that_no_viewer_turns_is_good(tmp_path, orientation):
+@pytest.mark.parametrize("orientation", [0, 1])  # unknown, upright
+def test_an_upright_image_is_accepted(tmp_path, orientation):
     write_scene(tmp_path / "s")
-    turn_for_viewers(tmp_path / "s" / "images" / "cam_000.png", orientation)
+    set_orientation(tmp_path / "s" / "images" / "cam_000.png", orientation)
     assert open_source(tmp_path / "s")[0].take(np.arange(1)).rgba.any()
 
 
-def test_a_folder_without_scenes_is_refused(tmp_path):
+def test_a_folder_without_scenes_raises(tmp_path):
     nowhere = tmp_path / "nowhere"
     assert line_of(lambda: open_source(nowhere)) == (
         f"{nowhere}: there is no such folder or list of scene folders"
     )
     assert line_of(lambda: open_source(tmp_path)) == (
-        f"{tmp_path}: no scene found; a scene is a folder with opencv_cameras.json or "
-        "transforms.json"
+        f"{tmp_path}: contains no scene; a scene is a folder with opencv_cameras.json "
+        "or transforms.json"
     )
     write_scenes(tmp_path, 2, num_views=2)
     (tmp_path / "notes").mkdir()
     assert line_of(lambda: open_source(tmp_path)) == (
-        f"{tmp_path}/notes: holds neither of opencv_cameras.json and transforms.json; "
-        "a scene has exactly one camera file"
+        f"{tmp_path}/notes: contains neither of opencv_cameras.json and "
+        "transforms.json; a scene needs exactly one camera file"
     )
 
 
-def test_bad_lists_are_refused(tmp_path):
+def test_bad_lists_raise(tmp_path):
     write_scenes(tmp_path, 1, num_views=2)
     path = tmp_path / "list.txt"
     path.write_text("000\n\n001\n")
@@ -279,7 +276,7 @@ def test_bad_lists_are_refused(tmp_path):
     assert line == f"{path}, line 3: '001' is not a folder"
     path.write_text("000\n./000\n")
     line = line_of(lambda: open_source(path))
-    assert line == f"{path}: scene folder {tmp_path}/000 is named twice"
+    assert line == f"{path}: scene folder {tmp_path}/000 is listed twice; remove one"
     path.write_bytes(b"\xff\xfe\x00")
     line = line_of(lambda: open_source(path))
     assert line == f"{path}: not a readable list of scene folders"
@@ -287,7 +284,7 @@ def test_bad_lists_are_refused(tmp_path):
     assert "is not a folder" in line_of(lambda: open_source(path))
 
 
-def test_a_nerf_name_without_ending_cannot_leave_the_folder(tmp_path):
+def test_a_nerf_path_without_extension_cannot_leave_the_folder(tmp_path):
     folder = tmp_path / "s"
     write_scene(folder, num_views=2)
     (folder / "opencv_cameras.json").unlink()
@@ -298,6 +295,6 @@ def test_a_nerf_name_without_ending_cannot_leave_the_folder(tmp_path):
     (folder / "transforms.json").write_text(
         f'{{"camera_angle_x": 1.0, "frames": {frames}}}'
     )
-    assert "leaves the scene folder through a link" in line_of(
+    assert "leaves the scene folder through a symbolic link" in line_of(
         lambda: open_source(folder)[0]
     )

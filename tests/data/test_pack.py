@@ -1,4 +1,4 @@
-"""Packed sets: the same bits as their source, whole or not there, not trusted."""
+"""Packed sets equal their source, appear only when complete, and are checked."""
 
 import hashlib
 import json
@@ -13,11 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from batches import OPTIONS, assert_same, first_batches
 from breakers import line_of
 from PIL import Image
-from test_pipeline import OPTIONS, assert_same, first
-from test_scenes import make_nerf, nerf_document
-from tiny_scenes import write_cameras, write_scene, write_scenes
+from tiny_scenes import (
+    nerf_document,
+    to_nerf,
+    write_cameras,
+    write_scene,
+    write_scenes,
+)
 
 from facelift_jax.data import pack as packing
 from facelift_jax.data.pack import pack
@@ -37,35 +42,35 @@ def packed(path, out):
 
 
 def with_masks(folder):
-    """A scene whose silhouettes are files of their own, beside JPEG pictures."""
+    """Writes a scene of JPEG images with mask files."""
     document = write_scene(folder, **SMALL, depth=False, num_inputs=0)
     for i, frame in enumerate(document["frames"]):
-        picture = folder / frame["file_path"]
-        rgba = np.array(Image.open(picture))
+        image = folder / frame["file_path"]
+        rgba = np.array(Image.open(image))
         frame |= {"file_path": f"{i}.jpg", "mask_path": f"masks/{i}.png"}
         (folder / "masks").mkdir(exist_ok=True)
         rgb = np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(255))
         Image.fromarray(rgb).save(folder / f"{i}.jpg", quality=95)
         Image.fromarray(rgba[..., 3]).save(folder / "masks" / f"{i}.png")
-        picture.unlink()
+        image.unlink()
     write_cameras(folder, document)
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """A set of every layout, in files of two scenes, and itself packed."""
+    """A set with every scene format, and the packed set with two scenes per file."""
     root = tmp_path_factory.mktemp("sets")
-    where = {"recording": "rat", "time": 1.5, "split": "train"}
-    write_scene(root / "set" / "a", **SMALL, extra=where)
+    origin = {"recording": "rat", "time": 1.5, "part": "train"}
+    write_scene(root / "set" / "a", **SMALL, extra=origin)
     with_masks(root / "set" / "b")
     write_scene(root / "set" / "c", **SMALL, depth=False, num_inputs=0)
-    make_nerf(root / "set" / "c", nerf_document(5, 24, 24))
+    to_nerf(root / "set" / "c", nerf_document(5, 24, 24))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "SHARD_SCENES", 2)
         return open_source(root / "set"), packed(root / "set", root / "packed")
 
 
-def test_a_packed_set_is_its_source_bit_for_bit(sets):
+def test_a_packed_set_equals_its_source_bit_for_bit(sets):
     source, found = sets
     assert found.names == source.names
     assert found.digest == source.digest
@@ -83,7 +88,7 @@ def test_a_packed_set_is_its_source_bit_for_bit(sets):
     assert source[0].origin.time == 1.5
 
 
-def test_files_go_in_as_they_are_and_the_library_reads_them_itself(sets):
+def test_files_are_stored_unchanged_and_tfds_reads_them(sets):
     source, found = sets
     root = found.folders[0].root
     records = tfds.builder_from_directory(root).as_data_source("scenes")
@@ -107,17 +112,17 @@ def test_the_pipeline_gives_the_same_batches(tmp_path):
     source = open_source(write_scenes(tmp_path / "set", 3, **SMALL))
     found = pickle.loads(pickle.dumps(packed(tmp_path / "set", tmp_path / "packed")))
     for threads in (0, 3):
-        expected = first(4, source, num_threads=0)
-        assert_same(expected, first(4, found, num_threads=threads))
-    judged = [list(evaluation_batches(x, OPTIONS, 2)) for x in (source, found)]
-    assert_same(*judged)
+        expected = first_batches(4, source, num_threads=0)
+        assert_same(expected, first_batches(4, found, num_threads=threads))
+    evaluated = [list(evaluation_batches(x, OPTIONS, 2)) for x in (source, found)]
+    assert_same(*evaluated)
     train, held_out = split_source(found, 1)
     assert fingerprints(found) == fingerprints(source)
     marks = fingerprints(split_source(source, 1)[0])
-    fresh = FolderSource(held_out.folders + held_out.folders, ("x", "y"))
-    assert leave_out_trained(fresh, marks).names == ("x", "y")
+    new = FolderSource(held_out.folders + held_out.folders, ("x", "y"))
+    assert leave_out_trained(new, marks).names == ("x", "y")
     line = "all 2 scenes were trained on"
-    # the tiny scenes are all alike
+    # the tiny scenes have equal camera files
     with pytest.raises(ValueError, match=line):
         leave_out_trained(train, fingerprints(source))
 
@@ -127,12 +132,12 @@ import os, signal, sys
 from pathlib import Path
 from facelift_jax.data import pack
 
-keep, pack.SHARD_SCENES = pack.record, 2
+original, pack.SHARD_SCENES = pack.record, 2
 
 def record(scene):
-    if scene.index == 3:  # one file is there, the second is open
+    if scene.index == 3:  # the first file is complete, the second is open
         os.kill(os.getpid(), signal.SIGKILL)
-    return keep(scene)
+    return original(scene)
 
 pack.record = record
 pack.main(sys.argv[1:])
@@ -147,51 +152,58 @@ def contents(folder):
     }
 
 
-def test_a_killed_pack_starts_anew_and_ends_with_the_same_files(tmp_path):
+def test_a_killed_pack_starts_again_and_ends_with_the_same_files(
+    tmp_path, monkeypatch, capsys
+):
     write_scenes(tmp_path / "set", 5, **SMALL)
     arguments = [str(tmp_path / "set"), "--out", str(tmp_path / "packed")]
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments])
     assert killed.returncode == -signal.SIGKILL
     assert list((tmp_path / "packed.partial").rglob("*.array_record-00000-of-00003"))
     assert not (tmp_path / "packed").exists()
-    # the command itself, and no TensorFlow anywhere
+    # the command in a new process, which must not import TensorFlow
     code = (
         "import sys; from facelift_jax.data import pack; pack.SHARD_SCENES = 2; "
         "pack.main(sys.argv[1:]); assert 'tensorflow' not in sys.modules"
     )
-    again = [sys.executable, "-c", code]
-    said = subprocess.run([*again, *arguments], capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr
-    assert re.search(r"^pack: 5 scenes in 0:\d\d, \S+ scenes/s$", said.stdout, re.M)
+    again = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(again, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^pack: 5 scenes in 0:\d\d, \S+ scenes/s$", done.stdout, re.M)
     assert not (tmp_path / "packed.partial").exists()
     assert len(open_source(tmp_path / "packed")) == 5
-    other = [*arguments[:2], str(tmp_path / "other")]
-    subprocess.run([*again, *other], check=True)
-    whole = contents(tmp_path / "packed")
-    assert whole == contents(tmp_path / "other")
-    assert sum("array_record" in name for name in whole) == 3
-    said = subprocess.run([*again, *arguments], capture_output=True, text=True)
-    assert said.stdout == f"{tmp_path}/packed: complete, left as it is\n"
-    assert contents(tmp_path / "packed") == whole
+    monkeypatch.setattr(packing, "SHARD_SCENES", 2)
+    packing.main([*arguments[:2], str(tmp_path / "other")])
+    complete = contents(tmp_path / "packed")
+    assert complete == contents(tmp_path / "other")
+    assert sum("array_record" in name for name in complete) == 3
+    capsys.readouterr()
+    packing.main(arguments)
+    assert capsys.readouterr().out == f"{tmp_path}/packed: already complete\n"
+    assert contents(tmp_path / "packed") == complete
 
 
-def test_what_is_in_the_way_is_left_alone(tmp_path):
+def test_existing_folders_are_not_changed(tmp_path):
     write_scenes(tmp_path / "set", 2, **SMALL)
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ValueError, match=r"mine: exists and is not .*set as it is now"):
+    with pytest.raises(
+        ValueError, match=r"mine: exists and is not a packed set of .*set in its"
+    ):
         packed(tmp_path / "set", tmp_path / "mine")
     packed(tmp_path / "set", tmp_path / "out")
-    picture = tmp_path / "set" / "000" / "images" / "cam_000.png"
-    os.utime(picture, ns=(1, 1))
-    with pytest.raises(ValueError, match=r"out: exists and is not .*set as it is now"):
+    image = tmp_path / "set" / "000" / "images" / "cam_000.png"
+    os.utime(image, ns=(1, 1))
+    with pytest.raises(
+        ValueError, match=r"out: exists and is not a packed set of .*set in its"
+    ):
         packed(tmp_path / "set", tmp_path / "out")
     (tmp_path / "new.partial" / "thesis").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"new\.partial: not ours"):
+    with pytest.raises(ValueError, match=r"new\.partial: exists and was not written"):
         packed(tmp_path / "set", tmp_path / "new")
     assert (tmp_path / "new.partial" / "thesis").is_dir()
 
 
-def test_a_source_that_breaks_the_contract_is_refused_with_the_command(tmp_path):
+def test_a_source_that_fails_the_data_checks_raises_with_the_command(tmp_path):
     write_scenes(tmp_path / "set", 2, **SMALL)
     (tmp_path / "set" / "001" / "images" / "cam_003.png").unlink()
     line = line_of(lambda: packed(tmp_path / "set", tmp_path / "out"))
@@ -201,9 +213,7 @@ def test_a_source_that_breaks_the_contract_is_refused_with_the_command(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["set"]
 
 
-def test_a_verdict_of_a_packed_set_holds_until_any_of_its_files_changes(
-    tmp_path, monkeypatch
-):
+def test_reports_of_a_packed_set_are_valid_until_a_file_changes(tmp_path, monkeypatch):
     write_scenes(tmp_path / "set", 2, **SMALL)
     source, out = packed(tmp_path / "set", tmp_path / "out"), tmp_path / "out"
     first = check_source(out, source, WHITE, print)
@@ -223,7 +233,7 @@ def test_a_verdict_of_a_packed_set_holds_until_any_of_its_files_changes(
 
 @pytest.fixture
 def victim(tmp_path):
-    """A packed set of two scenes, to be spoiled."""
+    """A packed set of two scenes, to be corrupted."""
     write_scenes(tmp_path / "set", 2, **SMALL)
     packed(tmp_path / "set", tmp_path / "out")
     return tmp_path / "out"
@@ -234,16 +244,16 @@ def victim(tmp_path):
     [
         (
             lambda d: d["names"].__setitem__(0, "../x"),
-            "'../x' cannot be a scene's name",
+            "'../x' is not a valid scene name",
         ),
-        (lambda d: d["names"].__setitem__(0, ""), "'' cannot be a scene's name"),
-        (lambda d: d["names"].__setitem__(0, 3), '"names" must be a list of words'),
+        (lambda d: d["names"].__setitem__(0, ""), "'' is not a valid scene name"),
+        (lambda d: d["names"].__setitem__(0, 3), '"names" must be a list of strings'),
         (lambda d: d["names"].__setitem__(0, "001"), "2 names, 1 of them different"),
         (lambda d: d["names"].append("002"), "3 names, 3 of them different, and 2"),
-        (lambda d: d.pop("fingerprints"), '"fingerprints" must be a list of words'),
+        (lambda d: d.pop("fingerprints"), '"fingerprints" must be a list of strings'),
     ],
 )
-def test_metadata_is_not_trusted(victim, change, expected):
+def test_metadata_is_checked(victim, change, expected):
     document = json.loads((victim / "metadata.json").read_text())
     change(document)
     (victim / "metadata.json").write_text(json.dumps(document))
@@ -251,16 +261,18 @@ def test_metadata_is_not_trusted(victim, change, expected):
     assert line.startswith(f"{victim}/metadata.json: {expected}")
 
 
-def test_names_and_fingerprints_must_be_of_the_records(victim):
+def test_names_and_fingerprints_must_match_the_records(victim):
     document = json.loads((victim / "metadata.json").read_text())
     for key in ("names", "fingerprints"):
         changed = document | {key: ["x", "y"]}
         (victim / "metadata.json").write_text(json.dumps(changed))
         line = line_of(lambda: open_source(victim)[0])
-        assert line.endswith("metadata.json is of other scenes than the records")
+        assert line.endswith(
+            "metadata.json does not match the records; pack the set again"
+        )
 
 
-def test_missing_and_damaged_record_files_are_refused(victim):
+def test_missing_and_damaged_record_files_raise(victim):
     shard = next(victim.glob("*.array_record*"))
     whole = shard.read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"x" * len(whole)):
@@ -270,25 +282,27 @@ def test_missing_and_damaged_record_files_are_refused(victim):
     start = 1000  # in the first scene
     shard.write_bytes(whole[:start] + bytes(64) + whole[start + 64 :])
     line = line_of(lambda: open_source(victim)[0])
-    assert line.startswith(f"scene 000 ({victim}/000): not a readable record (")
+    assert line.startswith(f"scene 000 ({victim}/000): the record cannot be read (")
     assert open_source(victim)[1].rgba.any()
     shard.unlink()
-    assert "of its record files some are missing" in line_of(
-        lambda: open_source(victim)
-    )
+    assert "record files are missing" in line_of(lambda: open_source(victim))
 
 
 @pytest.mark.parametrize(
     ("path", "content", "expected"),
     [
         ("/etc/passwd", b"", "must be relative to the scene folder"),
-        ("../images/x.png", b"", 'holds "..", which is not allowed'),
-        ("images/cam_000.png", None, "there is no such picture; each camera needs"),
+        ("../images/x.png", b"", 'contains "..", which is not allowed'),
+        ("images/cam_000.png", None, "the image file does not exist; every"),
         ("images/cam_000.png", b"GIF89a", "not a readable PNG or JPEG"),
-        ("opencv_cameras.json", b"{}" + b" " * 2**25, "32 MB of JSON, more than"),
+        (
+            "opencv_cameras.json",
+            b"{}" + b" " * 2**25,
+            "the JSON file has 32 MB; at most",
+        ),
     ],
 )
-def test_a_hostile_record_meets_the_checks_of_a_folder(
+def test_a_hostile_record_is_checked_like_a_folder(
     tmp_path, monkeypatch, path, content, expected
 ):
     write_scenes(tmp_path / "set", 1, **SMALL)
@@ -303,10 +317,10 @@ def test_a_hostile_record_meets_the_checks_of_a_folder(
 
     def fingerprint(folder):
         if path != "opencv_cameras.json":
-            return keep(folder)
+            return original(folder)
         return hashlib.sha256(content).hexdigest()[:16]
 
-    keep = packing.fingerprint
+    original = packing.fingerprint
     monkeypatch.setattr(packing, "record", hostile)
     monkeypatch.setattr(packing, "fingerprint", fingerprint)
     source = packed(tmp_path / "set", out)

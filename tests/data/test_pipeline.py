@@ -1,4 +1,4 @@
-"""Batches: reproducible, resumable, shared between processes, clear about failure."""
+"""Batches are reproducible, resumable and shared by processes; errors are clear."""
 
 import dataclasses
 import itertools
@@ -8,26 +8,16 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from batches import OPTIONS, assert_same, first_batches, scene_ids
 from tiny_scenes import write_scene, write_scenes
 
 from facelift_jax.data.examples import evaluation_example
 from facelift_jax.data.io import DataError
-from facelift_jax.data.options import DataOptions
 from facelift_jax.data.pipeline import evaluation_batches, training_batches
 from facelift_jax.data.scenes import FolderSource, open_source
 from facelift_jax.structs import check
 
 NUM_SCENES = 7
-OPTIONS = DataOptions(
-    input_size=8,
-    target_size=12,
-    num_inputs=2,
-    input_views=(0, 1, 2),
-    num_targets=3,
-    min_held_out=2,
-    grid_distortion=0.5,
-    camera_jitter=0.5,
-)
 
 
 @pytest.fixture(scope="module")
@@ -36,33 +26,15 @@ def source(tmp_path_factory):
     return open_source(write_scenes(root, NUM_SCENES, num_views=5, width=12, height=12))
 
 
-def first(count, source, options=OPTIONS, batch_size=2, seed=0, **kwargs):
-    """The first batches of a fresh training iterator."""
-    iterator = training_batches(source, options, batch_size, seed, **kwargs)
-    batches = list(itertools.islice(iterator, count))
-    iterator.close()
-    return batches
-
-
-def assert_same(batches, others):
-    assert len(batches) == len(others)
-    for one, two in zip(batches, others, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, one, two)
-
-
-def scene_ids(batches):
-    return [int(i) for batch in batches for i in batch.scene_id]
-
-
 def test_batches_are_well_formed(source):
-    (batch,) = first(1, source, batch_size=3)
+    (batch,) = first_batches(1, source, batch_size=3)
     assert check(batch) == {"b": 3, "v": 2, "t": 3}
     assert batch.scene_id.dtype == np.int32
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(batch))
 
 
-def test_every_epoch_is_another_order_of_all_scenes(source):
-    batches = first(2 * NUM_SCENES, source)  # four epochs, across their ends
+def test_every_epoch_has_all_scenes_in_another_order(source):
+    batches = first_batches(2 * NUM_SCENES, source)  # four epochs
     epochs = np.reshape(scene_ids(batches), (4, NUM_SCENES))
     assert (np.sort(epochs) == np.arange(NUM_SCENES)).all()
     assert len({tuple(epoch) for epoch in epochs}) == 4
@@ -76,27 +48,27 @@ def test_every_epoch_is_another_order_of_all_scenes(source):
     assert len(set(views)) > 1
 
 
-def test_a_seed_is_a_stream_whatever_the_threads(source):
-    one = first(6, source, num_threads=0)
-    assert_same(one, first(6, source, num_threads=0))
-    assert_same(one, first(6, source, num_threads=1))
-    assert_same(one, first(6, source, num_threads=4))
-    other = first(6, source, seed=1, num_threads=0)
+def test_a_seed_gives_one_stream_for_any_number_of_threads(source):
+    one = first_batches(6, source, num_threads=0)
+    assert_same(one, first_batches(6, source, num_threads=0))
+    assert_same(one, first_batches(6, source, num_threads=1))
+    assert_same(one, first_batches(6, source, num_threads=4))
+    other = first_batches(6, source, seed=1, num_threads=0)
     assert scene_ids(other) != scene_ids(one)
 
 
 def test_examples_of_one_batch_draw_differently(tmp_path):
     write_scene(tmp_path / "only", num_views=5, width=12, height=12)
     one_scene = open_source(tmp_path)
-    (batch,) = first(1, one_scene, batch_size=4)
+    (batch,) = first_batches(1, one_scene, batch_size=4)
     poses = {viewmats.tobytes() for viewmats in batch.targets.cameras.viewmats}
     assert len(poses) > 1
 
 
 def test_processes_share_one_stream(source):
-    whole = first(7, source, batch_size=4, num_threads=0)
+    whole = first_batches(7, source, batch_size=4, num_threads=0)
     parts = [
-        first(7, source, process_index=i, process_count=2, num_threads=2)
+        first_batches(7, source, process_index=i, process_count=2, num_threads=2)
         for i in range(2)
     ]
     ids = np.stack([np.reshape(scene_ids(part), (7, 2)) for part in parts], -1)
@@ -110,9 +82,9 @@ def test_processes_share_one_stream(source):
 
 
 @pytest.mark.parametrize("threads", [(0, 0), (2, 2), (2, 0)])
-def test_a_restored_iterator_goes_on_bit_for_bit(source, threads):
+def test_a_restored_iterator_continues_bit_for_bit(source, threads):
     iterator = training_batches(source, OPTIONS, 2, 0, num_threads=threads[0])
-    for _ in range(5):  # in the second epoch, in the middle
+    for _ in range(5):  # to the middle of the second epoch
         next(iterator)
     state = iterator.get_state()
     expected = list(itertools.islice(iterator, 4))
@@ -140,7 +112,7 @@ def test_the_position_is_saved_in_a_checkpoint(source, tmp_path):
     fresh.close()
 
 
-def test_evaluation_is_every_scene_once_in_order(source):
+def test_evaluation_has_every_scene_once_in_order(source):
     batches = list(evaluation_batches(source, OPTIONS, 3, num_threads=2))
     assert [len(batch.scene_id) for batch in batches] == [3, 3, 1]
     assert scene_ids(batches) == list(range(NUM_SCENES))
@@ -153,56 +125,56 @@ def test_evaluation_is_every_scene_once_in_order(source):
 def truncate(source, index):
     path = source.folders[index] / "images" / "cam_001.png"
     path.write_bytes(path.read_bytes()[:100])
-    return f"scene {source.names[index]}, view 1 ({path}): truncated or damaged picture"
+    return f"scene {source.names[index]}, view 1 ({path}): truncated or damaged image"
 
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Six scenes, two of them with a truncated picture; and the two lines."""
+    """Six scenes, two of them with a truncated image; and the two messages."""
     write_scenes(tmp_path, 6, num_views=5, width=12, height=12)
     source = open_source(tmp_path)
     return source, [truncate(source, index) for index in (2, 5)]
 
 
 @pytest.mark.parametrize("num_threads", [0, 3])
-def test_a_failing_reader_ends_the_run_with_its_line(damaged, num_threads):
+def test_a_bad_scene_raises_its_message(damaged, num_threads):
     source, lines = damaged
     with pytest.raises(DataError) as caught:
         list(evaluation_batches(source, OPTIONS, 1, num_threads=num_threads))
     assert str(caught.value) == f"{lines[0]} (image file is truncated)"
     with pytest.raises(DataError) as caught:
-        first(6, source, num_threads=num_threads)
+        first_batches(6, source, num_threads=num_threads)
     assert str(caught.value).startswith(tuple(lines))
 
 
-def test_allowed_bad_scenes_are_counted_and_named(damaged, caplog):
+def test_allowed_bad_scenes_are_counted_and_logged(damaged, caplog):
     source, lines = damaged
     allowed = dataclasses.replace(OPTIONS, bad_scenes_allowed=2)
-    batches = first(8, source, allowed, num_threads=0)
+    batches = first_batches(8, source, allowed, num_threads=0)
     assert set(scene_ids(batches)) == {0, 1, 3, 4}
-    said = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
-    # each is named once, however often an epoch meets it
-    assert sorted(message[:27] for message in said) == [
-        "left out scene 1 of 2 allow",
-        "left out scene 2 of 2 allow",
+    logged = [r.getMessage() for r in caplog.records if "skipped" in r.getMessage()]
+    # each scene is logged once, not in every epoch
+    assert sorted(message[:31] for message in logged) == [
+        "skipped bad scene 1 of 2 allowe",
+        "skipped bad scene 2 of 2 allowe",
     ]
-    assert all(any(line in message for message in said) for line in lines)
+    assert all(any(line in message for message in logged) for line in lines)
     kept = list(evaluation_batches(source, allowed, 4, num_threads=2))
     assert [batch.scene_id.tolist() for batch in kept] == [[0, 1, 3, 4]]
 
 
-def test_one_bad_scene_more_than_allowed_ends_the_run(damaged):
+def test_one_bad_scene_more_than_allowed_raises(damaged):
     source, lines = damaged
     one = dataclasses.replace(OPTIONS, bad_scenes_allowed=1)
     with pytest.raises(DataError) as caught:
         list(evaluation_batches(source, one, 1, num_threads=0))
     assert str(caught.value) == (
-        "2 of 6 scenes cannot be used, bad_scenes_allowed=1; the last: "
+        "2 of 6 scenes cannot be used, bad_scenes_allowed=1; the last one: "
         f"{lines[1]} (image file is truncated)"
     )
 
 
-def test_a_set_without_a_usable_scene_ends_the_run_whatever_is_allowed(damaged):
+def test_a_set_without_a_usable_scene_raises_even_if_allowed(damaged):
     source, _ = damaged
     all_bad = FolderSource(source.folders[2::3], source.names[2::3])
     allowed = dataclasses.replace(OPTIONS, bad_scenes_allowed=9)
@@ -212,27 +184,27 @@ def test_a_set_without_a_usable_scene_ends_the_run_whatever_is_allowed(damaged):
     ):
         with pytest.raises(DataError) as caught:
             next(batches)
-        line = "2 of 2 scenes cannot be used, bad_scenes_allowed=9; the last: "
+        line = "2 of 2 scenes cannot be used, bad_scenes_allowed=9; the last one: "
         assert str(caught.value).startswith(line)
         batches.close()
 
 
-def test_scenes_that_differ_cannot_share_a_batch(tmp_path):
+def test_different_scenes_cannot_share_a_batch(tmp_path):
     write_scene(tmp_path / "a", num_views=5, width=12, height=12)
     write_scene(tmp_path / "b", num_views=6, width=12, height=12)
     write_scene(tmp_path / "c", num_views=6, width=12, height=12, depth=False)
     source = open_source(tmp_path)
-    line = "scenes 0 and 1 cannot share a batch: target views: 5 and 6; make the scenes"
+    line = "scenes 0 and 1 cannot share a batch: target views: 5 and 6; make them equal"
     with pytest.raises(DataError, match=line):
         list(evaluation_batches(source, OPTIONS, 2, num_threads=0))
     rest = FolderSource(source.folders[1:], source.names[1:])
-    line = "scenes 0 and 1 cannot share a batch: depth: True and False; make the scenes"
+    line = "scenes 0 and 1 cannot share a batch: depth: True and False; make them equal"
     with pytest.raises(DataError, match=line):
         list(evaluation_batches(rest, OPTIONS, 2, num_threads=0))
     assert len(list(evaluation_batches(source, OPTIONS, 1, num_threads=0))) == 3
 
 
-def test_stopping_early_leaves_no_noise(source):
+def test_closing_early_raises_nothing(source):
     iterator = training_batches(source, OPTIONS, 2, 0, num_threads=3)
     next(iterator)
     iterator.close()

@@ -26,7 +26,7 @@ def ramps(width, height):
 
 
 def assert_pixels_keep_their_rays(before, after, margin, tolerance=2e-4):
-    """Each new pixel's ray, in the old picture, ends where its colours say."""
+    """Each new pixel's ray, in the old image, ends where its colours say."""
     height, width = after.images.shape[1:3]
     columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     rays = np.stack([columns, rows, np.ones_like(rows)], -1)
@@ -61,7 +61,7 @@ def test_cropping_carries_intrinsics_along():
     check(cut)
     assert_pixels_keep_their_rays(views, cut, margin=0)
     np.testing.assert_array_equal(cut.depths, views.depths[:, 4:29, 7:27])
-    with pytest.raises(ValueError, match=r"20 x 25 px at \(21, 4\) does not lie in"):
+    with pytest.raises(ValueError, match=r"20 x 25 px at \(21, 4\) is not inside im"):
         crop(views, 21, 4, 20, 25)
 
 
@@ -115,10 +115,9 @@ def test_pictures_that_are_not_square_lose_no_object(tmp_path):
         to_views(moved, 24, WHITE)
     line = str(caught.value)
     assert line.startswith(
-        f"scene wide ({tmp_path}/wide): the central square of a picture of 36 x 24 px "
-        "cuts "
+        f"scene wide ({tmp_path}/wide): cropping an image of 36 x 24 px to its central "
+        "square removes "
     )
     assert line.endswith(
-        "of the object's pixels off (chosen view 0); store square pictures around the "
-        "object"
+        " pixels of the object (chosen view 0); store square images around the object"
     )

@@ -1,4 +1,4 @@
-"""Reading scenes: layouts, lists, masks, splits; a ball in closed form is truth."""
+"""Reading scenes: formats, lists, masks, splits; checked against an exact ball."""
 
 import json
 import pickle
@@ -11,9 +11,9 @@ from PIL import Image
 from tiny_scenes import (
     CENTER,
     RADIUS,
-    intrinsics,
+    nerf_document,
     points_and_normals,
-    poses,
+    to_nerf,
     write_cameras,
     write_scene,
     write_scenes,
@@ -24,7 +24,7 @@ from facelift_jax.data.scenes import FolderSource, open_source, split_source
 from facelift_jax.structs import check
 
 
-def test_cameras_pixels_and_depths_agree_with_a_ball_in_closed_form(tmp_path):
+def test_cameras_pixels_and_depths_agree_with_an_exact_ball(tmp_path):
     write_scene(tmp_path / "ball", width=32, height=24)
     scene = open_source(tmp_path / "ball")[0]
     assert scene.rgba.shape == (8, 24, 32, 4)
@@ -40,31 +40,25 @@ def test_cameras_pixels_and_depths_agree_with_a_ball_in_closed_form(tmp_path):
             scene.cameras.Ks[view],
         )
         assert len(points) > 20
-        # depth is stored in steps of 1e-4, colour in steps of 1/255
+        # depth is stored in steps of 1e-4, color in steps of 1/255
         assert np.abs(np.linalg.norm(points - CENTER, axis=-1) - RADIUS).max() < 2e-4
         assert np.abs(points - CENTER - RADIUS * normals).max() < 3e-3
 
 
-def nerf_document(num_views, width, height):
-    flip = np.diag([1.0, -1, -1, 1])  # OpenCV camera axes to OpenGL's
-    frames = [
-        {"file_path": f"./images/cam_{i:03}", "transform_matrix": (c2w @ flip).tolist()}
-        for i, c2w in enumerate(poses(num_views))
-    ]
-    K = intrinsics(width, height)
-    intrinsic = {"fl_x": K[0, 0], "fl_y": K[1, 1], "cx": K[0, 2], "cy": K[1, 2]}
-    return {"w": width, "h": height, "frames": frames} | intrinsic
+def test_camera_poses_keep_every_bit_of_the_file(tmp_path):
+    document = write_scene(tmp_path / "ball")
+    scene = open_source(tmp_path)[0]
+    stored = np.array([frame["w2c"] for frame in document["frames"]])
+    assert np.abs(stored - np.float32(stored)).max() > 0
+    for cameras in (scene.cameras, scene.take(np.arange(8)).cameras):
+        assert cameras.viewmats.dtype == cameras.Ks.dtype == np.float64
+        np.testing.assert_array_equal(cameras.viewmats, stored)
 
 
-def make_nerf(folder, document):
-    (folder / "opencv_cameras.json").unlink()
-    (folder / "transforms.json").write_text(json.dumps(document))
-
-
-def test_both_layouts_give_the_same_scene(tmp_path):
+def test_both_formats_give_the_same_scene(tmp_path):
     for name in ("ours", "nerf"):
         write_scene(tmp_path / name, width=32, height=24, depth=False, num_inputs=0)
-    make_nerf(tmp_path / "nerf", nerf_document(8, 32, 24))
+    to_nerf(tmp_path / "nerf", nerf_document(8, 32, 24))
     nerf, ours = open_source(tmp_path)
     np.testing.assert_allclose(nerf.cameras.viewmats, ours.cameras.viewmats, atol=1e-6)
     np.testing.assert_array_equal(nerf.cameras.Ks, ours.cameras.Ks)
@@ -73,22 +67,22 @@ def test_both_layouts_give_the_same_scene(tmp_path):
     assert not nerf.is_input.any()
 
 
-def test_nerf_field_of_view_and_picture_size_stand_in_for_intrinsics(tmp_path):
+def test_nerf_field_of_view_and_image_size_give_intrinsics(tmp_path):
     write_scene(tmp_path / "nerf", width=32, height=24, depth=False)
     document = nerf_document(8, 32, 24)
     frames = [frame | {"split": "input"} for frame in document["frames"]]
-    make_nerf(tmp_path / "nerf", {"camera_angle_x": 1.2, "frames": frames})
+    to_nerf(tmp_path / "nerf", {"camera_angle_x": 1.2, "frames": frames})
     scene = open_source(tmp_path)[0]
     focal = 16 / np.tan(0.6)
-    expected = np.array([[focal, 0, 16], [0, focal, 12], [0, 0, 1]], np.float32)
-    np.testing.assert_array_equal(scene.cameras.Ks[3], expected)
+    expected = np.array([[focal, 0, 16], [0, focal, 12], [0, 0, 1]])
+    np.testing.assert_allclose(scene.cameras.Ks[3], expected, rtol=1e-15)
     assert scene.is_input.all()
 
 
 def test_nerf_distortion_is_refused(tmp_path):
     write_scene(tmp_path / "nerf", depth=False)
     document = nerf_document(8, 24, 24)
-    make_nerf(tmp_path / "nerf", document | {"k1": 0.01})
+    to_nerf(tmp_path / "nerf", document | {"k1": 0.01})
     with pytest.raises(DataError, match=r"lens distortion \(k1 is not 0\); undistort"):
         open_source(tmp_path)[0]
     fisheye = {"k1": 0.0, "camera_model": "OPENCV_FISHEYE"}
@@ -102,27 +96,27 @@ def test_distortion_in_our_own_format_is_refused(tmp_path):
     document["frames"][2]["p1"] = 1e-3
     write_cameras(tmp_path / "ball", document)
     with pytest.raises(
-        DataError, match=r"view 2 .*\(p1 is not 0\); undistort the pict"
+        DataError, match=r"view 2 .*\(p1 is not 0\); undistort the imag"
     ):
         open_source(tmp_path)[0]
 
 
-def test_a_mask_picture_is_as_good_as_an_alpha_channel(tmp_path):
+def test_a_mask_file_equals_an_alpha_channel(tmp_path):
     document = write_scene(tmp_path / "ball")
     expected = open_source(tmp_path)[0].rgba
     (tmp_path / "ball" / "masks").mkdir()
     for frame in document["frames"]:
         path = tmp_path / "ball" / frame["file_path"]
         frame["mask_path"] = frame["file_path"].replace("images", "masks")
-        with Image.open(path) as picture:
-            mask = picture.getchannel("A")
-            picture.convert("RGB").save(path)
+        with Image.open(path) as image:
+            mask = image.getchannel("A")
+            image.convert("RGB").save(path)
         mask.convert("1").save(tmp_path / "ball" / frame["mask_path"])
     write_cameras(tmp_path / "ball", document)
     np.testing.assert_array_equal(open_source(tmp_path)[0].rgba, expected)
 
 
-def test_only_the_views_taken_are_decoded(tmp_path):
+def test_only_taken_views_are_decoded(tmp_path):
     write_scene(tmp_path / "ball")
     path = tmp_path / "ball" / "images" / "cam_005.png"
     path.write_bytes(path.read_bytes()[:-200])
@@ -139,7 +133,7 @@ def test_only_the_views_taken_are_decoded(tmp_path):
     np.testing.assert_array_equal(again.depths[0], taken.depths[1])
 
 
-def test_a_list_names_scenes_absolutely_or_relative_to_itself(tmp_path):
+def test_a_list_contains_absolute_and_relative_paths(tmp_path):
     write_scenes(tmp_path / "a", 2, num_views=2)
     write_scene(tmp_path / "b" / "000", num_views=2)
     text = f"# mice\n../b/000\n\n  {tmp_path}/a/001\n../a/000\n"
@@ -152,7 +146,7 @@ def test_a_list_names_scenes_absolutely_or_relative_to_itself(tmp_path):
     assert source[-1].index == 2
 
 
-def test_a_source_is_the_same_in_every_process_and_place(tmp_path):
+def test_a_source_is_equal_in_every_process_and_location(tmp_path):
     write_scenes(tmp_path / "here", 3, num_views=2)
     write_scenes(tmp_path / "there", 3, num_views=2)
     (tmp_path / "here" / ".cache").mkdir()
@@ -166,7 +160,7 @@ def test_a_source_is_the_same_in_every_process_and_place(tmp_path):
     np.testing.assert_array_equal(scene.rgba, source[1].rgba)
 
 
-def test_a_digest_stands_for_the_scenes_and_their_order():
+def test_a_digest_identifies_the_scenes_and_their_order():
     def digest(*names):
         return FolderSource(tuple(map(Path, names)), names).digest
 
@@ -177,7 +171,7 @@ def test_a_digest_stands_for_the_scenes_and_their_order():
     assert digest("caf\udce9") != digest("cafe")  # a name that is not UTF-8 on disk
 
 
-def test_scenes_are_split_once_and_for_all(tmp_path):
+def test_the_last_scenes_are_held_out(tmp_path):
     source = open_source(write_scenes(tmp_path, 5, num_views=2))
     train, held_out = split_source(source, 2)
     assert train.names == ("000", "001", "002")

@@ -105,34 +105,32 @@ def test_views_and_pixels_stay_together(scene):
 TOO_FEW = {
     "flags": (
         {"num_inputs": 4},
-        "3 views flagged as inputs, but num_inputs=4 were asked for",
+        "3 views marked as inputs, but num_inputs=4 needs more",
     ),
     "pool": (
         {"input_views": (1, 2), "num_inputs": 4},
-        "2 views named in input_views, but num_inputs=4 were asked for",
+        "2 views in input_views, but num_inputs=4 needs more",
     ),
     "unknown view": (
         {"input_views": (1, 2, 8)},
-        "input_views names view 8, but the scene has 8 views",
+        "input_views contains view 8, but the scene has 8 views",
     ),
     "negative view": (
         {"input_views": (-1, 2, 5)},
-        "input_views names view -1, but the scene has 8 views",
+        "input_views contains view -1, but the scene has 8 views",
     ),
     "held out": (
         {"min_held_out": 6, "num_targets": 6},
-        "8 views, 5 of them not inputs, but num_targets=6 and min_held_out=6 were "
-        "asked for",
+        "8 views, 5 of them not inputs; num_targets=6 and min_held_out=6 need more",
     ),
     "near": (
         {"max_angle": 5.0},
-        "8 views, 0 of them not inputs and within max_angle=5 degrees of one, but "
-        "num_targets=5 and min_held_out=3 were asked for",
+        "8 views, 0 of them not inputs and within max_angle=5 degrees of one; "
+        "num_targets=5 and min_held_out=3 need more",
     ),
     "targets": (
         {"num_targets": 9},
-        "8 views, 5 of them not inputs, but num_targets=9 and min_held_out=3 were "
-        "asked for",
+        "8 views, 5 of them not inputs; num_targets=9 and min_held_out=3 need more",
     ),
 }
 
@@ -157,8 +155,8 @@ def test_a_scene_of_inputs_alone_cannot_be_judged(scene, folder):
         with pytest.raises(DataError) as caught:
             judge()
         assert str(caught.value) == (
-            f"scene ball ({folder}): all 7 views are inputs, so no view is left to "
-            "judge from; ask for fewer inputs"
+            f"scene ball ({folder}): all 7 views are inputs and none is held out; "
+            "reduce num_inputs"
         )
     allowed = dataclasses.replace(options, bad_scenes_allowed=1)
     require_evaluation_views(source, allowed)
@@ -170,11 +168,11 @@ BAD_OPTIONS = {
         {"frame": "opengl"},
         "frame must be one of ('first_camera', 'world'), found 'opengl'",
     ),
-    "angle": ({"max_angle": 0.0}, "max_angle is in (0, 180], found 0.0"),
+    "angle": ({"max_angle": 0.0}, "max_angle must be in (0, 180], found 0.0"),
     "radius": ({"radius": 0.0}, "radius must be positive, found 0.0"),
     "targets": (
         {"num_targets": 3, "min_held_out": 4},
-        "min_held_out=4 of num_targets=3: ask for at least as many targets",
+        "min_held_out=4 is more than num_targets=3; reduce it or use more targets",
     ),
     "background": (
         {"background": (255.0, 255.0, 255.0)},
@@ -182,7 +180,7 @@ BAD_OPTIONS = {
     ),
     "probability": (
         {"camera_jitter": 18.0},
-        "camera_jitter is a probability, found 18.0",
+        "camera_jitter must be a probability, found 18.0",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Ways to break a tiny scene, and the line that must come of it."""
+"""Corruptions of a tiny scene, and helpers that return the error message."""
 
 import struct
 import zlib
@@ -16,11 +16,11 @@ FILE = "scene s ({folder}/opencv_cameras.json)"
 JSON = "scene s, view 0 ({folder}/opencv_cameras.json)"
 VIEW = "scene s, view 0 ({folder}/images/cam_000.png)"
 DEPTH = "scene s, view 0 ({folder}/depths/cam_000.png)"
-RESIZED = "; resize Ks with the pictures"
+RESIZED = "; scale the intrinsics with the images"
 
 
 def frame_0(**changes):
-    """A breaker that changes frame 0 of the camera file."""
+    """A corruption that changes frame 0 of the camera file."""
 
     def apply(folder, document):
         document["frames"][0] |= changes
@@ -54,8 +54,8 @@ def camera_text(change):
     return apply
 
 
-def picture_0(save):
-    """A breaker that replaces the picture of view 0."""
+def image_0(save):
+    """A corruption that replaces the image of view 0."""
 
     def apply(folder, document):
         path = folder / "images" / "cam_000.png"
@@ -72,8 +72,8 @@ def save_as(mode, size=(24, 24)):
     return lambda path: Image.new(mode, size).save(path)
 
 
-def promise(width, height):
-    """A PNG whose header promises a size that nothing stands behind."""
+def header_only(width, height):
+    """Writes a PNG with a header of this size and without pixels."""
 
     def save(path):
         def chunk(kind, data):
@@ -88,6 +88,7 @@ def promise(width, height):
 
 
 def line_of(action):
+    """The message of the `DataError` that the action raises."""
     with pytest.raises(DataError) as caught:
         action()
     line = str(caught.value)
@@ -95,7 +96,7 @@ def line_of(action):
     return line
 
 
-def refusal(folder, break_it, action=lambda scene: None):
-    """The line a user reads for a good scene of 4 views after `break_it`."""
-    break_it(folder, write_scene(folder, num_views=4, num_inputs=2))
+def error_of(folder, corrupt, action=lambda scene: None):
+    """The error message for a good scene of 4 views after `corrupt`."""
+    corrupt(folder, write_scene(folder, num_views=4, num_inputs=2))
     return line_of(lambda: action(open_source(folder)[0]))

@@ -1,4 +1,4 @@
-"""Lumps of balls without any symmetry, seen by whatever cameras, in closed form."""
+"""Scenes in memory: exact images of an asymmetric lump of balls, for any cameras."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ LUMP = np.array(
     [[0, 0, 0, 0.35], [0.5, 0.1, 0.1, 0.2], [-0.1, 0.45, -0.1, 0.15], [0, 0, 0.5, 0.1]]
 )
 UP = np.array([0.0, 0.0, 1.0])
-SAMPLES = 4  # a side of a pixel
+SAMPLES = 4  # per side of a pixel
 
 
 def ring(num_views=6, size=48, focal=1.1, distance=2.7, elevations=(20.0,)):
-    """Cameras around the origin: even azimuths; elevations in turn, degrees."""
+    """Cameras around the origin: even azimuths, repeating elevations in degrees."""
     azimuths = 2 * np.pi * np.arange(num_views) / num_views + 0.2
     heights = np.deg2rad(np.resize(elevations, num_views))
     x, y = np.cos(azimuths) * np.cos(heights), np.sin(azimuths) * np.cos(heights)
@@ -26,7 +26,7 @@ def ring(num_views=6, size=48, focal=1.1, distance=2.7, elevations=(20.0,)):
 
 
 def aimed(eyes, size, focal):
-    """Cameras at `eyes` that look at the origin; `focal` in picture sides."""
+    """Cameras at `eyes` that look at the origin; `focal` in sides of the image."""
     K = np.diag([focal * size, focal * size, 1.0])
     K[:2, 2] = size / 2
     viewmats = look_at(eyes, np.zeros_like(eyes), UP)
@@ -34,7 +34,7 @@ def aimed(eyes, size, focal):
     return Cameras(viewmats, Ks, size, size)
 
 
-def picture(viewmat, K, width, height, balls=LUMP):
+def image(viewmat, K, width, height, balls=LUMP):
     """RGBA uint8 of one view; alpha is the covered share of SAMPLES^2 points."""
     x = (np.arange(width * SAMPLES) + 0.5) / SAMPLES
     y = (np.arange(height * SAMPLES) + 0.5) / SAMPLES
@@ -53,11 +53,11 @@ def picture(viewmat, K, width, height, balls=LUMP):
 
 
 def lump_scene(cameras=None, balls=LUMP):
-    """A scene in memory; the views' colours tell them apart."""
+    """A scene in memory; every view has another color."""
     cameras = ring() if cameras is None else cameras
     size = cameras.width, cameras.height
     views = zip(np.float64(cameras.viewmats), np.float64(cameras.Ks), strict=True)
-    rgba = np.stack([picture(*view, *size, balls) for view in views])
+    rgba = np.stack([image(*view, *size, balls) for view in views])
     rgba[..., 2] = np.arange(len(rgba))[:, None, None]
     is_input = np.zeros(len(rgba), bool)
     return Scene("s", Path("s"), rgba, None, cameras, is_input)

@@ -1,4 +1,4 @@
-"""Small sets of scenes on disk, and one way to break their cameras."""
+"""Small sets of scenes on disk, and one corruption of their cameras."""
 
 import json
 
@@ -8,7 +8,7 @@ from tiny_scenes import write_cameras, write_scene
 
 
 def make_set(root, num_scenes=3):
-    """Scenes whose pictures differ: another ball is nearer to each."""
+    """Scenes with different colors."""
     for i in range(num_scenes):
         document = write_scene(root / f"{i:03}", num_views=5, depth=False)
         for frame in document["frames"]:
@@ -19,7 +19,8 @@ def make_set(root, num_scenes=3):
     return root
 
 
-def turn_poses(folder):
+def invert_poses(folder):
+    """Stores camera-to-world poses as "w2c"."""
     document = json.loads((folder / "opencv_cameras.json").read_text())
     for frame in document["frames"]:
         frame["w2c"] = np.linalg.inv(frame["w2c"]).tolist()

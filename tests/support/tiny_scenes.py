@@ -1,6 +1,6 @@
-"""Tiny scenes on disk: a ball that wears its own surface normals, in closed form.
+"""Tiny scenes on disk: a ball whose colors are its surface normals, computed exactly.
 
-Everything is computed here from the pinhole formulas, without the package's geometry.
+Uses the pinhole formulas directly and none of the package's geometry.
 """
 
 import json
@@ -34,8 +34,8 @@ def poses(num_views):
     return result
 
 
-def ball_picture(c2w, K, width, height):
-    """Straight RGBA uint8 and camera-z depth of the ball; colour = (normal + 1) / 2."""
+def ball_image(c2w, K, width, height):
+    """Straight RGBA uint8 and camera-z depth of the ball; color = (normal + 1) / 2."""
     columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     x, y = (columns - K[0, 2]) / K[0, 0], (rows - K[1, 2]) / K[1, 1]
     rays = np.stack([x, y, np.ones_like(x)], -1) @ c2w[:3, :3].T
@@ -53,16 +53,16 @@ def ball_picture(c2w, K, width, height):
 def write_scene(
     folder, num_views=8, num_inputs=3, width=24, height=24, depth=True, extra=None
 ):
-    """Writes a scene in our layout and returns its camera document.
+    """Writes a scene in our format and returns its camera document.
 
-    `num_inputs` = 0 flags nothing; `extra` is added to the document.
+    `num_inputs` = 0 gives no frame a role; `extra` is added to the document.
     """
     (folder / "images").mkdir(parents=True)
     (folder / "depths").mkdir()
     K = intrinsics(width, height)
     frames = []
     for i, c2w in enumerate(poses(num_views)):
-        rgba, z = ball_picture(c2w, K, width, height)
+        rgba, z = ball_image(c2w, K, width, height)
         frame = {"file_path": f"images/cam_{i:03}.png", "w": width, "h": height}
         frame |= {"fx": K[0, 0], "fy": K[1, 1], "cx": K[0, 2], "cy": K[1, 2]}
         frame["w2c"] = np.linalg.inv(c2w).tolist()
@@ -89,7 +89,7 @@ def intrinsics(width, height):
 
 
 def write_cameras(folder, document):
-    """Replaces the camera file of a scene in our layout."""
+    """Writes the camera file of a scene in our format."""
     (folder / "opencv_cameras.json").write_text(json.dumps(document))
 
 
@@ -101,7 +101,7 @@ def write_scenes(root, num_scenes, **kwargs):
 
 
 def points_and_normals(rgba, depth, viewmat, K):
-    """World points [n 3] of the pixels with depth, and the normals they wear [n 3]."""
+    """World points [n 3] of the pixels with depth, and the normals in their colors."""
     rows, columns = np.nonzero(depth)
     z = depth[rows, columns]
     x = (columns + 0.5 - K[0, 2]) / K[0, 0] * z
@@ -109,3 +109,21 @@ def points_and_normals(rgba, depth, viewmat, K):
     camera = np.stack([x, y, z], -1)
     world = (camera - viewmat[:3, 3]) @ viewmat[:3, :3]
     return world, rgba[rows, columns, :3].astype(float) * 2 - 1
+
+
+def nerf_document(num_views, width, height):
+    """The `transforms.json` of a scene of `write_scene`."""
+    flip = np.diag([1.0, -1, -1, 1])  # OpenCV camera axes to OpenGL's
+    frames = [
+        {"file_path": f"./images/cam_{i:03}", "transform_matrix": (c2w @ flip).tolist()}
+        for i, c2w in enumerate(poses(num_views))
+    ]
+    K = intrinsics(width, height)
+    intrinsic = {"fl_x": K[0, 0], "fl_y": K[1, 1], "cx": K[0, 2], "cy": K[1, 2]}
+    return {"w": width, "h": height, "frames": frames} | intrinsic
+
+
+def to_nerf(folder, document):
+    """Replaces the camera file of a scene with a `transforms.json`."""
+    (folder / "opencv_cameras.json").unlink()
+    (folder / "transforms.json").write_text(json.dumps(document))

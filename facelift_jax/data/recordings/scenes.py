@@ -299,7 +299,7 @@ def write_scene(
         "recording": out.resolve().name,
         "frame": moment.frame,
         "time": moment.time,
-        "split": moment.split,
+        "part": moment.split,
         "scale": made.scale,
         "center": moment.center,
         "frames": frames,

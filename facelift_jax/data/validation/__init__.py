@@ -1,1 +1,1 @@
-"""Is a data set fit to train on: checks, their likely causes, reports."""
+"""Checks whether a data set is fit for training: checks, diagnosis, reports."""

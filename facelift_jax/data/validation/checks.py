@@ -1,7 +1,7 @@
-"""The data contract: what a scene must be to learn from.
+"""The data checks: the conditions a scene must meet to be used for training.
 
-`check_scene` measures a scene and says in words what is wrong with it; nothing is
-repaired. `splits` looks at many scenes together, `verdicts` at a set on disk.
+`check_scene` measures one scene and describes its problems; it repairs nothing.
+`leakage` compares scenes with each other, `dataset_report` checks a set on disk.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, UInt8
 from facelift_jax.data.formats import NO_ORIGIN, Origin
 from facelift_jax.data.io import DataError, printable
 from facelift_jax.data.scenes import Scene, StoredScene
-from facelift_jax.data.validation.diagnose import explain
+from facelift_jax.data.validation.diagnose import diagnose
 from facelift_jax.data.validation.silhouettes import (
-    LEAST_AGREEMENT,
+    MIN_AGREEMENT,
     Agreement,
     Located,
     Rig,
@@ -30,125 +30,130 @@ from facelift_jax.data.validation.silhouettes import (
 from facelift_jax.geometry.rays import project, unproject
 from facelift_jax.structs import Cameras
 
-ROUND_TRIP = 0.01  # pixels; rays of float32 poses near the origin stay below .001
-BACKGROUND = 1 / 255 + 1e-6  # one step of an 8-bit picture
-AWAY = 3  # pixels from the mask where a picture shows nothing but its background
-FEW_COVERED = 0.05  # mean share of a picture below which whole-picture figures flatter
-_GRID = 9  # rays a side of a picture on which cameras are compared
-_MOST_PIXELS = 4096  # of a background's median
+MAX_ROUND_TRIP = 0.01  # pixels; float32 poses near the origin stay below .001
+MAX_BACKGROUND_ERROR = 1 / 255 + 1e-6  # one step of an 8-bit image
+BACKGROUND_DISTANCE = 3  # pixels from the mask beyond which an image is background
+MIN_COVERAGE = 0.05  # mean share; below it, whole-image metrics are too optimistic
+_GRID = 9  # rays per side of an image on which cameras are compared
+_MAX_PIXELS = 4096  # used for the median color of a background
 
 
 @dataclasses.dataclass(frozen=True)
-class Figures:
-    """What was measured of a scene; None where it cannot be.
+class SceneMeasurements:
+    """The measurements of a scene; None where a value is undefined.
 
     Attributes:
-      views, width, height: how many pictures, of how many pixels.
-      coverage, least_coverage: share of a picture's pixels whose alpha is above one
-        half; mean over the views, and the smallest.
-      agreement: share of a view's rays that all other masks allow and another one
-        shows, the smallest over the views; `worst_view` has it, of `rays` rays.
-      in_frame: views that have the object, located by all masks' centroids, before the
-        camera and in the picture.
-      residual: largest distance of a mask's centroid from the located object, pixels.
-      background: largest difference of a channel from the background asked for, levels
-        of 255.
-      round_trip: how far a ray's points fall from its pixel, pixels, at most.
-      nearest_rays: how far the rays of the two most similar cameras are apart, pixels.
+      num_views, width, height: number of images, and their size in pixels.
+      coverage, min_coverage: share of an image's pixels with alpha above one half; the
+        mean over the views, and the smallest.
+      agreement: share of a view's rays that agree with the masks of all other views and
+        meet at least one of them; the smallest over the views. `worst_view` is that
+        view, and `num_rays` its number of tested rays.
+      num_in_frame: number of views with the object in front of the camera and inside
+        the image; the object's position comes from the centroids of all masks.
+      centroid_error: largest distance of a mask's centroid from the projected position
+        of the object, pixels.
+      background_error: largest difference of a channel from the expected background,
+        levels of 255.
+      round_trip_error: largest distance between a pixel and the projection of points on
+        its ray, pixels.
+      min_ray_distance: distance between the rays of the two most similar cameras,
+        pixels.
     """
 
-    views: int
+    num_views: int
     width: int
     height: int
     coverage: float
-    least_coverage: float
+    min_coverage: float
     agreement: float | None = None
     worst_view: int | None = None
-    rays: int | None = None
-    in_frame: int | None = None
-    residual: float | None = None
-    background: float | None = None
-    round_trip: float | None = None
-    nearest_rays: float | None = None
+    num_rays: int | None = None
+    num_in_frame: int | None = None
+    centroid_error: float | None = None
+    background_error: float | None = None
+    round_trip_error: float | None = None
+    min_ray_distance: float | None = None
 
     @property
-    def agree(self) -> bool:
-        """Whether all masks can be of one object before all cameras."""
-        is_held = (self.agreement or 0) >= LEAST_AGREEMENT
-        return is_held and self.in_frame == self.views
+    def is_consistent(self) -> bool:
+        """Whether all masks can show one object that is in front of all cameras."""
+        agrees = (self.agreement or 0) >= MIN_AGREEMENT
+        return agrees and self.num_in_frame == self.num_views
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneReport:
-    """What became of one scene.
+    """The check report of one scene.
 
     Attributes:
-      name: the scene's, fit to print.
-      figures: None where the scene cannot be read.
-      problems: what breaks the contract, a line each; without any, the scene is good.
-      warnings: what does not, but should be known.
-      pictures: a digest of each view's pixels.
-      origin: the recording, time and part it says it is of.
+      name: the name of the scene, printable.
+      measurements: None if the scene cannot be read.
+      problems: the reasons why the scene fails the data checks, one line each; empty if
+        it passes.
+      warnings: remarks that do not make the scene fail, one line each.
+      image_digests: a digest of the pixels of every view.
+      origin: recording, time and part, as given in the camera file.
     """
 
     name: str
-    figures: Figures | None
+    measurements: SceneMeasurements | None
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    pictures: tuple[str, ...] = ()
+    image_digests: tuple[str, ...] = ()
     origin: Origin = NO_ORIGIN
 
 
-class _Found(NamedTuple):
-    """Figures by name, and problems, of one part of the contract."""
+class _CheckResult(NamedTuple):
+    """Measurements by name, and problems, of one of the checks."""
 
-    figures: dict[str, float | int | None]
+    measurements: dict[str, float | int | None]
     problems: list[str]
 
 
 def check_scene(
     scene: Scene | StoredScene,
     background: tuple[float, float, float],
-    is_explained: bool = True,
+    with_diagnosis: bool = True,
 ) -> SceneReport:
-    """Measures one scene against the contract; `background` RGB in [0, 1].
+    """Runs all data checks on one scene; `background` is RGB in [0, 1].
 
-    Where cameras and masks disagree the common mistakes are tried, which takes longer
-    than all the rest, unless `is_explained` is False.
+    If cameras and masks disagree, common mistakes are tried to find the cause, unless
+    `with_diagnosis` is False. This takes longer than all checks.
 
     Raises:
-      DataError: a picture cannot be read.
+      DataError: an image cannot be read.
     """
     rgba = scene.rgba
     covered = rgba[..., 3] > 127
     shares = covered.mean(axis=(1, 2))
     digests = [hashlib.blake2b(v.tobytes(), digest_size=8).hexdigest() for v in rgba]
     distinct = _check_distinct(digests)
-    is_explained = is_explained and not distinct.problems  # else that is the cause
-    parts = [
+    with_diagnosis = with_diagnosis and not distinct.problems  # they are the cause
+    results = [
         distinct,
         _check_background(scene, rgba, covered, background),
-        *_check_cameras(rgba[..., 3], scene.cameras, is_explained),
+        *_check_cameras(rgba[..., 3], scene.cameras, with_diagnosis),
     ]
-    found = {name: value for part in parts for name, value in part.figures.items()}
-    figures = Figures(
-        views=len(rgba),
+    values = {k: value for part in results for k, value in part.measurements.items()}
+    measurements = SceneMeasurements(
+        num_views=len(rgba),
         width=scene.cameras.width,
         height=scene.cameras.height,
         coverage=float(shares.mean()),
-        least_coverage=float(shares.min()),
-        **found,  # type: ignore[arg-type]
+        min_coverage=float(shares.min()),
+        **values,  # type: ignore[arg-type]
     )
     warnings = []
-    if figures.coverage < FEW_COVERED:
+    if measurements.coverage < MIN_COVERAGE:
         warnings.append(
-            f"the masks cover {figures.coverage:.1%} of the pictures: look at "
-            "foreground figures only, or crop nearer to the object"
+            f"the masks cover {measurements.coverage:.1%} of the images: use "
+            "foreground metrics only, or crop the images closer to the object"
         )
-    problems = [problem for part in parts for problem in part.problems]
+    problems = [problem for part in results for problem in part.problems]
     return SceneReport(
         printable(scene.name),
-        figures,
+        measurements,
         tuple(problems),
         tuple(warnings),
         tuple(digests),
@@ -156,15 +161,15 @@ def check_scene(
     )
 
 
-def _check_distinct(digests: Sequence[str]) -> _Found:
+def _check_distinct(digests: Sequence[str]) -> _CheckResult:
     first: dict[str, int] = {}
     problems = [
-        f"views {first[digest]} and {view} are the same picture: each view needs its "
-        "own"
+        f"views {first[digest]} and {view} have the same image: every view needs its "
+        "own image"
         for view, digest in enumerate(digests)
         if first.setdefault(digest, view) != view
     ]
-    return _Found({}, problems)
+    return _CheckResult({}, problems)
 
 
 def _check_background(
@@ -172,45 +177,46 @@ def _check_background(
     rgba: UInt8[np.ndarray, "v h w 4"],
     covered: Bool[np.ndarray, "v h w"],
     background: tuple[float, float, float],
-) -> _Found:
-    """Pictures that bring a background bring the renderer's.
+) -> _CheckResult:
+    """Checks that the images have the background of the renderer.
 
-    RGBA is composited, as the network will see it; RGB beside a mask is taken as it is,
-    because its outline is mixed with its background for good.
+    RGBA images are composited, as for the network. RGB images with a mask file are used
+    unchanged, because their background cannot be removed from the outline.
     """
     problems, medians = [], {}
-    asked = np.array(background)
-    filled = covered.all(axis=(1, 2))
-    if filled.any():
+    expected = np.array(background)
+    is_full = covered.all(axis=(1, 2))
+    if is_full.any():
         problems.append(
-            f"the masks of {filled.sum()} of {len(rgba)} views (first: view "
-            f"{filled.argmax()}) cover the whole picture: is the alpha channel opaque?"
+            f"the masks of {is_full.sum()} of {len(rgba)} views (first: view "
+            f"{is_full.argmax()}) cover the whole image: is the alpha channel opaque?"
         )
-    for view, (picture, mask) in enumerate(zip(rgba, covered, strict=True)):
-        outside = np.flatnonzero(~grown(mask, AWAY))
-        outside = outside[:: 1 + len(outside) // _MOST_PIXELS]
-        pixels = picture.reshape(-1, 4)[outside] / 255
+    for view, (image, mask) in enumerate(zip(rgba, covered, strict=True)):
+        outside = np.flatnonzero(~grown(mask, BACKGROUND_DISTANCE))
+        outside = outside[:: 1 + len(outside) // _MAX_PIXELS]
+        pixels = image.reshape(-1, 4)[outside] / 255
         colors, alphas = pixels[:, :3], pixels[:, 3:]
         if not _is_masked_rgb(scene, view):
-            colors = asked + alphas * (colors - asked)
+            colors = expected + alphas * (colors - expected)
         if len(colors):
             medians[view] = np.median(colors, axis=0)
-    errors = {view: np.abs(color - asked).max() for view, color in medians.items()}
-    wrong = [view for view, error in errors.items() if error > BACKGROUND]
+    errors = {view: np.abs(color - expected).max() for view, color in medians.items()}
+    wrong = [view for view, error in errors.items() if error > MAX_BACKGROUND_ERROR]
     if wrong:
         view = wrong[0]
         flag = " ".join(f"{channel:.3f}" for channel in medians[view])
-        advice = "alpha must be 0 away from the object"
+        advice = "set alpha to 0 outside the object"
         if _is_masked_rgb(scene, view):
-            advice = f"store RGBA, or render on it (--background {flag}, "
-            advice += "config.data.background)"
+            advice = "store RGBA, or use this background for rendering "
+            advice += f"(--background {flag}, config.data.background)"
         problems.append(
             f"the background of {len(wrong)} of {len(rgba)} views (first: view {view}) "
-            f"is RGB {_levels(medians[view])}, the renderer's {_levels(asked)}; "
+            f"is RGB {_levels(medians[view])}, but the renderer's is "
+            f"{_levels(expected)}; "
             f"{advice}"
         )
     worst = float(255 * max(errors.values())) if errors else None
-    return _Found({"background": worst}, problems)
+    return _CheckResult({"background_error": worst}, problems)
 
 
 def _is_masked_rgb(scene: Scene | StoredScene, view: int) -> bool:
@@ -222,59 +228,68 @@ def _levels(color: Float[np.ndarray, "3"]) -> tuple[int, ...]:
 
 
 def _check_cameras(
-    alphas: UInt8[np.ndarray, "v h w"], cameras: Cameras, is_explained: bool
-) -> Iterator[_Found]:
+    alphas: UInt8[np.ndarray, "v h w"], cameras: Cameras, with_diagnosis: bool
+) -> Iterator[_CheckResult]:
     try:
         rig = look_at_rig(cameras)
         located = locate(alphas, rig)
-        found = agreement(silhouettes(alphas), rig)
+        agreed = agreement(silhouettes(alphas), rig)
     except DataError as error:
-        fact, advice = str(error), ""
+        problem, advice = str(error), ""
     else:
         rays = _check_rays(cameras, rig)
-        is_explained = is_explained and not rays.problems
+        with_diagnosis = with_diagnosis and not rays.problems
         yield rays
-        yield _Found(_mask_figures(located, found), [])
-        fact, advice = (
-            _disagreement(located, found),
-            "; the cameras are of other pictures",
-        )
-    if fact:
-        why = explain(alphas, cameras) if is_explained else None
-        yield _Found({}, [f"{fact}; {why}" if why else fact + advice])
+        yield _CheckResult(_mask_measurements(located, agreed), [])
+        problem = _disagreement(located, agreed)
+        advice = "; the cameras do not belong to these images"
+    if problem:
+        cause = diagnose(alphas, cameras) if with_diagnosis else None
+        yield _CheckResult({}, [f"{problem}; {cause}" if cause else problem + advice])
 
 
-def _check_rays(cameras: Cameras, rig: Rig) -> _Found:
-    """The rays of every view lead back to their pixels, and to those of no other view.
+def _check_rays(cameras: Cameras, rig: Rig) -> _CheckResult:
+    """Checks that a view's rays project to their own pixels and to no other view's.
 
-    In float32, as networks get them, on a grid of rays as far out as the cameras are
-    from the point they look at.
+    Uses float32, as networks do, and a grid of points at the distance of the point that
+    the cameras look at.
     """
-    away = _ray_distances(cameras, rig.distances)
-    own = np.diagonal(away)
-    between = away + np.where(np.eye(len(away), dtype=bool), np.inf, 0)
-    figures = {"round_trip": float(own.max()), "nearest_rays": float(between.min())}
+    errors = _ray_distances(cameras, rig.distances)
+    own = np.diagonal(errors)
+    between = errors + np.where(np.eye(len(errors), dtype=bool), np.inf, 0)
+    values = {
+        "round_trip_error": float(own.max()),
+        "min_ray_distance": float(between.min()),
+    }
     problems = []
-    if not own.max() < ROUND_TRIP:
+    if not own.max() < MAX_ROUND_TRIP:
         problems.append(
-            f"points on the rays of view {own.argmax()} fall {own.max():.2g} px from "
-            "their pixels: the poses are too far from the origin for float32; move the "
-            "world's origin to the object"
+            f"points on the rays of view {own.argmax()} project {own.max():.2g} px "
+            "from their pixels, because the poses are too far from the origin for "
+            "float32: move the world's origin to the object"
         )
-    if between.min() < ROUND_TRIP:
+    if between.min() < MAX_ROUND_TRIP:
         one, other = sorted(np.unravel_index(between.argmin(), between.shape))
         problems.append(
-            f"views {one} and {other} have the same rays: each view needs its own "
+            f"views {one} and {other} have the same rays: every view needs its own "
             "camera"
         )
-    finite = {name: x if np.isfinite(x) else None for name, x in figures.items()}
-    return _Found(finite, problems)
+    finite = {name: x if np.isfinite(x) else None for name, x in values.items()}
+    return _CheckResult(finite, problems)
 
 
 def _ray_distances(
     cameras: Cameras, distances: Float[np.ndarray, "v"]
 ) -> Float[np.ndarray, "v v"]:
-    """How far, at most, view i sees points on rays of view j from their pixels."""
+    """Largest distance, in view i, of points on rays of view j from their pixels in j.
+
+    In pixels; infinite for points behind the camera. Computed in float32.
+    """
+    cameras = dataclasses.replace(
+        cameras,
+        viewmats=np.asarray(cameras.viewmats, np.float32),
+        Ks=np.asarray(cameras.Ks, np.float32),
+    )
     num_views, size = len(distances), (cameras.width, cameras.height)
     pixel = np.array(size, np.float32) / _GRID
     Ks = cameras.Ks / np.append(pixel, np.float32(1))[:, None]
@@ -287,43 +302,47 @@ def _ray_distances(
     columns, rows = np.meshgrid(np.arange(_GRID), np.arange(_GRID))
     expected = (np.stack([columns, rows], axis=-1).reshape(-1, 2) + 0.5) * pixel
     pixels = np.asarray(pixels).reshape(num_views, num_views, -1, 2)
-    away = np.abs(pixels - expected).max(axis=-1)
-    is_before = np.asarray(depths).reshape(away.shape) > 0
-    return np.where(is_before & np.isfinite(away), away, np.inf).max(axis=-1)
+    errors = np.abs(pixels - expected).max(axis=-1)
+    is_in_front = np.asarray(depths).reshape(errors.shape) > 0
+    return np.where(is_in_front & np.isfinite(errors), errors, np.inf).max(axis=-1)
 
 
-def _mask_figures(located: Located, found: Agreement) -> dict[str, float | int | None]:
-    worst = int(found.seen.argmin())
+def _mask_measurements(
+    located: Located, agreed: Agreement
+) -> dict[str, float | int | None]:
+    worst = int(agreed.seen.argmin())
     return {
-        "agreement": float(found.seen[worst]),
+        "agreement": float(agreed.seen[worst]),
         "worst_view": worst,
-        "rays": int(found.num_rays[worst]),
-        "in_frame": int(located.is_in_frame.sum()),
-        "residual": float(np.linalg.norm(located.offsets, axis=-1).max()),
+        "num_rays": int(agreed.num_rays[worst]),
+        "num_in_frame": int(located.is_in_frame.sum()),
+        "centroid_error": float(np.linalg.norm(located.offsets, axis=-1).max()),
     }
 
 
-def _disagreement(located: Located, found: Agreement) -> str:
-    """How views contradict each other about where the object is; "" if they do not.
+def _disagreement(located: Located, agreed: Agreement) -> str:
+    """How the views contradict each other about the object's position; "" if not.
 
-    That it lies before every camera and in its picture is asked by itself: what lies
-    outside all other pictures contradicts no mask.
+    The position is checked first: an object outside all other images contradicts none
+    of their masks.
     """
-    worst = int(found.seen.argmin())
-    few = f"only {found.seen[worst]:.1%} of view {worst}'s rays meet"
-    if not located.is_before.all():
-        return _lies("behind", "cameras", ~located.is_before)
+    worst = int(agreed.seen.argmin())
+    share = f"only {agreed.seen[worst]:.1%} of view {worst}'s rays"
+    if not located.is_in_front.all():
+        return _wrong_position("behind", "cameras", ~located.is_in_front)
     if not located.is_in_frame.all():
-        return _lies("outside", "pictures", ~located.is_in_frame)
-    if found.shares[worst] < LEAST_AGREEMENT:
-        return f"{few} the masks of all other views, {LEAST_AGREEMENT:.0%} must"
-    if found.seen[worst] < LEAST_AGREEMENT:
-        return f"{few} any other mask, the rest leave the other pictures"
+        return _wrong_position("outside", "images", ~located.is_in_frame)
+    if agreed.shares[worst] < MIN_AGREEMENT:
+        return (
+            f"{share} agree with the masks of all other views; {MIN_AGREEMENT:.0%} must"
+        )
+    if agreed.seen[worst] < MIN_AGREEMENT:
+        return f"{share} meet another mask; the others leave the other images"
     return ""
 
 
-def _lies(where: str, what: str, is_wrong: Bool[np.ndarray, "v"]) -> str:
+def _wrong_position(where: str, what: str, is_wrong: Bool[np.ndarray, "v"]) -> str:
     return (
-        f"the object, where the masks' centroids meet, lies {where} {is_wrong.sum()} "
-        f"of {len(is_wrong)} {what} (the first: view {is_wrong.argmax()})"
+        f"the object, located by the centroids of the masks, is {where} "
+        f"{is_wrong.sum()} of {len(is_wrong)} {what} (first: view {is_wrong.argmax()})"
     )

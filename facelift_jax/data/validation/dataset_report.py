@@ -1,8 +1,9 @@
-"""The data contract over a whole set on disk: every core, and nothing asked twice.
+"""Runs the data checks on a whole set on disk, and stores the check reports.
 
-What was found is stored in the set, each scene with a digest of its files (names, sizes
-and times of change; of a packed set: of all its files), and holds as long as those and
-the background are the same.
+The reports are stored in the set as `data_checks.json`, each with a digest of the
+scene's files (names, sizes and modification times; in a packed set, of all files of the
+set). A stored report is valid while the digest, the background and `CHECKS_VERSION` are
+unchanged; otherwise the scene is checked again.
 """
 
 import dataclasses
@@ -24,15 +25,21 @@ from facelift_jax.data.io import DataError, printable, read_json
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.packed import PackedScene
 from facelift_jax.data.scenes import FolderSource, Part, set_name
-from facelift_jax.data.validation.checks import Figures, SceneReport, check_scene
-from facelift_jax.data.validation.leakage import HELD_OUT, TRAIN, check_together
+from facelift_jax.data.validation.checks import (
+    SceneMeasurements,
+    SceneReport,
+    check_scene,
+)
+from facelift_jax.data.validation.leakage import HELD_OUT, TRAIN, check_leakage
 from facelift_jax.io import atomic
 from facelift_jax.io.progress import map_in_order, with_progress
 
-DATA_CHECKS = "data_checks.json"
-VERSION = 2  # of the checks: rises when the same files may get another verdict
-MAX_BYTES = 2**29  # of stored verdicts; a scene of 32 views takes 1.0 kB
-MOST_EXPLAINED = 32  # scenes of which the cause is searched; the others' is the same
+DATA_CHECKS_FILE = "data_checks.json"
+# Raise this number when the reports of unchanged files can change: new or removed
+# checks, other thresholds, other messages, other fields of a report.
+CHECKS_VERSION = 3
+MAX_REPORT_BYTES = 2**29  # of a stored file; a scene of 32 views takes 1.0 kB
+MAX_DIAGNOSED = 32  # scenes per call; the other failing scenes likely have one cause
 
 
 def check_source(
@@ -42,14 +49,14 @@ def check_source(
     progress: Callable[[str], None],
     is_writer: bool = True,
 ) -> list[SceneReport]:
-    """A report of every scene of `source`, opened from `path`, in order.
+    """The check reports of all scenes of `source`, which was opened from `path`.
 
-    `progress` is called with one line of text at once and every few seconds. Where
-    several processes check a set together, each finds the same; one `is_writer` and
-    stores it.
+    `progress` is called with lines of text, at once and every few seconds. Several
+    processes may check one set; all get equal reports, and the one with `is_writer`
+    stores them.
     """
-    file = _verdict_file(Path(path))
-    key = {"version": VERSION, "background": list(background)}
+    file = _report_file(Path(path))
+    key = {"checks_version": CHECKS_VERSION, "background": list(background)}
     stored = _read(file, key)
     digests = source_digests(source)
     reports: dict[int, SceneReport] = {}
@@ -81,59 +88,63 @@ def require_data_checks(
     progress: Callable[[str], None],
     is_writer: bool = True,
 ) -> dict[str, Any]:
-    """What a run's record says of its sets, which are as good as `options` demands.
+    """Checks the sets of a run, and returns the record for the run directory.
 
-    Every process of a run on several hosts checks all of them, so that all refuse alike
-    (the verdict is a function of the files); one `is_writer` and stores what it found.
+    In a run on several hosts, every process checks all sets, so that all raise alike;
+    the process with `is_writer` stores the reports.
 
-    Scenes that cannot be read may be left out later, `bad_scenes_allowed` of them;
-    `violations_allowed` of those that break the contract may be used all the same.
+    At most `bad_scenes_allowed` scenes may be unreadable; they are skipped later. At
+    most `violations_allowed` scenes may fail the checks; they are used.
 
     Raises:
-      DataError: the first reason against the sets, and the command that shows all.
+      DataError: a set fails; the first reason, and the command that shows all.
     """
     paths, background = [part.path for part in parts], options.background
     groups: dict[str, list[SceneReport]] = {TRAIN: [], HELD_OUT: []}
-    refusals, bad, sets = [], [], {}
+    errors, bad, sets = [], [], {}
     for part in parts:
-        extra = ["--held-out", str(len(part.held_out))]
-        shows = _command([part.path], background, extra)
-        own = _check_part(part, len(parts) > 1, background, progress, is_writer)
-        refusals += [(problem, shows) for problem in check_together(own)[0]]
-        for side, reports in own.items():
+        flags = ["--held-out", str(len(part.held_out))]
+        command = _command([part.path], background, flags)
+        checked = _check_part(part, len(parts) > 1, background, progress, is_writer)
+        errors += [(problem, command) for problem in check_leakage(checked)[0]]
+        for side, reports in checked.items():
             groups[side] += reports
-            bad += [(report, shows) for report in reports if report.problems]
-        held_out = [report.name for report in own[HELD_OUT]]
+            bad += [(report, command) for report in reports if report.problems]
+        held_out = [report.name for report in checked[HELD_OUT]]
         sets[str(part.path)] = {"weight": part.weight, "held_out": held_out}
-    if len(parts) > 1 and not refusals:
-        together = check_together(groups)[0]
-        refusals += [(problem, _command(paths, background)) for problem in together]
+    if len(parts) > 1 and not errors:
+        command = _command(paths, background)
+        errors += [(problem, command) for problem in check_leakage(groups)[0]]
     total = sum(map(len, groups.values()))
-    unread = [pair for pair in bad if pair[0].figures is None]
-    broken = [pair for pair in bad if pair[0].figures is not None]
-    for found, what, name in (
-        (unread, "cannot be read", "bad_scenes_allowed"),
-        (broken, "fail the data checks", "violations_allowed"),
+    unreadable = [pair for pair in bad if pair[0].measurements is None]
+    violations = [pair for pair in bad if pair[0].measurements is not None]
+    for pairs, what, name in (
+        (unreadable, "cannot be read", "bad_scenes_allowed"),
+        (violations, "fail the data checks", "violations_allowed"),
     ):
-        if len(found) > getattr(options, name):
-            report, shows = found[0]
-            reason = f"{len(found)} of {total} scenes {what}, {name}="
-            reason += f"{getattr(options, name)}; the first: scene {report.name}: "
-            refusals.append((reason + report.problems[0], shows))
-    if refusals:
-        reason, shows = refusals[0]
+        if len(pairs) > getattr(options, name):
+            report, command = pairs[0]
+            reason = f"{len(pairs)} of {total} scenes {what}, {name}="
+            reason += f"{getattr(options, name)}; first: scene {report.name}: "
+            errors.append((reason + report.problems[0], command))
+    if errors:
+        reason, command = errors[0]
         where = " and ".join(map(str, paths))
-        raise DataError(f"{where}: {reason}; this shows all: {shows}")
-    logging.info("%d scenes checked: %d fail the data checks", total, len(broken))
-    for report, _ in broken:
+        raise DataError(f"{where}: {reason}; show all problems: {command}")
+    logging.info("%d scenes checked: %d fail the data checks", total, len(violations))
+    for report, _ in violations:
         logging.warning(
-            "scene %s is used all the same: %s", report.name, report.problems[0]
+            "scene %s fails the data checks and is used: %s",
+            report.name,
+            report.problems[0],
         )
     return {
         "sets": sets,
         "scenes": total,
-        "used_with_violations": {report.name: report.problems for report, _ in broken},
-        "unreadable": {report.name: report.problems for report, _ in unread},
+        "used_with_violations": {
+            report.name: report.problems for report, _ in violations
+        },
+        "unreadable": {report.name: report.problems for report, _ in unreadable},
     }
 
 
@@ -144,15 +155,15 @@ def _check_part(
     progress: Callable[[str], None],
     is_writer: bool,
 ) -> dict[str, list[SceneReport]]:
-    """Reports of both sides of a set, as they are told of in its run."""
+    """The reports of both sides of a set, with the scene names of the run."""
     sides = {TRAIN: part.train, HELD_OUT: part.held_out}
-    found = {
+    checked = {
         side: check_source(part.path, source, background, progress, is_writer)
         for side, source in sides.items()
     }
     if not is_mixed:
-        return found
-    return {s: [renamed(x, part.path) for x in reports] for s, reports in found.items()}
+        return checked
+    return {s: [renamed(x, part.path) for x in xs] for s, xs in checked.items()}
 
 
 def find_violations(
@@ -161,36 +172,36 @@ def find_violations(
     background: tuple[float, float, float],
     progress: Callable[[str], None],
 ) -> tuple[int, str]:
-    """How many scenes break the contract or cannot be read, and a line about them.
+    """The number of scenes that fail the data checks or cannot be read, and a message.
 
-    The line holds the first reason and the command that shows all; "" where all obey.
+    The message gives the first reason and the command that shows all; "" if none.
     """
     reports = check_source(path, source, background, progress)
     bad = [report for report in reports if report.problems]
     if not bad:
         return 0, ""
     return len(bad), (
-        f"{path}: {len(bad)} of {len(source)} scenes fail the data checks; the "
-        f"first: scene {bad[0].name}: {bad[0].problems[0]}; this shows all: "
+        f"{path}: {len(bad)} of {len(source)} scenes fail the data checks; first: "
+        f"scene {bad[0].name}: {bad[0].problems[0]}; show all problems: "
         f"{_command([path], background)}"
     )
 
 
 def source_digests(source: FolderSource) -> list[str]:
-    """For each scene, what changes when its files do; a packed set's change as one."""
+    """Digests that change with the files of a scene; one for all in a packed set."""
     digest = functools.cache(_digest)
-    places = [f.root if isinstance(f, PackedScene) else f for f in source.folders]
-    return [digest(place) for place in places]
+    folders = [f.root if isinstance(f, PackedScene) else f for f in source.folders]
+    return [digest(folder) for folder in folders]
 
 
 def _command(
     paths: Sequence[Path],
     background: tuple[float, float, float],
-    extra: Sequence[str] = (),
+    flags: Sequence[str] = (),
 ) -> str:
-    """The command that shows what is wrong with the sets."""
-    places = [shlex.quote(str(path)) for path in paths]
-    words = ["python -m facelift_jax.check_data", *places, *extra]
+    """The `check_data` command for the sets."""
+    quoted = [shlex.quote(str(path)) for path in paths]
+    words = ["python -m facelift_jax.check_data", *quoted, *flags]
     if background != (1.0, 1.0, 1.0):
         words.append(f"--background {' '.join(map(str, background))}")
     return " ".join(words)
@@ -202,41 +213,41 @@ def _check(
     background: tuple[float, float, float],
     progress: Callable[[str], None],
 ) -> Iterator[tuple[int, SceneReport]]:
-    """Scenes as they are found; some of the bad ones once more, with the cause."""
+    """Yields reports as they are made; then the diagnosed reports of failing scenes."""
 
-    def check(index: int, is_explained: bool) -> SceneReport:
+    def check(index: int, with_diagnosis: bool) -> SceneReport:
         try:
-            return check_scene(source[index], background, is_explained)
+            return check_scene(source[index], background, with_diagnosis)
         except DataError as error:
             return SceneReport(printable(source.names[index]), None, (str(error),))
 
-    def found(chosen: list[int], is_explained: bool) -> Iterator[SceneReport]:
-        # NumPy and the decoders leave the interpreter to other threads
-        arguments = ((index, is_explained) for index in chosen)
+    def check_all(chosen: list[int], with_diagnosis: bool) -> Iterator[SceneReport]:
+        # threads are enough: NumPy and the image decoders release the GIL
+        arguments = ((index, with_diagnosis) for index in chosen)
         return map_in_order(check, arguments, os.cpu_count() or 1)
 
-    bad = []
-    first = with_progress(found(indices, False), "check", len(indices), progress)
-    for index, report in zip(indices, first, strict=True):
+    inconsistent = []
+    reports = with_progress(check_all(indices, False), "check", len(indices), progress)
+    for index, report in zip(indices, reports, strict=True):
         yield index, report
-        if report.figures and not report.figures.agree:
-            bad.append(index)
-    bad = bad[:MOST_EXPLAINED]
-    yield from zip(bad, found(bad, True), strict=True)
+        if report.measurements and not report.measurements.is_consistent:
+            inconsistent.append(index)
+    inconsistent = inconsistent[:MAX_DIAGNOSED]
+    yield from zip(inconsistent, check_all(inconsistent, True), strict=True)
 
 
-def _verdict_file(path: Path) -> Path:
-    """In the folder of a set; beside the list of one."""
+def _report_file(path: Path) -> Path:
+    """The stored reports: inside the folder of a set, or next to a list file."""
     if path.is_dir():
-        return path / DATA_CHECKS
-    return path.with_name(f"{path.name}.{DATA_CHECKS}")
+        return path / DATA_CHECKS_FILE
+    return path.with_name(f"{path.name}.{DATA_CHECKS_FILE}")
 
 
 def _write(file: Path, document: dict[str, Any]) -> None:
-    """Writes the file, or says why it cannot be.
+    """Writes the file, or logs why this fails.
 
-    A folder that is meant for nobody to write to is left alone: the superuser, as whom
-    containers often run, could.
+    A folder without any write permission is left unchanged, even if the process could
+    write to it as root, which is common in containers.
     """
     try:
         if not file.parent.stat().st_mode & 0o222:
@@ -244,18 +255,18 @@ def _write(file: Path, document: dict[str, Any]) -> None:
         atomic.write_text(file, json.dumps(document, allow_nan=False))
     except OSError as error:
         logging.warning(
-            "%s: cannot be written (%s): the set will be checked again each time",
+            "%s: cannot be written (%s); the set is checked again every time",
             file,
             error.strerror,
         )
 
 
 def _digest(folder: Path) -> str:
-    """Sixteen hex digits of SHA-256 over names, sizes and times of a folder's files."""
+    """Sixteen hex digits of SHA-256 over the names, sizes and times of all files."""
     lines = []
     for parent, _, names in os.walk(folder):
         for name in names:
-            if name.startswith(DATA_CHECKS):  # of a set of one scene
+            if name.startswith(DATA_CHECKS_FILE):  # in a set of one scene
                 continue
             file = os.path.join(parent, name)
             stat = os.stat(file) if os.path.exists(file) else os.lstat(file)
@@ -266,35 +277,37 @@ def _digest(folder: Path) -> str:
 
 
 def _read(file: Path, key: dict[str, Any]) -> dict[str, Any]:
-    """The stored scenes by name; {} where there are none of this key."""
+    """The stored reports by scene name; {} if there are none for this key."""
     if not file.is_file():
         return {}
     try:
-        document = read_json(file, MAX_BYTES)
+        document = read_json(file, MAX_REPORT_BYTES)
         scenes = document["scenes"]
-        if any(document[name] != value for name, value in key.items()):
+        if any(document.get(name) != value for name, value in key.items()):
             return {}
         for entry in scenes.values():
             _report_from(entry)
     except (DataError, KeyError, TypeError, AttributeError, ValueError) as error:
-        logging.warning("%s: not a stored verdict (%s): checked again", file, error)
+        logging.warning(
+            "%s: not a valid check report (%s); the set is checked again", file, error
+        )
         return {}
     return scenes
 
 
 def _report_from(entry: dict[str, Any]) -> SceneReport:
-    """A stored scene; raises where a value is not of its kind."""
-    figures, origin = entry["figures"], Origin(*entry["origin"])
-    math.isfinite(origin.time or 0)  # a number, or it raises
-    for field in dataclasses.fields(Figures) if figures is not None else ():
-        if not isinstance(figures[field.name], field.type):  # type: ignore[arg-type]
-            raise ValueError(f"{field.name} is of another kind")
+    """The stored report of a scene; raises if a value has the wrong type."""
+    values, origin = entry["measurements"], Origin(*entry["origin"])
+    math.isfinite(origin.time or 0)  # raises if not a number
+    for field in dataclasses.fields(SceneMeasurements) if values is not None else ():
+        if not isinstance(values[field.name], field.type):  # type: ignore[arg-type]
+            raise ValueError(f"{field.name} has the wrong type")
     _printable(origin.recording + (origin.part or ""))
-    kinds = ("problems", "warnings", "pictures")
+    kinds = ("problems", "warnings", "image_digests")
     lines = {kind: tuple(map(_printable, entry[kind])) for kind in kinds}
     return SceneReport(
         name=_printable(entry["name"]),
-        figures=None if figures is None else Figures(**figures),
+        measurements=None if values is None else SceneMeasurements(**values),
         origin=origin,
         **lines,
     )
@@ -302,12 +315,12 @@ def _report_from(entry: dict[str, Any]) -> SceneReport:
 
 def _printable(line: str) -> str:
     if not str.isprintable(line):
-        raise ValueError("holds what cannot be printed")
+        raise ValueError("a text is not printable")
     return line
 
 
 def renamed(report: SceneReport, path: Path) -> SceneReport:
-    """A report as it is told of in a mix: scene and recording named by their set."""
+    """A report of a mix: the names of scene and recording include that of the set."""
     name = set_name(path)
     recording = f"{name}: {report.origin.recording}"
     origin = report.origin._replace(recording=recording)

@@ -1,7 +1,7 @@
-"""Many scenes together: what is trained on must not judge.
+"""Finds leakage: held-out scenes that share content with training scenes.
 
-Scenes are on two sides of a split if they are in two groups, or say themselves that
-they are of two parts ("train", "val", "test") of their set.
+Two scenes are on different sides of a split if they are in different groups, or if
+their camera files give different parts ("train", "val", "test").
 """
 
 import collections
@@ -18,42 +18,43 @@ from facelift_jax.data.scenes import FolderSource
 from facelift_jax.data.validation.checks import SceneReport
 
 TRAIN, HELD_OUT = "train", "held-out"  # the groups of a run
-NEIGHBOURS = 1.5  # in steps of a recording: times nearer than that are neighbours
+MAX_NEIGHBOR_STEPS = 1.5  # closer times of a recording, in its steps, are neighbors
 
 
-def check_together(
+def check_leakage(
     groups: Mapping[str, Sequence[SceneReport]],
 ) -> tuple[list[str], list[str]]:
-    """Problems, and warnings, of scenes that are trained on and scenes that judge.
+    """Problems and warnings about scenes that share images or are close in time.
 
-    `groups` holds the scenes of each side of a split under its name (`TRAIN`,
-    `HELD_OUT` or others); those of a set that is not split under "".
+    `groups` maps each side of a split (`TRAIN`, `HELD_OUT` or another name) to its
+    scenes; the scenes of a set without a split are under "".
     """
     scenes = [_Member(g, report) for g, reports in groups.items() for report in reports]
     owners: dict[str, _Member] = {}
     shared: collections.Counter[tuple[_Member, _Member]] = collections.Counter()
     for scene in scenes:
-        for picture in dict.fromkeys(scene.report.pictures):
-            owner = owners.setdefault(picture, scene)
+        for image in dict.fromkeys(scene.report.image_digests):
+            owner = owners.setdefault(image, scene)
             if owner is not scene:
                 shared[owner, scene] += 1
     is_split = len({scene.side for scene in scenes}) > 1
-    apart = [pair for pair in shared if pair[0].side != pair[1].side]
-    alike = [pair for pair in shared if pair[0].side == pair[1].side]
+    across = [pair for pair in shared if pair[0].side != pair[1].side]
+    within = [pair for pair in shared if pair[0].side == pair[1].side]
     problems = [
         *_wrong_parts(scenes),
-        *_share(apart, shared, "what is trained on must not judge"),
-        *_neighbours(scenes),
+        *_shared_images(across, shared, "remove one; held-out scenes must be new"),
+        *_neighbors(scenes),
     ]
     if is_split:
-        return problems, _share(alike, shared, "the set repeats itself")
-    advice = "one could be trained on and the other judge; remove it, or say which"
-    problems += _share(alike, shared, f"{advice} scenes are held out (--held-out N)")
+        return problems, _shared_images(within, shared, "the set repeats itself")
+    advice = "one could be trained on and the other held out; remove one, or give the "
+    advice += "held-out scenes (--held-out N)"
+    problems += _shared_images(within, shared, advice)
     return problems, []
 
 
 class _Member(NamedTuple):
-    """A scene on its side of a split."""
+    """A scene, and its side of a split."""
 
     group: str
     report: SceneReport
@@ -66,78 +67,80 @@ class _Member(NamedTuple):
         return " ".join([*filter(None, self.side), "scene", self.report.name])
 
 
-def _share(
+def _shared_images(
     pairs: Sequence[tuple[_Member, _Member]],
     shared: Mapping[tuple[_Member, _Member], int],
-    what: str,
+    advice: str,
 ) -> list[str]:
     if not pairs:
         return []
     one, other = pairs[0]
     return [
-        f"{one} and {other} share {shared[pairs[0]]} pictures{_more(pairs)}: {what}"
+        f"{one} and {other} share {shared[pairs[0]]} images{_more(pairs)}: {advice}"
     ]
 
 
-def _neighbours(scenes: Sequence[_Member]) -> list[str]:
-    """Scenes on two sides of a split that follow each other in a recording."""
+def _neighbors(scenes: Sequence[_Member]) -> list[str]:
+    """Consecutive scenes of a recording that are on different sides of a split."""
     timed = [scene for scene in scenes if scene.report.origin.time is not None]
     timed.sort(key=lambda scene: scene.report.origin[:2])
-    found = []
+    problems = []
     for name, group in itertools.groupby(timed, lambda s: s.report.origin.recording):
         members = list(group)
         times = np.array([m.report.origin.time for m in members], np.float64)
         gaps = np.diff(times)
         step = gaps[gaps > 0].min(initial=np.inf)
-        for i in np.flatnonzero(gaps < NEIGHBOURS * step):
+        for i in np.flatnonzero(gaps < MAX_NEIGHBOR_STEPS * step):
             one, other = members[i : i + 2]
             if one.side != other.side:
-                found.append(
+                problems.append(
                     f"{one} ({times[i]:g} s) and {other} ({times[i + 1]:g} s) are "
-                    f"neighbours in recording {name!r}"
+                    f"neighbors in recording {name!r}"
                 )
-    return [f"{found[0]}{_more(found)}: leave a gap between them"] if found else []
+    advice = "leave a gap between them"
+    return [f"{problems[0]}{_more(problems)}: {advice}"] if problems else []
 
 
 def _wrong_parts(scenes: Sequence[_Member]) -> list[str]:
-    found = [
-        f"scene {scene.report.name} says that it is of {scene.report.origin.part!r}, "
-        f"but is trained on"
+    problems = [
+        f"the camera file of scene {scene.report.name} gives the part "
+        f"{scene.report.origin.part!r}, but the scene is trained on"
         for scene in scenes
         if scene.group == TRAIN and scene.report.origin.part in ("val", "test")
     ]
-    return [f"{found[0]}{_more(found)}: hold it out"] if found else []
+    return [f"{problems[0]}{_more(problems)}: hold it out"] if problems else []
 
 
-def _more(found: Sequence[object]) -> str:
-    return f" (and {len(found) - 1} more like this)" if len(found) > 1 else ""
+def _more(items: Sequence[object]) -> str:
+    return f" (and {len(items) - 1} more like this)" if len(items) > 1 else ""
 
 
 def fingerprints(source: FolderSource) -> list[str]:
-    """What tells scenes apart wherever they lie: a digest of each camera file."""
+    """Identifies scenes independently of their paths: digests of their camera files."""
     return [fingerprint(folder) for folder in source.folders]
 
 
 def leave_out_trained(source: FolderSource, trained_on: list[str]) -> FolderSource:
-    """The scenes that were not trained on; says how many were.
+    """The scenes whose fingerprints are not in `trained_on`; logs the number left out.
 
     Raises:
-      ValueError: all of them were.
+      ValueError: all scenes were trained on.
     """
-    seen = set(trained_on)
-    fresh = [i for i, mark in enumerate(fingerprints(source)) if mark not in seen]
-    num_seen = len(source) - len(fresh)
-    if not fresh:
+    trained = set(trained_on)
+    new = [i for i, mark in enumerate(fingerprints(source)) if mark not in trained]
+    num_trained = len(source) - len(new)
+    if not new:
         raise ValueError(
-            f"all {num_seen} scenes were trained on, so nothing is left to judge by"
+            f"all {num_trained} scenes were trained on and none is left to evaluate; "
+            "give other scenes"
         )
-    if num_seen:
+    if num_trained:
         logging.warning(
-            "%d of %d scenes were trained on and are left out", num_seen, len(source)
+            "%d of %d scenes were trained on and are left out", num_trained, len(source)
         )
     return dataclasses.replace(
         source,
-        folders=tuple(source.folders[i] for i in fresh),
-        names=tuple(source.names[i] for i in fresh),
+        folders=tuple(source.folders[i] for i in new),
+        names=tuple(source.names[i] for i in new),
         shares=(),
     )

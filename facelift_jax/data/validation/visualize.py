@@ -1,4 +1,4 @@
-"""A scene and its rig in one picture: what `check_data` says, for a person to see."""
+"""Draws the check report of a scene: its masks, their agreement, and the rig."""
 
 import math
 import textwrap
@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure, SubFigure
 
 from facelift_jax.data.io import DataError
 from facelift_jax.data.scenes import Scene, StoredScene
 from facelift_jax.data.validation.checks import SceneReport
 from facelift_jax.data.validation.silhouettes import (
-    held_pixels,
+    agreeing_pixels,
     look_at_rig,
     silhouettes,
 )
@@ -21,19 +19,26 @@ from facelift_jax.geometry.numerics import normalize
 from facelift_jax.geometry.rays import directions_through
 from facelift_jax.geometry.rigid import rig_up
 from facelift_jax.io import atomic
+from facelift_jax.io.extras import extra
 from facelift_jax.structs import Cameras
 
-MOST_PIXELS = 4000  # of a mask that are asked; of larger ones every second, third ...
+with extra("report"):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure, SubFigure
+
+MAX_PIXELS = 4000  # tested pixels of a mask; larger masks are subsampled
 COLUMNS = 6
-_AGREES, _CONTRADICTED = (0.1, 0.55, 0.65), (0.85, 0.1, 0.1)
+_AGREES, _DISAGREES = (0.1, 0.55, 0.65), (0.85, 0.1, 0.1)
 _INPUT, _OTHER = "tab:orange", "tab:gray"
 
 
-def write_scene(path: Path, scene: Scene | StoredScene, report: SceneReport) -> None:
-    """Draws every view's mask against the hull of all masks, and the rig around it.
+def write_check_image(
+    path: Path, scene: Scene | StoredScene, report: SceneReport
+) -> None:
+    """Draws every view's mask against the visual hull of all masks, and the rig.
 
-    A mask's pixel is red if no place on its ray lies in all masks: there the hull of
-    the masks, projected back, does not fill the mask.
+    A pixel of a mask is red if no position on its ray is inside all masks. There, the
+    projection of the visual hull does not fill the mask.
     """
     rgba, cameras = scene.rgba, scene.cameras
     num_rows = math.ceil(len(rgba) / COLUMNS)
@@ -43,8 +48,8 @@ def write_scene(path: Path, scene: Scene | StoredScene, report: SceneReport) -> 
     head, top, bottom = figure.subfigures(3, 1, height_ratios=heights, squeeze=False)[
         :, 0
     ]
-    verdict = "fails the data checks" if report.problems else "good"
-    lines = [f"{report.name}: {verdict}", *report.problems]
+    result = "fails the data checks" if report.problems else "passes the data checks"
+    lines = [f"{report.name}: {result}", *report.problems]
     lines.append("blue: the ray of this mask pixel meets all other masks; red: not")
     text = "\n".join(textwrap.fill(line, 150) for line in lines)
     head.text(0.01, 0.5, text, va="center", size=10, parse_math=False)
@@ -57,7 +62,7 @@ def write_scene(path: Path, scene: Scene | StoredScene, report: SceneReport) -> 
 def _draw_views(
     figure: SubFigure, rgba: UInt8[np.ndarray, "v h w 4"], cameras: Cameras
 ) -> Float[np.ndarray, "n 3"]:
-    """Masks, and where they are contradicted; returns places on their common hull."""
+    """Draws masks and their disagreement; returns points on their visual hull."""
     num_rows = math.ceil(len(rgba) / COLUMNS)
     panels = figure.subplots(num_rows, COLUMNS, squeeze=False).ravel()
     for panel in panels:
@@ -66,23 +71,23 @@ def _draw_views(
         panel.axis("off")
     try:
         rig = look_at_rig(cameras)
-    except DataError:  # no camera says where another looks
+    except DataError:  # the cameras look at no common point
         rig = None
-    found, points = silhouettes(rgba[..., 3]), [np.zeros((0, 3))]
+    masks, points = silhouettes(rgba[..., 3]), [np.zeros((0, 3))]
     for view, panel in zip(range(len(rgba)), panels, strict=False):
-        stride = math.ceil(math.sqrt(found.whole[view].sum() / MOST_PIXELS))
+        stride = math.ceil(math.sqrt(masks.full[view].sum() / MAX_PIXELS))
         color, alpha = np.split(rgba[view, ::stride, ::stride] / 255, [3], axis=-1)
-        picture = (1 - alpha + alpha * color).mean(axis=-1, keepdims=True)
-        picture = np.repeat(0.5 + 0.5 * picture, 3, axis=-1)
+        image = (1 - alpha + alpha * color).mean(axis=-1, keepdims=True)
+        image = np.repeat(0.5 + 0.5 * image, 3, axis=-1)
         title = str(view)
         if rig is not None:
-            is_asked, is_held, places = held_pixels(found, rig, view, stride)
-            tint = np.where(is_held[..., None], _AGREES, _CONTRADICTED)
-            shade = picture - 0.5
-            picture = np.where(is_asked[..., None], 0.5 * tint + shade, picture)
-            title = f"{view}   {is_held.sum() / is_asked.sum():.1%} agree"
-            points.append(places[:: 1 + len(places) // 500])
-        panel.imshow(picture, interpolation="nearest")
+            is_tested, agrees, positions = agreeing_pixels(masks, rig, view, stride)
+            tint = np.where(agrees[..., None], _AGREES, _DISAGREES)
+            shade = image - 0.5
+            image = np.where(is_tested[..., None], 0.5 * tint + shade, image)
+            title = f"{view}   {agrees.sum() / is_tested.sum():.1%} agree"
+            points.append(positions[:: 1 + len(positions) // 500])
+        panel.imshow(image, interpolation="nearest")
         panel.set_title(title, size=9)
     return np.concatenate(points)
 
@@ -93,7 +98,7 @@ def _draw_rig(
     is_input: Bool[np.ndarray, "v"],
     points: Float[np.ndarray, "n 3"],
 ) -> None:
-    """Camera frusta and the hull, from above and from the side; input views orange."""
+    """Draws the camera frusta and the hull from two sides; input views are orange."""
     up, centers = rig_up(cameras), np.asarray(cameras.centers, np.float64)
     middle = np.median(points, axis=0) if len(points) else centers.mean(axis=0)
     front = centers[0] - middle

@@ -85,11 +85,11 @@ def edited(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"k1": float("nan")}, "holds NaN"),
+        ({"k1": float("nan")}, "contains NaN"),
         ({"p2": 10**400}, "camera 'A': \"lens\" must hold numbers"),
         ({"p2": "x"}, "camera 'A': \"lens\" must hold numbers"),
         ({"fx": None}, "camera 'A': \"fx\" must be a finite number, found nothing"),
-        ({"cx": 1200}, r"camera 'A': principal point \(1200.0, .*outside a picture"),
+        ({"cx": 1200}, r"camera 'A': principal point \(1200.0, .*is outside an image"),
         ({"w2c": [[1, 0], [0, 1]]}, "camera 'A': \"w2c\" must be a 4 x 4 matrix"),
         ({"w2c": (2 * np.eye(4)).tolist()}, "camera 'A': w2c: not a rigid"),
         ({"file_path": "cams/B.png"}, "camera 'B': there are two of this name"),

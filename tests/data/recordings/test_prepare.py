@@ -23,7 +23,7 @@ from facelift_jax.data.recordings.scenes import Options, plan, split_by_time
 from facelift_jax.data.rodent import render
 from facelift_jax.data.scenes import open_source, split_source
 from facelift_jax.data.validation.checks import check_scene
-from facelift_jax.data.validation.leakage import check_together
+from facelift_jax.data.validation.leakage import check_leakage
 from facelift_jax.geometry.rays import project
 from facelift_jax.io import atomic
 from facelift_jax.structs import Cameras
@@ -135,7 +135,7 @@ def test_the_animal_in_3d_falls_on_every_mask(complete):
 def test_scenes_obey_the_data_contract(complete):
     reports = [check_scene(s, (1.0, 1.0, 1.0)) for s in open_source(complete[0])]
     assert [report.problems for report in reports] == [()] * 6
-    assert check_together({"": reports}) == ([], [])
+    assert check_leakage({"": reports}) == ([], [])
 
 
 def test_the_files_of_a_scene(complete):
@@ -147,7 +147,7 @@ def test_the_files_of_a_scene(complete):
         assert (out / f"{part}.txt").read_text().split() == held
     assert open_source(out / "test.txt").names == ("frame_000007",)
     document = json.loads((out / "frame_000005/opencv_cameras.json").read_text())
-    assert (document["split"], document["time"]) == ("val", 2.5)
+    assert (document["part"], document["time"]) == ("val", 2.5)
     assert (document["recording"], document["frame"]) == ("set", 5)
     assert [f["camera"] for f in document["frames"]] == list(arena.NAMES)
     assert not [path for path in out.rglob("*.partial")]
@@ -224,9 +224,9 @@ def test_stopped_anywhere_it_goes_on_to_the_same_files(
 def test_another_recording_or_other_options_are_refused(recording, complete, tmp_path):
     before = contents(complete[0])
     for changes, message in (
-        ({"size": 48}, "made with size 64, asked for 48"),
-        ({"gap": 0.0}, "made with gap 0.4, asked for 0.0"),
-        ({"scenes": 7}, "made with scenes 8, asked for 7"),
+        ({"size": 48}, "made with size 64, not 48"),
+        ({"gap": 0.0}, "made with gap 0.4, not 0.0"),
+        ({"scenes": 7}, "made with scenes 8, not 7"),
     ):
         options = Options(**{**OPTIONS.__dict__, **changes})
         with pytest.raises(ValueError, match=message):
