@@ -1,20 +1,19 @@
 """PyTorch weights to our parameters."""
 
 import importlib
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facelift_jax.convert.rules import Rule, convert_tensors
+from facelift_jax.convert.rules import convert_tensors, strip_common_prefix
 from facelift_jax.losses import vgg19_shapes
 from facelift_jax.models import get_model
 from facelift_jax.structs import Cameras, Views
 
-VGG19 = "vgg19"  # where the perceptual network's tensors go beside the parameters
+VGG19 = "vgg19"  # the perceptual network's tensors, next to the parameters
 
 
 def from_torch(
@@ -23,45 +22,56 @@ def from_torch(
     variant: str | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
-    """Parameters of `get_model(name, variant, **overrides)` from the published tensors.
+    """Parameters of `get_model(name, variant, **overrides)` from published tensors.
 
-    The structure is that of `model.init(...)["params"]`, every leaf float32.
+    The structure is that of `model.init(...)["params"]`, every leaf float32. A prefix
+    that all names share, such as `module.`, is removed and logged. The VGG-19 in
+    GS-LRM's state dictionary is left out.
 
     Raises:
-      ValueError: one line with every extra, missing or unfit tensor; or as `get_model`.
+      ValueError: one line about all extra, missing and unusable tensors; or the errors
+        of `get_model`.
     """
-    model = get_model(name, variant, **overrides)
-    pattern = rule_table(name).NOT_OURS
-    keys = [key for key in state_dict if not re.fullmatch(pattern, key)]
-    params, _ = convert_state(name, model, keys, state_dict.__getitem__)
+    model, table = get_model(name, variant, **overrides), rule_table(name)
+    keys = strip_common_prefix(state_dict, (*table.RULES, *table.PERCEPTUAL_RULES))
+    tensors = {
+        published: state_dict[key]
+        for published, key in keys.items()
+        if not any(rule.to_ours(published) for rule in table.PERCEPTUAL_RULES)
+    }
+    params, _ = convert_state(name, model, tensors, tensors.__getitem__)
     return jax.tree.map(jnp.asarray, params)
 
 
 def convert_state(
-    name: str, model: Any, keys: Sequence[str], read: Callable[[str], np.ndarray]
+    name: str, model: Any, keys: Iterable[str], read: Callable[[str], np.ndarray]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Parameters of `model` and, where the keys hold any of it, GS-LRM's VGG-19.
+    """Parameters of `model`, and GS-LRM's VGG-19 if the keys hold any of it.
 
-    NumPy float32 arrays; `read` gives the tensor of a key and is called once for each.
-    The VGG-19 has the names of its own file, see `objectives.load_vgg19`.
+    Both are NumPy float32 arrays. `read` returns the tensor of a key and is called once
+    per key. A prefix that all keys share is removed and logged. The VGG-19 has the
+    names of its own file, see `losses.load_vgg19`.
 
     Raises:
-      ValueError: one line with every extra, missing or unfit tensor of both.
+      ValueError: one line about all extra, missing and unusable tensors of both.
     """
     table, expected = rule_table(name), abstract_params(model)
-    if any(re.fullmatch(table.NOT_OURS, key) for key in keys):
+    rules = (*table.RULES, *table.PERCEPTUAL_RULES)
+    published = strip_common_prefix(keys, rules)
+    if any(rule.to_ours(key) for key in published for rule in table.PERCEPTUAL_RULES):
         expected[VGG19] = {
             tensor: jax.ShapeDtypeStruct(shape, np.float32)
             for tensor, shape in vgg19_shapes().items()
         }
-    rules = (*table.RULES, Rule(table.NOT_OURS, rf"{VGG19}/\1"))
-    params = convert_tensors(keys, read, rules, expected)
+    params = convert_tensors(
+        published, lambda key: read(published[key]), rules, expected
+    )
     vgg19 = params.pop(VGG19, {})
     return params, vgg19
 
 
 def abstract_params(model: Any) -> dict[str, Any]:
-    """Shapes and types of the model's parameters, found without computing any."""
+    """Shapes and types of the model's parameters; nothing is computed."""
     side = model.stride
     camera = Cameras(
         np.eye(4, dtype=np.float32)[None, None],
@@ -75,5 +85,5 @@ def abstract_params(model: Any) -> dict[str, Any]:
 
 
 def rule_table(name: str) -> Any:
-    """The module of a network's rules and licence."""
+    """The module with a network's rules, licence and data settings."""
     return importlib.import_module(f"facelift_jax.convert.{name}")

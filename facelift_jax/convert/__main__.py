@@ -2,16 +2,14 @@
 
     python -m facelift_jax.convert --model lgm --variant big --src FILE --dst DIR
 
-DIR gets the checkpoint (parameters alone, as step 0) and `conversion.json`: the
-source's name and SHA-256, model, variant, overrides, the pictures and rigs that the
-network was made for, and licence. Where the file holds
-the VGG-19 of GS-LRM's perceptual loss, that goes to `vgg19.safetensors`, which
-`--config.loss.vgg19_weights` takes.
+DIR gets the checkpoint (only parameters, as step 0) and `conversion.json`: name and
+SHA-256 of the source, model, variant, overrides, the data settings of the published
+weights, and their licence. If the file holds the VGG-19 of GS-LRM's perceptual loss,
+DIR also gets `vgg19.safetensors`, for `--config.loss.vgg19_weights`.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ NOTE = "conversion.json"
 PERCEPTUAL = "vgg19.safetensors"
 
 
-def _parse(argv: Sequence[str] | None) -> Any:
+def _parse(arguments: list[str]) -> Any:
     parser = command.Parser(
         prog="python -m facelift_jax.convert",
         description="Convert published PyTorch weights to an orbax checkpoint.",
@@ -37,7 +35,7 @@ def _parse(argv: Sequence[str] | None) -> Any:
     parser.add_argument(
         "--overrides",
         default="{}",
-        help='sizes that differ from the variant, JSON: {"up_channels": [512, 256]}',
+        help='sizes that differ from the variant, in JSON: {"up_channels": [512, 256]}',
     )
     parser.add_argument(
         "--src",
@@ -48,7 +46,7 @@ def _parse(argv: Sequence[str] | None) -> Any:
     parser.add_argument(
         "--dst", required=True, type=Path, help="new or empty folder for the checkpoint"
     )
-    return parser.parse_args(argv)
+    return parser.parse_args(arguments)
 
 
 def _parse_overrides(text: str) -> dict[str, Any]:
@@ -62,7 +60,7 @@ def _parse_overrides(text: str) -> dict[str, Any]:
 
 
 def _read(src: Path, name: str, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`convert_state` of a file, of which nothing stays in memory."""
+    """`convert_state` of a file; its tensors are read one at a time."""
     with open_tensors(src) as (names, read):
         return convert_state(name, model, names, read)
 
@@ -70,10 +68,13 @@ def _read(src: Path, name: str, model: Any) -> tuple[dict[str, Any], dict[str, A
 def convert(
     model: str, variant: str | None, overrides: dict[str, Any], src: Path, dst: Path
 ) -> dict[str, Any]:
-    """Converts the file `src` into the checkpoint folder `dst`; returns the note.
+    """Converts the file `src` to the checkpoint folder `dst`.
+
+    Returns:
+      The contents of `conversion.json`.
 
     Raises:
-      ValueError, OSError, ModuleNotFoundError: one line saying what to change.
+      ValueError, OSError, ModuleNotFoundError: one line that says what to change.
     """
     if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):
         raise ValueError(f"{dst}: exists and is not an empty folder; choose another")
@@ -99,14 +100,11 @@ def convert(
     return note
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command; bad input ends with one line on stderr, exit code 2."""
-    args = _parse(argv)
-    try:
-        overrides = _parse_overrides(args.overrides)
-        note = convert(args.model, args.variant, overrides, args.src, args.dst)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        command.fail("convert", error)
+def main(arguments: list[str]) -> None:
+    """Runs the command; raises the errors of `convert`."""
+    args = _parse(arguments)
+    overrides = _parse_overrides(args.overrides)
+    note = convert(args.model, args.variant, overrides, args.src, args.dst)
     print(f"{args.dst}: {args.model} {note['model']['variant']} from {note['source']}")
     if (args.dst / PERCEPTUAL).exists():
         print(f"{args.dst / PERCEPTUAL}: VGG-19 of the perceptual loss")
@@ -114,4 +112,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run("convert", main)

@@ -1,7 +1,7 @@
-"""Tensors of a .safetensors or PyTorch file, one at a time.
+"""Reads the tensors of a .safetensors or PyTorch file, one at a time.
 
-The files are untrusted: sizes that the header promises and the file lacks are refused,
-and nothing of a pickle but tensors in plain containers is ever built.
+Files are not trusted: a header that claims more data than the file holds is refused,
+and a pickle can only create tensors in plain containers.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ def open_tensors(path: Path) -> Iterator[Tensors]:
     """The names of a file's tensors, and a function that reads one of them.
 
     Raises:
-      ValueError: another kind of file, a damaged or a refused one.
-      FileNotFoundError: no such file.
-      ModuleNotFoundError: a PyTorch file without PyTorch.
+      ValueError: the file is of another kind, damaged or not safe to read.
+      FileNotFoundError: there is no such file.
+      ModuleNotFoundError: a PyTorch file, and PyTorch is not installed.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -43,7 +43,8 @@ def _open_safetensors(path: Path) -> Iterator[Tensors]:
         file = safetensors.safe_open(path, framework="numpy")
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f"{path}: not a whole safetensors file ({error}); fetch it again"
+            f"{path}: incomplete or damaged safetensors file ({error}); download it "
+            "again"
         ) from error
     with file:
         yield list(file.keys()), file.get_tensor
@@ -58,26 +59,26 @@ def _load_torch(path: Path) -> Tensors:
             "pip install torch, or convert a .safetensors file"
         ) from error
     try:
-        # Older files are no zip archives and cannot be mapped into memory.
+        # only zip archives can be mapped into memory; older files are not
         state = torch.load(
             path,
             map_location="cpu",
             weights_only=True,
             mmap=zipfile.is_zipfile(path),
         )
-    except Exception as error:  # what a hostile pickle raises is up to its author
+    except Exception as error:  # a hostile pickle may raise anything
         raise ValueError(
-            f"{path}: refused, not a readable file of tensors alone (weights_only): "
-            f"{type(error).__name__}"
+            f"{path}: torch.load(weights_only=True) refuses it "
+            f"({type(error).__name__}); give a file that holds only tensors"
         ) from error
-    # a training checkpoint: the network beside its optimizer's state
+    # a training checkpoint holds the network and its optimizer's state
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not all(
         isinstance(value, torch.Tensor) and value.layout == torch.strided
         for value in state.values()
     ):
-        raise ValueError(f"{path}: expected a dictionary from names to dense tensors")
+        raise ValueError(f"{path}: expected a dictionary of dense tensors by name")
 
     def read(name: str) -> np.ndarray:
         tensor = state[name].detach()

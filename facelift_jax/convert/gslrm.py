@@ -1,4 +1,4 @@
-"""FaceLift's published names of GS-LRM to ours."""
+"""Rules from FaceLift's published tensors of GS-LRM to our parameters."""
 
 from facelift_jax.convert.rules import Rule, dense_kernel
 
@@ -7,39 +7,43 @@ LICENCE = (
     "non-commercial research use only, github.com/weijielyu/FaceLift"
 )
 
-# how scenes and pictures are made for the published weights
+# how scenes and images are prepared for the published weights
 DATA = {"num_inputs": 6, "input_size": 512, "target_size": 512}
 DATA |= {"radius": 2.7, "frame": "world"}
 
-# The frozen VGG-19 of the perceptual loss travels in the same dictionary; the group is
-# a tensor's name in the file of its own that the command writes.
-NOT_OURS = r"loss_calculator\.perceptual_loss_module\.net\.(conv\d+\.(?:weight|bias))"
+
+def _dense(published: str, ours: str) -> Rule:
+    return Rule(f"{published}.weight", f"{ours}/kernel", dense_kernel)
 
 
-def _block(digits: str, target: str) -> tuple[Rule, ...]:
-    """Rules of the blocks whose number is written with `digits`."""
-    layer = rf"transformer_layers\.({digits})\."
-    return (
-        Rule(layer + r"(norm[12])\.weight", target + r"\2/scale"),
-        Rule(layer + r"attn\.to_qkv\.weight", target + "attn/qkv/kernel", dense_kernel),
-        Rule(layer + r"attn\.fc\.weight", target + "attn/fc/kernel", dense_kernel),
-        Rule(layer + r"mlp\.mlp\.0\.weight", target + "mlp_in/kernel", dense_kernel),
-        Rule(layer + r"mlp\.mlp\.2\.weight", target + "mlp_out/kernel", dense_kernel),
-    )
+def _norm(published: str, ours: str) -> Rule:
+    return Rule(f"{published}.weight", f"{ours}/scale")
 
+
+_LAYER, _BLOCK = "transformer_layers.{i}", "block_{i:02d}"
 
 RULES = (
     Rule("gaussian_position_embeddings", "global_tokens"),
-    Rule(r"patch_embedder\.1\.weight", "patch_embedder/kernel", dense_kernel),
-    Rule(r"input_layer_norm\.weight", "input_norm/scale"),
-    *_block(r"\d", r"block_0\1/"),
-    *_block(r"\d\d", r"block_\1/"),
-    Rule(r"gaussian_upsampler\.layernorm\.weight", "global_head/norm/scale"),
+    _dense("patch_embedder.1", "patch_embedder"),
+    _norm("input_layer_norm", "input_norm"),
+    _norm(f"{_LAYER}.norm1", f"{_BLOCK}/norm1"),
+    _dense(f"{_LAYER}.attn.to_qkv", f"{_BLOCK}/attn/qkv"),
+    _dense(f"{_LAYER}.attn.fc", f"{_BLOCK}/attn/fc"),
+    _norm(f"{_LAYER}.norm2", f"{_BLOCK}/norm2"),
+    _dense(f"{_LAYER}.mlp.mlp.0", f"{_BLOCK}/mlp_in"),
+    _dense(f"{_LAYER}.mlp.mlp.2", f"{_BLOCK}/mlp_out"),
+    _norm("gaussian_upsampler.layernorm", "global_head/norm"),
+    _dense("gaussian_upsampler.linear", "global_head/linear"),
+    _norm("pixel_gaussian_decoder.0", "pixel_head/norm"),
+    _dense("pixel_gaussian_decoder.1", "pixel_head/linear"),
+)
+
+# The published files also hold the frozen VGG-19 of the perceptual loss. The converter
+# writes it to a file of its own, under these names without `vgg19/`.
+PERCEPTUAL_RULES = tuple(
     Rule(
-        r"gaussian_upsampler\.linear\.weight", "global_head/linear/kernel", dense_kernel
-    ),
-    Rule(r"pixel_gaussian_decoder\.0\.weight", "pixel_head/norm/scale"),
-    Rule(
-        r"pixel_gaussian_decoder\.1\.weight", "pixel_head/linear/kernel", dense_kernel
-    ),
+        f"loss_calculator.perceptual_loss_module.net.conv{{i}}.{leaf}",
+        f"vgg19/conv{{i}}.{leaf}",
+    )
+    for leaf in ("weight", "bias")
 )

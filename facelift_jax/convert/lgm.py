@@ -1,56 +1,63 @@
-"""LGM's published names (3DTopia/LGM) to ours."""
+"""Rules from LGM's published tensors (3DTopia/LGM) to our parameters.
 
-from facelift_jax.convert.rules import Rule, conv_kernel, dense_kernel
+Our modules have the published names, so only the leaves are renamed.
+"""
+
+from collections.abc import Callable
+
+from facelift_jax.convert.rules import Rule, conv_kernel, dense_kernel, unchanged
 
 LICENCE = "LGM's code and published weights: MIT licence, github.com/3DTopia/LGM"
 
-# how scenes and pictures are made for the published weights
+# how scenes and images are prepared for the published weights
 DATA = {"num_inputs": 4, "input_size": 256, "target_size": 512}
 DATA |= {"radius": 1.5, "frame": "first_camera"}
 
-NOT_OURS = r"(?!)"  # every tensor is the network's
+PERCEPTUAL_RULES = ()  # every tensor is the network's
 
-_NETS = r"unet\.(down|up)_blocks\.(\d+)\.nets\.(\d+)\."
-_ATTNS = r"unet\.(down|up)_blocks\.(\d+)\.attns\.(\d+)\."
-_RESAMPLE = r"unet\.(down|up)_blocks\.(\d+)\.(downsample|upsample)\."
-_MID_NETS = r"unet\.mid_block\.nets\.(\d+)\."
-_MID_ATTNS = r"unet\.mid_block\.attns\.(\d+)\."
 
-_OUR_NETS = r"unet/\1_blocks_\2/nets_\3/"
-_OUR_ATTNS = r"unet/\1_blocks_\2/attns_\3/"
-_OUR_MID_NETS = r"unet/mid_block/nets_\1/"
-_OUR_MID_ATTNS = r"unet/mid_block/attns_\1/"
+def _rules(module: str, leaf: str, layout: Callable = unchanged) -> tuple[Rule, ...]:
+    """The rules of a module's `weight`, which becomes `leaf`, and of its `bias`."""
+    ours = module.replace(".{", "_{").replace(".", "/")
+    weight = Rule(f"{module}.weight", f"{ours}/{leaf}", layout)
+    return weight, Rule(f"{module}.bias", f"{ours}/bias")
 
-_CONVS = r"(conv1|conv2|shortcut)"
+
+def _conv(module: str) -> tuple[Rule, ...]:
+    return _rules(module, "kernel", conv_kernel)
+
+
+def _dense(module: str) -> tuple[Rule, ...]:
+    return _rules(module, "kernel", dense_kernel)
+
+
+def _norm(module: str) -> tuple[Rule, ...]:
+    return _rules(module, "scale")
+
+
+def _block(block: str) -> tuple[Rule, ...]:
+    """The rules of residual blocks and attention, which every kind of block has."""
+    nets, attns = f"{block}.nets.{{j}}", f"{block}.attns.{{j}}"
+    return (
+        *_norm(f"{nets}.norm1"),
+        *_conv(f"{nets}.conv1"),
+        *_norm(f"{nets}.norm2"),
+        *_conv(f"{nets}.conv2"),
+        *_conv(f"{nets}.shortcut"),
+        *_norm(f"{attns}.norm"),
+        *_dense(f"{attns}.attn.qkv"),
+        *_dense(f"{attns}.attn.proj"),
+    )
+
 
 RULES = (
-    Rule(r"unet\.(conv_in|conv_out)\.weight", r"unet/\1/kernel", conv_kernel),
-    Rule(r"unet\.(conv_in|conv_out|norm_out)\.bias", r"unet/\1/bias"),
-    Rule(r"unet\.norm_out\.weight", "unet/norm_out/scale"),
-    Rule(r"conv\.weight", "conv/kernel", conv_kernel),
-    Rule(r"conv\.bias", "conv/bias"),
-    Rule(_NETS + _CONVS + r"\.weight", _OUR_NETS + r"\4/kernel", conv_kernel),
-    Rule(_NETS + r"(norm[12])\.weight", _OUR_NETS + r"\4/scale"),
-    Rule(_NETS + r"(\w+)\.bias", _OUR_NETS + r"\4/bias"),
-    Rule(_ATTNS + r"norm\.weight", _OUR_ATTNS + "norm/scale"),
-    Rule(_ATTNS + r"norm\.bias", _OUR_ATTNS + "norm/bias"),
-    Rule(
-        _ATTNS + r"attn\.(qkv|proj)\.weight",
-        _OUR_ATTNS + r"attn/\4/kernel",
-        dense_kernel,
-    ),
-    Rule(_ATTNS + r"attn\.proj\.bias", _OUR_ATTNS + "attn/proj/bias"),
-    Rule(_RESAMPLE + "weight", r"unet/\1_blocks_\2/\3/kernel", conv_kernel),
-    Rule(_RESAMPLE + "bias", r"unet/\1_blocks_\2/\3/bias"),
-    Rule(_MID_NETS + _CONVS + r"\.weight", _OUR_MID_NETS + r"\2/kernel", conv_kernel),
-    Rule(_MID_NETS + r"(norm[12])\.weight", _OUR_MID_NETS + r"\2/scale"),
-    Rule(_MID_NETS + r"(\w+)\.bias", _OUR_MID_NETS + r"\2/bias"),
-    Rule(_MID_ATTNS + r"norm\.weight", _OUR_MID_ATTNS + "norm/scale"),
-    Rule(_MID_ATTNS + r"norm\.bias", _OUR_MID_ATTNS + "norm/bias"),
-    Rule(
-        _MID_ATTNS + r"attn\.(qkv|proj)\.weight",
-        _OUR_MID_ATTNS + r"attn/\2/kernel",
-        dense_kernel,
-    ),
-    Rule(_MID_ATTNS + r"attn\.proj\.bias", _OUR_MID_ATTNS + "attn/proj/bias"),
+    *_conv("unet.conv_in"),
+    *_block("unet.down_blocks.{i}"),
+    *_conv("unet.down_blocks.{i}.downsample"),
+    *_block("unet.mid_block"),
+    *_block("unet.up_blocks.{i}"),
+    *_conv("unet.up_blocks.{i}.upsample"),
+    *_norm("unet.norm_out"),
+    *_conv("unet.conv_out"),
+    *_conv("conv"),
 )

@@ -1,18 +1,24 @@
-"""PyTorch tensors to our parameters by an ordered table of rules.
+"""PyTorch tensors to our parameters, by a table of rules.
 
-A rule renames one kind of tensor and changes its layout. The first rule whose pattern
-matches a whole source name decides. A conversion is a bijection: every source tensor
-is used, every parameter is filled, each once.
+A rule names one kind of tensor on both sides and says how its layout changes. A
+conversion is a bijection: every source tensor is used and every parameter is filled,
+each once.
 """
 
+import functools
+import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from facelift_jax.checkpoints.tree import flatten_names, nest_names
+
+MAX_LISTED = 3  # problems of one kind in an error message; the others are counted
+
+_log = logging.getLogger(__name__)
 
 
 def unchanged(tensor: np.ndarray) -> np.ndarray:
@@ -31,55 +37,145 @@ def conv_kernel(tensor: np.ndarray) -> np.ndarray:
 
 
 class Rule(NamedTuple):
-    """A source name that matches `pattern` becomes `target` (\\1: its first group)."""
+    """A kind of tensor under its published name and under ours.
 
-    pattern: str
-    target: str
+    Both names are format strings with the same fields, which are block numbers:
+    `layers.{i}.norm.weight` and `block_{i:02d}/norm/scale`.
+    """
+
+    published: str
+    ours: str
     layout: Callable[[np.ndarray], np.ndarray] = unchanged
+
+    def to_ours(self, name: str) -> str | None:
+        """Our name of a published tensor; None if the rule is about another kind."""
+        return _translate(name, self.published, self.ours)
+
+    def to_published(self, name: str) -> str | None:
+        """The published name of a parameter; None if the rule is about another kind."""
+        return _translate(name, self.ours, self.published)
+
+
+def _translate(name: str, source: str, target: str) -> str | None:
+    match = _pattern(source).fullmatch(name)
+    if match is None:
+        return None
+    numbers = {field: int(digits) for field, digits in match.groupdict().items()}
+    # "00" is not the name of block 0 where names have no leading zeros
+    return target.format(**numbers) if source.format(**numbers) == name else None
+
+
+@functools.cache
+def _pattern(template: str) -> re.Pattern[str]:
+    """The regular expression of a name's format string."""
+    escaped = re.sub(r"\{(\w+)[^}]*\}|([^{]+)", _as_regex, template)
+    return re.compile(escaped)
+
+
+def _as_regex(part: re.Match[str]) -> str:
+    field, text = part.groups()
+    return rf"(?P<{field}>\d+)" if field else re.escape(text)
+
+
+def strip_common_prefix(keys: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]:
+    """The keys of a state dictionary by their names without a wrapper's prefix.
+
+    `DataParallel` (`module.`), `torch.compile` (`_orig_mod.`) and Lightning modules
+    (`model.`) put a prefix on the name of every tensor. The shortest prefix is removed
+    that all keys share, that ends with a dot, and without which a rule knows some key;
+    the removal is logged. Without such a prefix the names are the keys.
+    """
+    keys = list(keys)
+    prefix = ""
+    while keys and not any(_is_known(key.removeprefix(prefix), rules) for key in keys):
+        head, dot, _ = keys[0].removeprefix(prefix).partition(".")
+        prefix += head + dot
+        if not dot or not all(key.startswith(prefix) for key in keys):
+            prefix = ""
+            break
+    if prefix:
+        _log.warning("removed %r from the names of all %d tensors", prefix, len(keys))
+    return {key.removeprefix(prefix): key for key in keys}
+
+
+def _is_known(name: str, rules: Sequence[Rule]) -> bool:
+    return any(rule.to_ours(name) for rule in rules)
 
 
 def convert_tensors(
     names: Iterable[str],
     read: Callable[[str], np.ndarray],
-    rules: tuple[Rule, ...],
+    rules: Sequence[Rule],
     expected: Any,
 ) -> dict[str, Any]:
     """Nested dictionary of float32 NumPy arrays in the structure of `expected`.
 
-    `read` gives the tensor of a source name and is called once for each, so that a
-    file need not be in memory at once; `expected` has leaves with a shape.
+    Args:
+      names: published names of the source tensors.
+      read: returns the tensor of a name. It is called once per name, so a file need
+        not be in memory at once.
+      rules: the first rule that knows a name decides.
+      expected: the pytree to fill; its leaves have a shape.
 
     Raises:
-      ValueError: one line with every problem: extra, missing and doubly filled
-        tensors, wrong types and shapes, values that are not finite.
+      ValueError: one line with every kind of problem: wrong types and shapes, values
+        that are not finite, tensors for the same parameter, extra and missing tensors.
+        Of each kind the first MAX_LISTED are listed and the others counted.
     """
-    wanted = {name: tuple(leaf.shape) for name, leaf in flatten_names(expected).items()}
+    shapes = {name: tuple(leaf.shape) for name, leaf in flatten_names(expected).items()}
     sources: dict[str, str] = {}
     converted: dict[str, np.ndarray] = {}
-    problems = []
+    problems: dict[str, list[str]] = {
+        kind: [] for kind in ("unusable", "duplicate", "extra", "missing")
+    }
     for name in names:
-        rule = next((r for r in rules if re.fullmatch(r.pattern, name)), None)
-        target = rule and re.sub(rule.pattern, rule.target, name)
-        if rule is None or target is None or target not in wanted:
-            problems.append(f"extra {name}")
+        translations = ((rule, rule.to_ours(name)) for rule in rules)
+        rule, target = next(((r, t) for r, t in translations if t), (None, None))
+        if rule is None or target not in shapes:
+            problems["extra"].append(f"extra {name}")
         elif target in sources:
-            problems.append(f"{name} and {sources[target]} both fill {target}")
+            problems["duplicate"].append(
+                f"{name} and {sources[target]} both fill {target}"
+            )
         else:
             sources[target] = name
-            tensor, problem = _convert(read(name), rule, wanted[target])
+            tensor, problem = _convert(read(name), rule, shapes[target])
             converted[target] = tensor
-            problems += [f"{name} {problem}"] if problem else []
-    problems += [f"missing {target}" for target in wanted if target not in sources]
-    if problems:
-        count = f"{len(problems)} problem" + "s" * (len(problems) > 1)
-        raise ValueError(f"{count} in the state dictionary: {'; '.join(problems)}")
-    return nest_names({target: converted[target] for target in wanted})
+            if problem:
+                problems["unusable"].append(f"{name} {problem}")
+    problems["missing"] = [
+        f"missing {_published_name(target, rules)}"
+        for target in shapes
+        if target not in sources
+    ]
+    if any(problems.values()):
+        raise ValueError(_summarize(problems))
+    return nest_names({target: converted[target] for target in shapes})
+
+
+def _published_name(target: str, rules: Sequence[Rule]) -> str:
+    """The published name of a parameter, followed by ours."""
+    names = (rule.to_published(target) for rule in rules)
+    published = next((name for name in names if name), None)
+    return f"{published} ({target})" if published else target
+
+
+def _summarize(problems: Mapping[str, list[str]]) -> str:
+    """One line: how many problems there are, and the first ones of each kind."""
+    parts = []
+    for kind, lines in problems.items():
+        parts += lines[:MAX_LISTED]
+        if len(lines) > MAX_LISTED:
+            parts.append(f"{len(lines) - MAX_LISTED} more {kind} tensors")
+    count = sum(map(len, problems.values()))
+    noun = "problem" if count == 1 else "problems"
+    return f"{count} {noun} in the state dictionary: {'; '.join(parts)}"
 
 
 def _convert(
     tensor: np.ndarray, rule: Rule, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, str]:
-    """A fresh float32 array in our layout, and what is wrong with it, if anything."""
+    """A new float32 array in our layout, and its problem; an empty string if none."""
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         return tensor, f"holds {tensor.dtype}, not floating-point numbers"
     try:

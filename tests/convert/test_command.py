@@ -1,9 +1,10 @@
-"""The converter command: files to checkpoints, and the line each bad file ends with."""
+"""The converter command: files to checkpoints, and one line for each bad file."""
 
 import hashlib
 import importlib.util
 import json
 import struct
+import sys
 import zipfile
 
 import jax
@@ -15,28 +16,30 @@ from test_convert import KEYS, MICRO, micro_state
 from facelift_jax.checkpoints.checkpoint import load_params
 from facelift_jax.convert import from_torch, lgm
 from facelift_jax.convert.__main__ import main
-
-
-def run_command(capsys, *arguments):
-    """(exit code, stderr) of the command."""
-    code = 0
-    try:
-        main(arguments)
-    except SystemExit as leaving:
-        code = leaving.code
-    return code, capsys.readouterr().err
+from facelift_jax.io import command
 
 
 @pytest.fixture
-def convert(tmp_path, capsys):
-    """Runs the command on a file; exit code and what it wrote to stderr."""
+def run_command(monkeypatch, capsys):
+    """Runs the command with arguments; returns (exit code, stderr)."""
 
-    def run(src, *more, dst=tmp_path / "out"):
-        overrides = json.dumps(MICRO)
-        arguments = ["--model", "lgm", "--src", str(src), "--dst", str(dst)]
-        return run_command(
-            capsys, *arguments, "--variant", "big", "--overrides", overrides, *more
-        )
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["convert", *arguments])
+        with pytest.raises(SystemExit) as exit_info:
+            command.run("convert", main)
+        return exit_info.value.code or 0, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def convert(tmp_path, run_command):
+    """Runs the command on a file; returns (exit code, stderr)."""
+
+    def run(src):
+        arguments = ["--model", "lgm", "--variant", "big", "--src", str(src)]
+        arguments += ["--overrides", json.dumps(MICRO), "--dst", str(tmp_path / "out")]
+        return run_command(*arguments)
 
     return run
 
@@ -65,7 +68,7 @@ def test_half_precision_safetensors_become_a_checkpoint(tmp_path, convert):
         "licence": note["licence"],
     }
     assert "MIT" in note["licence"]
-    code, line = convert(path)  # again, onto itself
+    code, line = convert(path)  # again, into the same folder
     assert code == 2
     assert line == (
         f"convert: {tmp_path / 'out'}: exists and is not an empty folder; choose "
@@ -78,7 +81,7 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:-8])
 
 
-def promising(path):
+def oversized(path):
     """A header that claims 4 TB of numbers."""
     count = 10**12
     header = {"x": {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}}
@@ -90,7 +93,7 @@ def promising(path):
     ("write", "reason"),
     [
         (truncated, "incomplete metadata, file not fully covered"),
-        (promising, "incomplete metadata, file not fully covered"),
+        (oversized, "incomplete metadata, file not fully covered"),
         (lambda path: path.write_bytes(b""), "header too small"),
         (lambda path: path.write_bytes(b"not a tensor file"), "header too large"),
     ],
@@ -101,8 +104,8 @@ def test_damaged_safetensors_are_refused(tmp_path, convert, write, reason):
     code, line = convert(path)
     assert code == 2
     assert line == (
-        f"convert: {path}: not a whole safetensors file (Error while deserializing "
-        f"header: {reason}); fetch it again\n"
+        f"convert: {path}: incomplete or damaged safetensors file (Error while "
+        f"deserializing header: {reason}); download it again\n"
     )
     assert not (tmp_path / "out").exists()
 
@@ -114,8 +117,21 @@ def test_tensors_that_do_not_fit_end_with_one_line(tmp_path, convert):
     save_file(state, path)
     assert convert(path) == (
         2,
-        "convert: 1 problem in the state dictionary: missing conv/bias\n",
+        "convert: 1 problem in the state dictionary: missing conv.bias (conv/bias)\n",
     )
+
+
+def test_a_file_with_prefixed_names_is_converted(tmp_path, convert, caplog):
+    path = tmp_path / "x.safetensors"
+    state = micro_state()
+    save_file({f"module.{name}": tensor for name, tensor in state.items()}, path)
+    assert convert(path)[0] == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "removed 'module.' from the names of all 182 tensors"
+    ]
+    params, _ = load_params(tmp_path / "out")
+    expected = from_torch("lgm", state, variant="big", **MICRO)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
 @pytest.mark.skipif(
@@ -154,8 +170,8 @@ def test_a_pt_file_that_holds_code_is_refused(tmp_path, convert):
     code, line = convert(path)
     assert code == 2
     assert line == (
-        f"convert: {path}: refused, not a readable file of tensors alone "
-        "(weights_only): UnpicklingError\n"
+        f"convert: {path}: torch.load(weights_only=True) refuses it "
+        "(UnpicklingError); give a file that holds only tensors\n"
     )
     assert not trace.exists()
     with zipfile.ZipFile(path, "w") as archive:
@@ -176,19 +192,21 @@ def test_a_pt_file_that_holds_code_is_refused(tmp_path, convert):
         (["--frobnicate"], "unrecognized arguments: --frobnicate; see --help"),
     ],
 )
-def test_bad_usage_ends_with_one_line(tmp_path, monkeypatch, capsys, arguments, line):
+def test_bad_usage_ends_with_one_line(
+    tmp_path, monkeypatch, run_command, arguments, line
+):
     monkeypatch.chdir(tmp_path)
     save_file({"conv.bias": np.zeros(14, np.float32)}, tmp_path / "x.safetensors")
     (tmp_path / "x.bin").write_bytes(b"1")
     usual = ["--model", "lgm", "--src", "x.safetensors", "--dst", "out"]
-    code, error = run_command(capsys, *usual, *arguments)
+    code, error = run_command(*usual, *arguments)
     assert code == 2
     assert error.startswith(f"convert: {line}")
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_key_tables_are_whole():
+def test_key_tables_are_complete():
     assert {name: len(keys) for name, keys in KEYS.items()} == {
         "big": 376,
         "small": 344,

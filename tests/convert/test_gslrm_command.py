@@ -1,4 +1,4 @@
-"""GS-LRM's published weights, with the perceptual network that travels in them."""
+"""GS-LRM's published weights and the perceptual network in the same file."""
 
 import json
 
@@ -63,7 +63,7 @@ def test_a_training_checkpoint_is_unwrapped(tmp_path):
     assert_converted(tmp_path / "out", state)
 
 
-def test_every_problem_is_in_one_line(tmp_path, capsys):
+def test_problems_of_both_networks_are_in_one_line(tmp_path):
     state = published()
     del state["input_layer_norm.weight"]
     state["transformer_layers.0.attn.fc.weight"] = np.zeros((3, 3), np.float32)
@@ -71,15 +71,14 @@ def test_every_problem_is_in_one_line(tmp_path, capsys):
     del state[PREFIX + "conv7.bias"]
     state[PREFIX + "conv17.bias"] = np.zeros(512, np.float32)
     save_file(state, tmp_path / "gslrm.safetensors")
-    with pytest.raises(SystemExit) as leaving:
+    with pytest.raises(ValueError, match="problems") as caught:
         convert(tmp_path / "gslrm.safetensors", tmp_path / "out")
-    assert leaving.value.code == 2
-    line = capsys.readouterr().err
-    assert line.startswith("convert: 5 problems in the state dictionary: ")
+    line = str(caught.value)
+    assert line.startswith("5 problems in the state dictionary: ")
     for part in (
-        "missing input_norm/scale",
+        "missing input_layer_norm.weight (input_norm/scale)",
         "extra view_type_embeddings",
-        "missing vgg19/conv7.bias",
+        f"missing {PREFIX}conv7.bias (vgg19/conv7.bias)",
         f"extra {PREFIX}conv17.bias",
         "transformer_layers.0.attn.fc.weight has shape (3, 3), in our layout (3, 3)",
     ):
