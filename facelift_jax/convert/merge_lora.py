@@ -2,31 +2,31 @@
 
     python -m facelift_jax.convert.merge_lora --checkpoint runs/x --dst weights/merged
 
-The result is a checkpoint of the network without adapters, which computes the same but
-for rounding; whatever takes converted weights takes it.
+The result is a checkpoint of the network without adapters, which computes the same
+except for rounding. It can be used wherever converted weights can.
 """
 
 from pathlib import Path
 
 from facelift_jax.checkpoints.checkpoint import load_params, save_params
 from facelift_jax.io import command
-from facelift_jax.models.layers import merge_adapters
+from facelift_jax.models.lora import merge_adapters
 
 
-def merge(checkpoint: Path, dst: Path) -> int:
+def merge_lora(checkpoint: Path, dst: Path) -> int:
     """Writes the merged parameters of the latest step to `dst`; returns the rank.
 
-    The metadata stay, so that nothing is judged by scenes it was trained on.
+    The metadata are kept, so that an evaluation can leave out the training scenes.
 
     Raises:
-      ValueError, OSError: no adapters, or a `dst` that holds something; one line.
+      ValueError, OSError: there are no adapters, or `dst` is not empty; one line.
     """
     params, metadata = load_params(checkpoint)
     model = metadata.get("model", {})
     overrides = model.get("overrides", {})
     rank = overrides.get("adapter_rank", 0)
     if not rank:
-        raise ValueError(f"{checkpoint}: a network without adapters: nothing to merge")
+        raise ValueError(f"{checkpoint}: the network has no adapters to merge")
     model = {**model, "overrides": {**overrides, "adapter_rank": 0}}
     merged = {**metadata, "model": model, "merged_adapter_rank": rank}
     save_params(dst, merge_adapters(params), merged)
@@ -34,7 +34,7 @@ def merge(checkpoint: Path, dst: Path) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """The command."""
+    """Runs the command; raises the errors of `merge_lora`."""
     parser = command.Parser(
         prog="python -m facelift_jax.convert.merge_lora",
         description="Add a network's low-rank adapters to its kernels.",
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
         "--dst", required=True, type=Path, help="new or empty folder for the checkpoint"
     )
     flags = parser.parse_args(arguments)
-    rank = merge(flags.checkpoint, flags.dst)
+    rank = merge_lora(flags.checkpoint, flags.dst)
     print(f"{flags.dst}: adapters of rank {rank} from {flags.checkpoint} merged")
 
 

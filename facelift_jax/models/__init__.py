@@ -1,4 +1,4 @@
-"""Pictures and cameras to Gaussians: networks by name."""
+"""The networks, by name: from images with cameras to Gaussians."""
 
 import dataclasses
 import importlib
@@ -7,21 +7,24 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-# those with published weights
+# the variants with published weights
 DEFAULT_VARIANTS = {"lgm": "big", "gslrm": "facelift"}
 
 
 def get_model(
     name: str, variant: str | None = None, dtype: Any = jnp.float32, **overrides: Any
 ) -> nn.Module:
-    """The network `name` in the sizes of `variant`, computing in `dtype`.
+    """Returns the network `name` with the sizes of `variant`.
 
-    `overrides` replace single sizes of the variant by name; `variant=None` is the one
-    with published weights.
+    Args:
+      name: "lgm" or "gslrm".
+      variant: a key of the network's `VARIANTS`; None takes `DEFAULT_VARIANTS`.
+      dtype: compute type of the network. Parameters, rays and Gaussians are float32.
+      **overrides: replace single fields of the variant.
 
     Raises:
-      ValueError: unknown name, variant or override (the known ones are listed), or
-        sizes that do not fit together.
+      ValueError: unknown name, variant or override (the message lists the known ones),
+        or sizes that do not fit together.
     """
     module = _module(name)
     variant = DEFAULT_VARIANTS[name] if variant is None else variant
@@ -30,11 +33,11 @@ def get_model(
             f"unknown {name} variant {variant!r}; known: {_listed(module.VARIANTS)}"
         )
     fields = {field.name for field in dataclasses.fields(module.Model)}
-    known = fields - {"parent", "name", "dtype"}
-    unknown = sorted(set(overrides) - known)
+    fields -= {"parent", "name", "dtype"}
+    unknown = set(overrides) - fields
     if unknown:
         raise ValueError(
-            f"unknown {name} override {_listed(unknown)}; known: {_listed(known)}"
+            f"unknown {name} override {_listed(unknown)}; known: {_listed(fields)}"
         )
     sizes = {
         key: tuple(value) if isinstance(value, list) else value

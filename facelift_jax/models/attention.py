@@ -1,4 +1,4 @@
-"""Unmasked attention that never holds the score matrix, in the fastest way."""
+"""Unmasked attention that never holds the whole score matrix."""
 
 import dataclasses
 import functools
@@ -16,8 +16,8 @@ from facelift_jax.models import cudnn
 
 IMPLEMENTATIONS = ("cudnn", "tpu", "blocked")
 CUDNN_MAX_HEAD_DIM = 128  # before Hopper; from there on 256
-QUERY_BLOCK = 512  # queries whose scores are held together
-TPU_BLOCK = 512  # tokens are padded to a multiple of it
+QUERY_BLOCK = 512  # queries whose scores are computed together
+TPU_BLOCK = 512  # tokens are padded to a multiple of this
 
 _log = logging.getLogger(__name__)
 
@@ -35,12 +35,15 @@ def attend(
       k: keys, of the same type.
       v: values, of the same type.
       implementation: "cudnn" (half precision on NVIDIA GPUs), "tpu" (the flash kernel
-        that comes with JAX), "blocked" (anywhere), or None: the fastest that fits.
-        What None takes is logged once; a named one runs or raises.
+        of JAX), "blocked" (anywhere), or None for the fastest that fits. If None cannot
+        take the fastest of a GPU, the reason is logged once. A named implementation
+        runs or raises.
 
     Raises:
       ValueError: unknown implementation, or a named one that cannot take the inputs.
+      ImportError: "cudnn" with a version of JAX that it does not fit.
     """
+    is_named = implementation is not None
     if implementation is None:
         implementation = _choose(jax.default_backend(), q.dtype.name, q.shape[1:])
     if implementation not in IMPLEMENTATIONS:
@@ -51,25 +54,36 @@ def attend(
         if problem:
             raise ValueError(f'attention "cudnn": {problem}; use another or None')
         apart = cudnn.num_apart(k.shape[1])
-        if apart:
+        if apart and (is_named or _can_split()):
             return cudnn.attend_apart(q, k, v, apart, cudnn.CUDNN)
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     return _flash_on_tpu(q, k, v) if implementation == "tpu" else _blocked(q, k, v)
 
 
 def is_attention(primitive: Any, *_: Any, **params: Any) -> bool:
-    """Whether an operation is attention's own: what rematerialisation should keep.
+    """Whether an operation computes attention: a policy of `jax.checkpoint`.
 
-    A policy of `jax.checkpoint`: the result, and with a kernel the statistics of the
-    softmax with it, are small beside the time it takes to make them again.
+    Keeping attention's result, and a kernel's softmax statistics with it, takes little
+    memory for the time that recomputing them would take.
     """
     name = primitive.name
-    if name == "name":  # of `checkpoint_name`
+    if name == "name":  # the primitive of `checkpoint_name`
         return params["name"] == cudnn.RESULT
     return name == "pallas_call" or name.startswith("dot_product_attention_fwd")
 
 
-@functools.cache  # logs once for each kind of input
+@functools.cache  # logs once
+def _can_split() -> bool:
+    """Whether this version of JAX lets cuDNN attend to whole blocks of keys only."""
+    try:
+        cudnn.jax_module()
+    except ImportError as error:
+        _log.warning("attention is not split into cuDNN's blocks: %s", error)
+        return False
+    return True
+
+
+@functools.cache  # logs once per kind of input
 def _choose(platform: str, dtype: str, shape: tuple[int, ...]) -> str:
     if platform == "tpu":
         return "tpu"
@@ -97,7 +111,7 @@ def _cudnn_problem(dtype: str, shape: tuple[int, ...]) -> str:
 
 
 def _blocked(q, k, v):
-    """Scores of a block of queries at a time, made again in the backward pass."""
+    """One block of queries at a time; the backward pass recomputes its scores."""
     b, length, heads, width = q.shape
 
     @jax.checkpoint
@@ -122,7 +136,7 @@ def _blocked(q, k, v):
 
 
 def _flash_on_tpu(q, k, v):
-    """JAX's own kernel; tokens are padded to whole blocks, a segment of their own."""
+    """JAX's kernel; tokens are padded to whole blocks, and the padding is a segment."""
     length, width = q.shape[1], q.shape[-1]
     padding = -length % TPU_BLOCK
     widths = ((0, 0), (0, 0), (0, padding), (0, 0))

@@ -1,12 +1,10 @@
 """cuDNN's flash attention over a number of keys that its blocks do not divide.
 
-There its kernels lose a tenth of their speed, with masked padding too. So cuDNN takes
-whole blocks of keys, the few others are attended to apart, and both are joined by
-their log-sum-exps, as blocks are inside flash attention (Dao, ICLR 2024). Given result
-and log-sum-exp over all keys, cuDNN's backward pass of its own keys is exact.
-
-JAX keeps those statistics to its own derivative rule: the one import of its private
-modules is here, and where they are not as expected `num_apart` is zero.
+Its kernels are a tenth slower there, also with masked padding. So cuDNN gets the whole
+blocks of keys, the few remaining keys are computed here, and the two results are
+combined by their log-sum-exps, as flash attention combines its blocks (Dao, ICLR 2024).
+cuDNN's backward pass of its own keys is exact when it is given the result and the
+log-sum-exp over all keys.
 """
 
 import functools
@@ -20,10 +18,10 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
-RESULT = "attention"  # what checkpoints call an attention's result and statistics
-BLOCK = 128  # keys of one of cuDNN's blocks
-MAX_APART = 8  # keys that cost less apart than they do there
-_BACKWARD = (  # what JAX's rule takes
+RESULT = "attention"  # name of attention's result and statistics in `jax.checkpoint`
+BLOCK = 128  # keys in one block of cuDNN
+MAX_APART = 8  # more remaining keys cost more here than inside cuDNN
+_BACKWARD = (  # parameters of JAX's backward rule
     *("scale", "seed", "dropout_rate", "variadic_args", "mask_type", "layout"),
     *("sliding_window_length", "is_training", "return_residual"),
     *("res", "grad_output"),
@@ -36,8 +34,9 @@ Statistics = Float[Array, "b l heads"]  # log-sum-exp of a query's logits, float
 class Kernel(NamedTuple):
     """softmax(q k^T / sqrt(c)) v with statistics.
 
-    `forward(q, k, v)` is (result, statistics), `backward(q, k, v, result, statistics,
-    d_result)` is (d_q, d_k, d_v) of those keys, the statistics being those of all keys.
+    `forward(q, k, v)` returns (result, statistics). `backward(q, k, v, result,
+    statistics, d_result)` returns (d_q, d_k, d_v) for these keys, given result and
+    statistics over all keys.
     """
 
     forward: Callable[..., tuple[Tokens, Statistics]]
@@ -45,16 +44,20 @@ class Kernel(NamedTuple):
 
 
 def num_apart(num_keys: int) -> int:
-    """How many keys to attend to apart; zero where cuDNN alone is as fast."""
+    """How many keys to take from cuDNN; zero where cuDNN alone is as fast."""
     rest = num_keys % BLOCK
-    return rest if rest <= MAX_APART and num_keys > BLOCK and _rules() else 0
+    return rest if rest <= MAX_APART and num_keys > BLOCK else 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def attend_apart(
     q: Tokens, k: Tokens, v: Tokens, num_apart: int, kernel: Kernel
 ) -> Tokens:
-    """Attention of all queries to all keys; `kernel` takes all but the first keys."""
+    """Attention of all queries to all keys.
+
+    `kernel` gets all keys but the first `num_apart`. With `CUDNN` it raises ImportError
+    as `jax_module` does.
+    """
     return _forward(q, k, v, num_apart, kernel)[0]
 
 
@@ -69,13 +72,13 @@ def _forward(q, k, v, num_apart, kernel):
 
 
 def _forward_rule(q, k, v, num_apart, kernel):
-    found = _forward(q, k, v, num_apart, kernel)
-    result, total = (checkpoint_name(x, RESULT) for x in found)
+    outputs = _forward(q, k, v, num_apart, kernel)
+    result, total = (checkpoint_name(x, RESULT) for x in outputs)
     return result, (q, k, v, result, total)
 
 
 def _backward_rule(num_apart, kernel, kept, d_result):
-    """Of the softmax: d_logits = weights * (d_weights - sum(d_result * result))."""
+    """The softmax gives d_logits = weights * (d_weights - sum(d_result * result))."""
     q, k, v, result, total = kept
     others = (k[:, num_apart:], v[:, num_apart:])
     d_q, d_k, d_v = kernel.backward(q, *others, result, total, d_result)
@@ -104,41 +107,53 @@ def _float32(x: Array) -> Array:
 
 
 def _products(x: Tokens, keys: Float[Array, "b m heads c"]) -> Array:
-    """Products [b l heads m]; for so few keys sums beat a matrix product."""
+    """Products [b l heads m]; for so few keys sums are faster than a matmul."""
     x, keys = _float32(x), _float32(keys)
     columns = [jnp.sum(x * keys[:, m : m + 1], axis=-1) for m in range(keys.shape[1])]
     return jnp.stack(columns, axis=-1)
 
 
 def _combine(weights: Array, values: Float[Array, "b m heads c"]) -> Array:
-    """The values' sum [b l heads c] by weights [b l heads m]."""
+    """Sum [b l heads c] of the values with weights [b l heads m]."""
     values = _float32(values)
     columns = range(values.shape[1])
     parts = [weights[..., m : m + 1] * values[:, m : m + 1] for m in columns]
     return functools.reduce(jnp.add, parts)
 
 
-@functools.cache
-def _rules() -> Any:
-    """JAX's module of cuDNN's attention; None where it is not as expected."""
+def jax_module() -> Any:
+    """JAX's private module of cuDNN's attention.
+
+    Raises:
+      ImportError: this version of JAX has it elsewhere or with another backward rule.
+    """
+    # The public `jax.nn.dot_product_attention` returns the statistics, but its backward
+    # pass takes none. Without this import attention cannot be split: GS-LRM over 6
+    # views of 512 px would take 180 ms forward, 14 ms more than now, and with the
+    # backward pass 45 ms more (H100).
     try:
         from jax._src.cudnn import fused_attention_stablehlo as fused
 
         rule = inspect.signature(fused._dot_product_attention_bwd_rule)
     except (ImportError, AttributeError):
-        return None
-    return fused if tuple(rule.parameters) == _BACKWARD else None
+        rule = None
+    if rule is None or tuple(rule.parameters) != _BACKWARD:
+        raise ImportError(
+            f"jax {jax.__version__} has no cuDNN attention as facelift_jax expects it: "
+            "install jax 0.10 or 0.11, or adapt facelift_jax/models/cudnn.py"
+        )
+    return fused
 
 
 def _cudnn_forward(q, k, v):
-    result, statistics = _rules().dot_product_attention(
+    result, statistics = jax_module().dot_product_attention(
         q, k, v, scale=q.shape[-1] ** -0.5, return_residual=True
     )
     return result, jnp.swapaxes(statistics, 1, 2)
 
 
 def _cudnn_backward(q, k, v, result, statistics, d_result):
-    fused, unused = _rules(), jnp.zeros(0, q.dtype)
+    fused, unused = jax_module(), jnp.zeros(0, q.dtype)
     kept = (q, k, v, *[unused] * 7, jnp.swapaxes(statistics, 1, 2), result)
     static = (q.shape[-1] ** -0.5, 0, 0.0, (False, False), fused.MaskType.NO_MASK)
     layout = fused.AttentionLayout.BTNH.value

@@ -1,7 +1,7 @@
-"""Raw network channels to activated Gaussians, as tables.
+"""Tables from raw network channels to activated Gaussians.
 
-A table lists, in channel order, the field of `Gaussians` that a run of channels fills
-and the function that brings it into the field's range and unit.
+A table lists groups of channels in order: which field of `Gaussians` a group fills, and
+the function that maps it to the field's range and unit.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,17 @@ from jaxtyping import Float
 from facelift_jax.geometry.numerics import SH_C0, Array, normalize
 from facelift_jax.structs import Gaussians
 
-LGM_BOX = 1.0  # objects lie in [-1, 1]^3 (LGM, arXiv 2402.05054, released code)
+LGM_BOX = 1.0  # objects are in [-1, 1]^3 (LGM, arXiv 2402.05054, released code)
 LGM_SCALE = 0.1  # world units at softplus(x) = 1 (LGM, released code)
-GSLRM_LOG_SCALE = -2.3  # log of the scale at 0, world units (GS-LRM, FaceLift's config)
-GSLRM_MAX_LOG_SCALE = -1.2  # its largest value
-GSLRM_OPACITY_LOGIT = -2.0  # logit of the opacity at 0
+# GS-LRM, FaceLift's config: log of the scale in world units where the channel is 0, its
+# largest value, and logit of the opacity where the channel is 0
+GSLRM_LOG_SCALE = -2.3
+GSLRM_MAX_LOG_SCALE = -1.2
+GSLRM_OPACITY_LOGIT = -2.0
 
 
 class Head(NamedTuple):
-    """A run of `size` channels that fills one field of `Gaussians`."""
+    """`size` consecutive channels that fill one field of `Gaussians`."""
 
     field: str
     size: int
@@ -30,7 +32,7 @@ class Head(NamedTuple):
 
 
 def clip_to_box(x: Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:
-    """World positions clamped to the object's box; no gradient outside it."""
+    """World positions clamped to the object's box; the gradient outside is zero."""
     return jnp.clip(x, -LGM_BOX, LGM_BOX)
 
 
@@ -39,7 +41,7 @@ def softplus_scale(x: Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:
     return LGM_SCALE * jax.nn.softplus(x)
 
 
-def tanh_colour(x: Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:
+def tanh_color(x: Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:
     """Degree-0 coefficients of rgb = SH_C0 * sh + 0.5 = sigmoid(2 x)."""
     return 0.5 / SH_C0 * jnp.tanh(x)
 
@@ -48,28 +50,30 @@ LGM_HEADS = (
     Head("means", 3, clip_to_box),
     Head("opacities", 1, jax.nn.sigmoid),
     Head("scales", 3, softplus_scale),
-    Head("quats", 4, normalize),  # (w, x, y, z); zero stays zero: no rotation
-    Head("sh", 3, tanh_colour),
+    Head(
+        "quats", 4, normalize
+    ),  # (w, x, y, z); a zero quaternion stays zero: no rotation
+    Head("sh", 3, tanh_color),
 )
 
 
 def unchanged(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-    """Channels that are the field's values."""
+    """The channels are the field's values."""
     return x
 
 
 def capped_exp_scale(x: Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:
-    """Standard deviations in world units; no gradient where capped."""
+    """Standard deviations in world units; the gradient is zero where capped."""
     return jnp.exp(jnp.minimum(x + GSLRM_LOG_SCALE, GSLRM_MAX_LOG_SCALE))
 
 
 def low_opacity(x: Float[Array, "*b 1"]) -> Float[Array, "*b 1"]:
-    """Opacities, about 0.12 at 0."""
+    """Opacities, about 0.12 where the channel is 0."""
     return jax.nn.sigmoid(x + GSLRM_OPACITY_LOGIT)
 
 
 GSLRM_HEADS = (
-    Head("means", 3, unchanged),  # placed on their rays before
+    Head("means", 3, unchanged),  # already on their rays
     Head("sh", 3, unchanged),
     Head("scales", 3, capped_exp_scale),
     Head("quats", 4, normalize),  # (w, x, y, z)
@@ -80,7 +84,7 @@ GSLRM_HEADS = (
 def adjusted(
     heads: tuple[Head, ...], scale_factor: float = 1.0, opacity_logit: float = 0.0
 ) -> tuple[Head, ...]:
-    """The table with scales times a factor, and a constant on the opacities' logits."""
+    """The table with scales times a factor and a constant added to opacity logits."""
 
     def adjust(head: Head) -> Head:
         if head.field == "scales":
@@ -93,12 +97,12 @@ def adjusted(
 
 
 def num_channels(heads: tuple[Head, ...]) -> int:
-    """Channels that a table takes."""
+    """The number of channels that a table takes."""
     return sum(head.size for head in heads)
 
 
 def activate(raw: Float[Array, "*b n c"], heads: tuple[Head, ...]) -> Gaussians:
-    """Raw float32 channels to Gaussians over [*b n], colour as degree-0 harmonics."""
+    """Raw float32 channels to Gaussians over [*b n], color as degree-0 harmonics."""
     fields, start = {}, 0
     for head in heads:
         fields[head.field] = head.activate(raw[..., start : start + head.size])

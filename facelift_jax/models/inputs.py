@@ -1,4 +1,4 @@
-"""What every network asks of its input pictures."""
+"""Checks of the input images, the same for every network."""
 
 import math
 
@@ -8,12 +8,12 @@ from facelift_jax.structs import Views, check
 
 
 def check_square(inputs: Views, stride: int, reason: str) -> tuple[int, int, int]:
-    """Sizes (b, v, side) of float32 square pictures over [b v].
+    """Sizes (b, v, side) of float32 square images over [b v]; side in pixels.
 
-    `reason` ends the sentence that a side must be a multiple of `stride`.
+    The side must be a multiple of `stride`; the error message gives `reason` for that.
 
     Raises:
-      ValueError: another shape, size or type, and what to change.
+      ValueError: another shape, size or type.
     """
     check(inputs, "inputs")
     leading, (height, width) = inputs.images.shape[:-3], inputs.images.shape[-3:-1]
@@ -24,11 +24,11 @@ def check_square(inputs: Views, stride: int, reason: str) -> tuple[int, int, int
     if inputs.images.dtype != jnp.float32:
         raise ValueError(
             "inputs.images: expected float32 in [0, 1], found "
-            f"{inputs.images.dtype}; divide 8-bit pictures by 255"
+            f"{inputs.images.dtype}; divide 8-bit images by 255"
         )
     if height != width:
         raise ValueError(
-            f"inputs.images: expected square pictures, found {width} x {height} "
+            f"inputs.images: expected square images, found {width} x {height} "
             "px; crop or pad them together with their Ks"
         )
     if width % stride:

@@ -1,7 +1,7 @@
 """LGM: an asymmetric U-Net with attention across views (Tang et al., ECCV 2024).
 
-Every pixel of every view's output map is one Gaussian: LGM predicts its absolute
-position, the `mini` variant its offset from the pixel's ray. Names of modules follow
+Every pixel of every view's output map is one Gaussian. LGM predicts its absolute
+position, the `mini` variant its offset from the pixel's ray. Modules have the names of
 the published checkpoints: `unet/down_blocks_0/nets_0/conv1/kernel` is
 `unet.down_blocks.0.nets.0.conv1.weight`.
 """
@@ -32,8 +32,8 @@ _LRM = {
     "up_attention": (True, True, True, False),
 }
 
-# Sizes of the released code's options (3DTopia/LGM, core/options.py). `big` is the one
-# with released weights. Side of the output map: input / 2^(down blocks - up blocks).
+# The first four are options of the released code (3DTopia/LGM, core/options.py); `big`
+# has released weights. The output map's side is input / 2^(down blocks - up blocks).
 VARIANTS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
     {
         "lrm": _LRM,
@@ -50,8 +50,9 @@ VARIANTS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
             "up_channels": (512, 256, 128),
             "up_attention": (True, False, False),
         },
-        # Ours, for two CPU cores; the output map has half the input's side. Anchored to
-        # its rays it places a surface within minutes, which LGM learns in days.
+        # Not in the released code: small enough for two CPU cores. With positions
+        # relative to the rays it places a surface within minutes, which takes LGM days.
+        # The output map has half the input's side.
         "mini": {
             "anchor": "ray",
             "down_channels": (16, 32, 32, 96),
@@ -66,8 +67,9 @@ VARIANTS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
     }
 )
 
-# Ordered (regex, value) over parameter names; None freezes, a number scales the rate.
-# The first half of the up blocks is two of five (big), of four (small, lrm), of three.
+# Ordered (regex, value) over parameter names. None freezes a parameter, a number scales
+# its learning rate. `late_decoder` trains all but the first two of the up blocks: of
+# five (big), of four (small, lrm) or of three.
 FREEZE_PRESETS: MappingProxyType[str, tuple[tuple[str, float | None], ...]] = (
     MappingProxyType(
         {
@@ -91,7 +93,7 @@ FREEZE_PRESETS: MappingProxyType[str, tuple[tuple[str, float | None], ...]] = (
 
 
 class DownBlock(nn.Module):
-    """Residual blocks at one resolution, each followed by attention; then stride 2."""
+    """Residual blocks at one resolution, each with attention; then stride 2."""
 
     features: int
     has_attention: bool
@@ -105,7 +107,7 @@ class DownBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "m h w c"], num_views: int
     ) -> list[Float[Array, "m _ _ c2"]]:
-        """Every map that an up block may take, the last one also going on."""
+        """All maps for the up blocks; the last one is also the block's output."""
         maps = []
         for j in range(self.num_layers):
             x = layers.ResBlock(
@@ -117,10 +119,10 @@ class DownBlock(nn.Module):
                 )(x, num_views)
             maps.append(x)
         if self.has_downsample:
-            conv = layers.Conv(
-                self.features, stride=2, dtype=self.dtype, name="downsample"
+            x = layers.conv(
+                x, self.features, stride=2, dtype=self.dtype, name="downsample"
             )
-            maps.append(conv(x))
+            maps.append(x)
         return maps
 
 
@@ -151,7 +153,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """One residual block a skip, each with attention; then twice the resolution."""
+    """One residual block per skip, each with attention; then twice the resolution."""
 
     features: int
     has_attention: bool
@@ -177,13 +179,13 @@ class UpBlock(nn.Module):
                     self.num_heads, self.num_groups, self.dtype, name=f"attns_{j}"
                 )(x, num_views)
         if self.has_upsample:
-            conv = layers.Conv(self.features, dtype=self.dtype, name="upsample")
-            x = conv(layers.upsample_nearest(x))
+            x = layers.upsample_nearest(x)
+            x = layers.conv(x, self.features, dtype=self.dtype, name="upsample")
         return x
 
 
 class UNet(nn.Module):
-    """Down, mid and up blocks around one stack of skips; the oldest stay unused."""
+    """Down, mid and up blocks around one stack of skips; the first ones stay unused."""
 
     down_channels: tuple[int, ...]
     down_attention: tuple[bool, ...]
@@ -206,7 +208,7 @@ class UNet(nn.Module):
             "num_groups": self.num_groups,
             "dtype": self.dtype,
         }
-        x = layers.Conv(self.down_channels[0], dtype=self.dtype, name="conv_in")(x)
+        x = layers.conv(x, self.down_channels[0], dtype=self.dtype, name="conv_in")
         stack = [x]
         for i, features in enumerate(self.down_channels):
             block = DownBlock(
@@ -231,25 +233,33 @@ class UNet(nn.Module):
             )
             skips = [stack.pop() for _ in range(self.layers_per_block + 1)]
             x = block(x, skips, num_views)
-        # From here on float32: half precision would place Gaussians on a coarse grid.
-        x = nn.silu(layers.GroupNorm(self.num_groups, name="norm_out")(x))
-        return layers.Conv(self.out_channels, name="conv_out")(x)
+        # float32 from here on: half precision would put Gaussians on a coarse grid
+        x = nn.silu(layers.group_norm(x, self.num_groups, name="norm_out"))
+        return layers.conv(x, self.out_channels, name="conv_out")
 
 
 def resized(cameras: Cameras, side: int) -> Cameras:
-    """The same cameras for square pictures of another side, pixels."""
+    """The same cameras for square images of another side, in pixels."""
     scale = jnp.asarray([side / cameras.width, side / cameras.height, 1.0], jnp.float32)
     Ks = cameras.Ks * jnp.broadcast_to(scale[:, None], cameras.Ks.shape)
     return Cameras(cameras.viewmats, Ks, side, side)
 
 
 class Model(nn.Module):
-    """LGM. Lists of sizes hold one entry a block; see VARIANTS.
+    """LGM; see VARIANTS.
 
-    `anchor` is what predicted positions are relative to: "origin", the world's (LGM),
-    or "ray", the point nearest the origin on the ray of the Gaussian's pixel.
-    `scale_factor` and `opacity_logit` adjust the head (`heads.adjusted`); LGM's are 1
-    and 0.
+    Attributes:
+      down_channels: one entry per down block; so has `down_attention`.
+      up_channels: one entry per up block; so has `up_attention`.
+      mid_attention: whether the mid block has attention.
+      layers_per_block: residual blocks per down block; up blocks have one more.
+      num_heads: of every attention.
+      num_groups: of every group normalization.
+      anchor: what predicted positions are relative to: "origin", that of the world
+        (LGM), or "ray", the point nearest the origin on the ray of the pixel.
+      scale_factor: on all scales; LGM's is 1.
+      opacity_logit: added to the logits of all opacities; LGM's is 0.
+      dtype: type of the U-Net's arithmetic.
     """
 
     down_channels: tuple[int, ...]
@@ -266,7 +276,7 @@ class Model(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        """Checks the sizes against each other; raises one ValueError."""
+        """Raises ValueError where the sizes do not fit together."""
         _check_sizes(self)
         super().__post_init__()
 
@@ -277,24 +287,28 @@ class Model(nn.Module):
 
     @property
     def freeze_presets(self) -> dict[str, tuple[tuple[str, float | None], ...]]:
-        """What may be frozen, by name."""
+        """Rules of what to freeze, by the preset's name."""
         return dict(FREEZE_PRESETS)
 
     def source_views(self, num_views: int, side: int) -> Int[np.ndarray, "n"]:
-        """The input view that each Gaussian comes from, inputs of `side` pixels."""
+        """The input view of each Gaussian, for inputs of `side` pixels."""
         splat_side = side // self.stride * 2 ** (len(self.up_channels) - 1)
         return np.repeat(np.arange(num_views), splat_side**2)
 
     @nn.compact
     def __call__(self, inputs: Views) -> tuple[Gaussians, dict[str, Array]]:
-        """Pictures with cameras to b scenes of v * s * s world-frame Gaussians each.
+        """Images with cameras to b scenes of v * s * s Gaussians in the world frame.
 
-        `inputs` is over [b v], any v >= 1, pictures square; Gaussian (view * s + row)
-        * s + col belongs to that pixel of the output map. `aux["raw"]` [b v s s 14]
-        holds the network's output before activation. Float32, whatever `dtype` is.
+        Args:
+          inputs: square images over [b v] for any v >= 1.
+
+        Returns:
+          Gaussians, where number (view * s + row) * s + column belongs to that pixel of
+          the output map, and `aux["raw"]` [b v s s 14], the network's output before
+          activation. All are float32, whatever `dtype` is.
 
         Raises:
-          ValueError: pictures of a shape, size or type the network cannot take.
+          ValueError: images of a shape, size or type the network cannot take.
         """
         halvings = len(self.down_channels) - 1
         b, v, side = check_square(inputs, self.stride, f"as {halvings} halvings need")
@@ -316,7 +330,7 @@ class Model(nn.Module):
             dtype=self.dtype,
             name="unet",
         )(x.reshape(b * v, side, side, -1), v)
-        raw = layers.Conv(num_channels(LGM_HEADS), 1, name="conv")(raw)
+        raw = layers.conv(raw, num_channels(LGM_HEADS), 1, name="conv")
         raw = raw.reshape(b, v, *raw.shape[1:])
         placed = raw
         if self.anchor == "ray":
@@ -330,7 +344,7 @@ class Model(nn.Module):
 def _check_sizes(model: Model) -> None:
     """Raises ValueError where the sizes of the blocks do not fit together."""
     if model.anchor not in ("origin", "ray"):
-        raise ValueError(f"lgm: anchor={model.anchor!r}: known: origin, ray")
+        raise ValueError(f"lgm: anchor={model.anchor!r}: choose origin or ray")
     for name in ("layers_per_block", "num_heads", "num_groups"):
         if getattr(model, name) < 1:
             raise ValueError(f"lgm: {name}={getattr(model, name)}: must be at least 1")
@@ -344,13 +358,13 @@ def _check_sizes(model: Model) -> None:
         if len(channels) != len(attention) or not channels:
             raise ValueError(
                 f"lgm: {name}_channels has {len(channels)} entries, {name}_attention "
-                f"{len(attention)}; give one of each a block"
+                f"{len(attention)}; give one of each per block"
             )
         wrong = [c for c in channels if c < 1 or c % model.num_groups]
         if wrong:
             raise ValueError(
                 f"lgm: {name}_channels {channels}: {wrong[0]} is not a multiple of the "
-                f"{model.num_groups} normalisation groups"
+                f"{model.num_groups} normalization groups"
             )
         wrong = [c for c, on in zip(channels, attention, strict=True) if on]
         wrong += [down[-1]] if model.mid_attention else []
@@ -363,5 +377,5 @@ def _check_sizes(model: Model) -> None:
     if up != down[::-1][: len(up)]:
         raise ValueError(
             f"lgm: up_channels {up} must repeat the end of down_channels {down} in "
-            f"reverse, here {down[::-1][: len(up)]}: skips join blocks of one width"
+            f"reverse, here {down[::-1][: len(up)]}: skips connect blocks of one width"
         )

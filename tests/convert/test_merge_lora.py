@@ -62,8 +62,8 @@ def test_what_cannot_be_merged_is_said_in_one_line(tmp_path):
     save_model(tmp_path / "run", adapter_rank=3)
     save_params(tmp_path / "nameless", {"x": np.zeros(3, np.float32)}, {})
     reasons = {
-        ("plain", "out"): "plain: a network without adapters: nothing to merge",
-        ("nameless", "out"): "nameless: a network without adapters: nothing to merge",
+        ("plain", "out"): "plain: the network has no adapters to merge",
+        ("nameless", "out"): "nameless: the network has no adapters to merge",
         ("run", "plain"): "plain: not empty: choose another place or empty it",
         ("nowhere", "out"): "nowhere: no complete checkpoint here: check the path",
     }

@@ -23,7 +23,7 @@ from facelift_jax.convert.rules import convert_tensors
 from facelift_jax.geometry.rays import nearest_point_rays
 from facelift_jax.models import get_model
 from facelift_jax.models.attention import attend
-from facelift_jax.models.gslrm import rounded_rays, to_patches
+from facelift_jax.models.gslrm import to_patches
 
 # The goldens are float32 themselves, 3e-6 from a float64 run at values of a few units.
 TOLERANCE = 2e-5
@@ -172,23 +172,18 @@ def test_reduced():
     assert max(errors.values()) <= TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["fp16", "bf16"])
-def test_rays_rounded_like_the_original(kind):
+def test_rays():
     golden = np.load(GOLDENS / "rays.npz")
-    cameras = golden_cameras(golden, 512)
-    dtype = {"fp16": jnp.float16, "bf16": jnp.bfloat16}[kind]
     rows = golden["rows_cols"]
-    pick = np.ix_(range(6), rows, rows)
-    rounded = np.asarray(rounded_rays(cameras, dtype))[0][pick]
-    expected = np.moveaxis(golden[f"ray_d_emul_{kind}"], 1, -1)
-    exact = np.asarray(nearest_point_rays(cameras))[0][pick]
-    assert worst(exact[..., :3], np.moveaxis(golden["ray_d"], 1, -1)) < 2e-7
-    assert worst(exact[..., 3:], np.moveaxis(golden["nearest"], 1, -1)) < 2e-6
-    # one unit of the half type where a rounding of ours falls the other way
-    differs = np.abs(rounded[..., :3] - expected).max(-1) > 1e-6
-    assert differs.mean() < 0.01
-    assert worst(rounded[..., :3], expected) < 2 * float(jnp.finfo(dtype).eps)
-    assert worst(rounded[..., :3], exact[..., :3]) > 1e-4
+    rays = nearest_point_rays(golden_cameras(golden, 512))
+    rays = np.asarray(rays)[0][np.ix_(range(6), rows, rows)]
+    assert worst(rays[..., :3], np.moveaxis(golden["ray_d"], 1, -1)) < 2e-7
+    assert worst(rays[..., 3:], np.moveaxis(golden["nearest"], 1, -1)) < 2e-6
+    # the original's mixed precision rounds rays; ours are exact, so within that rounding
+    for kind, dtype in (("fp16", jnp.float16), ("bf16", jnp.bfloat16)):
+        rounded = np.moveaxis(golden[f"ray_d_emul_{kind}"], 1, -1)
+        eps = float(jnp.finfo(dtype).eps)
+        assert 0.1 * eps < worst(rays[..., :3], rounded) < 0.5 * eps
 
 
 def test_a_full_size_dictionary_without_memory():

@@ -1,8 +1,11 @@
 """LGM's network: views, samples, sizes, precision, refusals, freezing."""
 
 import dataclasses
+import functools
 import re
+from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +38,7 @@ def select_views(views, index):
 
 
 @pytest.mark.parametrize("num_views", [1, 3, 6])
-def test_any_number_of_views_gives_one_gaussian_a_pixel(nano, num_views):
+def test_any_number_of_views_gives_one_gaussian_per_pixel(nano, num_views):
     _, params, apply = nano
     gaussians, aux = apply(params, random_views(2, num_views, 8))
     assert aux["raw"].shape == (2, num_views, 4, 4, 14)
@@ -91,7 +94,7 @@ def test_every_view_sees_every_other(nano):
     assert (jnp.abs(raw - changed).max((0, 2, 3, 4)) > 1e-5).all()
 
 
-def test_pictures_and_cameras_are_normalised_inside(nano):
+def test_images_and_cameras_are_normalized_inside(nano):
     """A grey of the ImageNet mean and a camera at the origin leave only directions."""
     model, params, _ = nano
     views = random_views(1, 1, 8)
@@ -142,16 +145,34 @@ def test_matrix_precision_is_left_to_the_setting(nano, precision):
         assert ("HIGHEST" in line) == (precision == "highest")
 
 
+class Layer(nn.Module):
+    """A module that only calls a function of `layers`."""
+
+    function: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        return self.function(x, name="layer")
+
+
+def initialize(function, x):
+    """(output, parameters) of a function of `layers`."""
+    layer = Layer(function)
+    y, variables = layer.init_with_output(jax.random.key(0), x)
+    return y, variables["params"]["layer"]
+
+
 @pytest.mark.parametrize(
-    ("layer", "shape", "fan_in"),
+    ("function", "shape", "fan_in"),
     [
-        (layers.Conv(48, stride=2), (1, 4, 4, 24), 9 * 24),
-        (layers.Conv(48, kernel_size=1), (1, 4, 4, 96), 96),
-        (layers.Dense(72), (1, 4, 96), 96),
+        (functools.partial(layers.conv, features=48, stride=2), (1, 4, 4, 24), 9 * 24),
+        (functools.partial(layers.conv, features=48, kernel_size=1), (1, 4, 4, 96), 96),
+        (functools.partial(layers.dense, features=72), (1, 4, 96), 96),
     ],
 )
-def test_initial_parameters_are_pytorch_defaults(layer, shape, fan_in):
-    params = layer.init(jax.random.key(0), jnp.ones(shape))["params"]
+def test_initial_parameters_are_pytorch_defaults(function, shape, fan_in):
+    _, params = initialize(function, jnp.ones(shape))
+    assert sorted(params) == ["bias", "kernel"]
     bound = fan_in**-0.5
     for leaf in jax.tree.leaves(params):
         assert leaf.dtype == jnp.float32
@@ -161,11 +182,10 @@ def test_initial_parameters_are_pytorch_defaults(layer, shape, fan_in):
 
 
 def test_norms_start_as_the_identity():
-    norm = layers.GroupNorm(num_groups=4)
     x = 3 + 5 * jax.random.normal(jax.random.key(0), (2, 6, 6, 16))
-    y, variables = norm.init_with_output(jax.random.key(0), x)
-    assert (variables["params"]["scale"] == 1).all()
-    assert (variables["params"]["bias"] == 0).all()
+    y, params = initialize(functools.partial(layers.group_norm, num_groups=4), x)
+    assert (params["scale"] == 1).all()
+    assert (params["bias"] == 0).all()
     groups = np.asarray(y).reshape(2, 36, 4, 4)
     np.testing.assert_allclose(groups.mean((1, 3)), 0, atol=1e-6)
     np.testing.assert_allclose(groups.std((1, 3)), 1, rtol=1e-5)
@@ -173,12 +193,11 @@ def test_norms_start_as_the_identity():
 
 def test_statistics_survive_a_large_mean():
     """E[x^2] - E[x]^2 would lose every digit here."""
-    norm = layers.GroupNorm(num_groups=2)
+    norm = functools.partial(layers.group_norm, num_groups=2)
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 4))
-    variables = {"params": {"scale": jnp.ones(4), "bias": jnp.zeros(4)}}
-    shifted = norm.apply(variables, 4096 + x)
+    (shifted, _), (normalized, _) = initialize(norm, 4096 + x), initialize(norm, x)
     # Adding 4096 rounds x to 2^-11 or so.
-    np.testing.assert_allclose(shifted, norm.apply(variables, x), atol=1e-3)
+    np.testing.assert_allclose(shifted, normalized, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +266,7 @@ def test_freeze_presets_cover_every_variant(variant):
         ),
         (
             {"name": "lgm", "anchor": "pixel"},
-            "lgm: anchor='pixel': known: origin, ray",
+            "lgm: anchor='pixel': choose origin or ray",
         ),
         (
             {"name": "lgm", "scale_factor": 0.0},
@@ -255,12 +274,13 @@ def test_freeze_presets_cover_every_variant(variant):
         ),
         (
             {"name": "lgm", "up_attention": (True,)},
-            "lgm: up_channels has 5 entries, up_attention 1; give one of each a block",
+            "lgm: up_channels has 5 entries, up_attention 1; give one of each "
+            "per block",
         ),
         (
             {"name": "lgm", **MICRO, "down_channels": [30, 64, 128]},
             "lgm: down_channels (30, 64, 128): 30 is not a multiple of the 32 "
-            "normalisation groups",
+            "normalization groups",
         ),
         (
             {"name": "lgm", **NANO, "num_heads": 5},
@@ -270,7 +290,7 @@ def test_freeze_presets_cover_every_variant(variant):
         (
             {"name": "lgm", **MICRO, "up_channels": (128, 32)},
             "lgm: up_channels (128, 32) must repeat the end of down_channels (32, 64, "
-            "128) in reverse, here (128, 64): skips join blocks of one width",
+            "128) in reverse, here (128, 64): skips connect blocks of one width",
         ),
     ],
 )
@@ -301,7 +321,7 @@ def crop(views, height, width):
     [
         (
             lambda views: crop(views, 8, 6),
-            "inputs.images: expected square pictures, found 6 x 8 px; crop or pad them "
+            "inputs.images: expected square images, found 6 x 8 px; crop or pad them "
             "together with their Ks",
         ),
         (
@@ -320,7 +340,7 @@ def crop(views, height, width):
         (
             lambda views: dataclasses.replace(views, images=np.uint8(views.images)),
             "inputs.images: expected float32 in [0, 1], found uint8; divide 8-bit "
-            "pictures by 255",
+            "images by 255",
         ),
         (
             lambda views: dataclasses.replace(views, masks=views.masks[:, :1]),
@@ -329,7 +349,7 @@ def crop(views, height, width):
         ),
     ],
 )
-def test_bad_pictures_are_refused(nano, spoil, line):
+def test_bad_images_are_refused(nano, spoil, line):
     model, params, _ = nano
     with pytest.raises(ValueError, match="inputs") as caught:
         model.apply({"params": params}, spoil(random_views(2, 2, 8)))
