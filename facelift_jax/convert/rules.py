@@ -16,7 +16,7 @@ import numpy as np
 
 from facelift_jax.checkpoints.tree import flatten_names, nest_names
 
-MAX_LISTED = 3  # problems of one kind in an error message; the others are counted
+MAX_LISTED = 4  # problems of one kind in an error message; the others are counted
 
 _log = logging.getLogger(__name__)
 

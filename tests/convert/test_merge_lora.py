@@ -64,7 +64,7 @@ def test_what_cannot_be_merged_is_said_in_one_line(tmp_path):
     reasons = {
         ("plain", "out"): "plain: the network has no adapters to merge",
         ("nameless", "out"): "nameless: the network has no adapters to merge",
-        ("run", "plain"): "plain: not empty: choose another place or empty it",
+        ("run", "plain"): "plain: not empty: choose another directory",
         ("nowhere", "out"): "nowhere: no complete checkpoint here: check the path",
     }
     for (checkpoint, dst), reason in reasons.items():
