@@ -1,7 +1,7 @@
-"""A recording of a rat in an arena: six lenses that bend, none centred, none alike.
+"""A synthetic recording of a rat in an arena by six cameras with distorting lenses.
 
-The animal is ray-cast through each lens. The lens is written out here once more, and
-inverted by another method than the package's, so that neither can hide a mistake.
+The animal is ray-cast through each lens. The lens model is implemented here a second
+time, with another method for the inverse, so that it is an independent reference.
 """
 
 import functools
@@ -69,8 +69,8 @@ def rig(shrink=1):
     return np.array(viewmats), np.array(Ks), (WIDTH // shrink, HEIGHT // shrink)
 
 
-def bend(x, y, lens):
-    """Brown's lens on the plane z = 1."""
+def distort(x, y, lens):
+    """The Brown-Conrady model on the plane z = 1."""
     k1, k2, p1, p2, k3 = lens
     r2 = x**2 + y**2
     radial = 1 + k1 * r2 + k2 * r2**2 + k3 * r2**3
@@ -80,79 +80,82 @@ def bend(x, y, lens):
     )
 
 
-def straighten(x, y, lens):
-    """The inverse of `bend`, by fixed-point steps that are checked."""
-    straight_x, straight_y = x, y
+def undistort(x, y, lens):
+    """The inverse of `distort` by additive fixed-point steps, checked."""
+    inverse_x, inverse_y = x, y
     for _ in range(200):
-        bent_x, bent_y = bend(straight_x, straight_y, lens)
-        straight_x, straight_y = straight_x + x - bent_x, straight_y + y - bent_y
-    assert np.abs(bent_x - x).max() < 1e-9
-    assert np.abs(bent_y - y).max() < 1e-9
-    return straight_x, straight_y
+        error_x, error_y = distort(inverse_x, inverse_y, lens)
+        error_x, error_y = error_x - x, error_y - y
+        if max(np.abs(error_x).max(), np.abs(error_y).max()) < 1e-13:
+            break
+        inverse_x, inverse_y = inverse_x - error_x, inverse_y - error_y
+    assert np.abs(error_x).max() < 1e-9
+    assert np.abs(error_y).max() < 1e-9
+    return inverse_x, inverse_y
 
 
 def project(points, viewmat, K, lens):
-    """Pixels (column, row) of points [n 3] of the pose's world."""
+    """Pixels (column, row) of world points [n 3]."""
     local = points @ viewmat[:3, :3].T + viewmat[:3, 3]
-    x, y = bend(local[:, 0] / local[:, 2], local[:, 1] / local[:, 2], lens)
+    x, y = distort(local[:, 0] / local[:, 2], local[:, 1] / local[:, 2], lens)
     return np.stack([K[0, 0] * x + K[0, 2], K[1, 1] * y + K[1, 2]], axis=-1)
 
 
 @functools.cache
 def animal(index):
-    """The rat in pose `index`, in the unit ball, ready for pictures."""
+    """The rat in pose `index`, in the unit ball, ready to be rendered."""
     coat_and_light = sample_parameters(0, RodentOptions(64))
     pose = sample_parameters(index, RodentOptions(64))["pose"]
     mesh = pose_mesh(load_rodent(), pose)
     return render.prepare_subject(mesh, coat_and_light["coat"], coat_and_light["light"])
 
 
-def place(index):
-    """Where the middle of the animal's ball is at time `index`, mm."""
+def position(index):
+    """Centre of the ball around the animal at time `index`, mm."""
     return np.array([14 * np.cos(index), 14 * np.sin(index), 4.0])
 
 
 def pose_for_animal(viewmat, index, scale=ANIMAL_RADIUS, origin=(0, 0, 0)):
-    """A camera's pose in the animal's own world, where `scale` units are one there.
+    """A camera's pose in the animal's frame, in which `scale` world units are one.
 
-    `origin`: where in mm the camera's world has its zero.
+    `origin`: origin of the camera's world, mm.
     """
     moved = viewmat.copy()
-    shift = viewmat[:3, :3] @ (place(index) - origin) * (scale / ANIMAL_RADIUS)
+    shift = viewmat[:3, :3] @ (position(index) - origin) * (scale / ANIMAL_RADIUS)
     moved[:3, 3] = (viewmat[:3, 3] + shift) / scale
     return moved
 
 
-def photograph(index, viewmat, K, size, lens):
+def render_through_lens(index, viewmat, K, size, lens):
     """RGBA of the animal through a lens; `viewmat` as `pose_for_animal` gives it."""
     cast = render.cast_pixels
     middle, focal = K[:2, 2], K[(0, 1), (0, 1)]
 
-    def cast_bent(rays, camera, x, y):
+    def cast_distorted(caster, camera, x, y):
         across, down = (x - middle[0]) / focal[0], (y - middle[1]) / focal[1]
-        across, down = straighten(across, down, lens)
+        across, down = undistort(across, down, lens)
         return cast(
-            rays, camera, across * focal[0] + middle[0], down * focal[1] + middle[1]
+            caster, camera, across * focal[0] + middle[0], down * focal[1] + middle[1]
         )
 
-    def project_bent(vertices, camera):
+    def project_distorted(vertices, camera):
         del camera
         return project(vertices, viewmat, K, lens)
 
     with (
-        mock.patch.object(render, "cast_pixels", cast_bent),
-        mock.patch.object(render, "project_to_pixels", project_bent),
+        mock.patch.object(render, "cast_pixels", cast_distorted),
+        mock.patch.object(render, "project_to_pixels", project_distorted),
     ):
         return render.render_image(animal(index), Cameras(viewmat, K, *size))[0]
 
 
 def recording(num_times, shrink=1):
-    """What six cameras see: RGB [6 n h w 3] on the arena's floor, masks [6 n h w]."""
+    """What six cameras see: RGB [6 n h w 3] on the floor, and masks [6 n h w]."""
     viewmats, Ks, size = rig(shrink)
     rgba = np.stack(
         [
             [
-                photograph(i, pose_for_animal(viewmat, i), K, size, lens)
+                render_through_lens(i, pose_for_animal(viewmat, i), K, size, lens)
                 for i in range(num_times)
             ]
             for viewmat, K, lens in zip(viewmats, Ks, LENSES, strict=True)
@@ -163,16 +166,16 @@ def recording(num_times, shrink=1):
     return colors, np.where(rgba[..., 3] > 127, 255, 0).astype(np.uint8)
 
 
-def write_pictures(folder, frames):
-    """frames [6 n h w *c] as folders A to F of PNGs."""
-    for name, pictures in zip(NAMES, frames, strict=True):
+def write_images(folder, frames):
+    """Writes frames [6 n h w *c] as folders A to F of PNGs."""
+    for name, images in zip(NAMES, frames, strict=True):
         (folder / name).mkdir(parents=True)
-        for i, one in enumerate(pictures):
-            Image.fromarray(one).save(folder / name / f"{i}.png")
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(folder / name / f"{i}.png")
 
 
 def write_opencv(path, shrink=1):
-    """The calibration as our camera file, with lens coefficients."""
+    """Writes the calibration in this package's format, with lens coefficients."""
     viewmats, Ks, (width, height) = rig(shrink)
     frames = [
         {"file_path": f"videos/{name}.mp4", "w": width, "h": height}
@@ -185,7 +188,7 @@ def write_opencv(path, shrink=1):
 
 
 def write_anipose(path, shrink=1):
-    """The calibration as aniposelib writes it: OpenCV counts pixel centres from 0."""
+    """Writes the calibration as aniposelib does: pixel centres start at 0."""
     viewmats, Ks, size = rig(shrink)
     text = ""
     for i, (viewmat, K) in enumerate(zip(viewmats, Ks, strict=True)):
@@ -199,7 +202,7 @@ def write_anipose(path, shrink=1):
 
 
 def write_label3d(path, shrink=1):
-    """The calibration as label3d holds it: rows times matrices, pixels from 1."""
+    """Writes the calibration as label3d does: row vectors, pixel centres start at 1."""
     viewmats, Ks, _ = rig(shrink)
     params, camnames = np.empty((6, 1), object), np.empty((6, 1), object)
     for i, (viewmat, K, lens) in enumerate(zip(viewmats, Ks, LENSES, strict=True)):
@@ -213,20 +216,20 @@ def write_label3d(path, shrink=1):
 
 
 def write_videos(folder, colors, masks, fps):
-    """The recording as a video for every camera, masks white on black."""
+    """Writes the recording as one video per camera, masks white on black."""
     grey = np.repeat(masks[..., None], 3, axis=-1)
-    for side, frames in (("pictures", colors), ("masks", grey)):
+    for side, frames in (("images", colors), ("masks", grey)):
         (folder / side).mkdir()
-        for name, seen in zip(NAMES, frames, strict=True):
-            write_video(folder / side / f"{name}.mp4", seen, fps)
+        for name, video in zip(NAMES, frames, strict=True):
+            write_video(folder / side / f"{name}.mp4", video, fps)
 
 
 def copied(recording, folder):
-    """The recording with links to its files, so that some can be replaced."""
+    """A copy of the recording made of links, so that files can be replaced."""
     (folder / "c.toml").symlink_to(recording / "c.toml")
-    for side in ("pictures", "masks"):
+    for side in ("images", "masks"):
         for path in (recording / side).rglob("*.png"):
-            place = folder / path.relative_to(recording)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(path)
+            link = folder / path.relative_to(recording)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
     return folder

@@ -1,18 +1,17 @@
-"""Other people's calibration files to our camera convention, and what their lenses do.
+"""Reads calibration files of three programs into this package's camera convention.
 
-Three files are read, each with its own idea of where pixel (0, 0) is. Ours: the centre
-of the top-left pixel is (0.5, 0.5).
+The files differ in the coordinates of the top-left pixel's centre; here (0.5, 0.5).
 
-`opencv_cameras.json` (ours, see `layouts`): a camera is named after its `file_path`
-without folder and ending; a frame may carry k1, k2, p1, p2, k3.
+`opencv_cameras.json` (this package's format, see `data.formats`): a camera is named
+after its `file_path` without folder and suffix; a frame may have k1, k2, p1, p2, k3.
 
-`*.toml` (anipose, aniposelib): a table a camera with `name`, `size` [width, height],
+`*.toml` (anipose, aniposelib): per camera a table with `name`, `size` [width, height],
 `matrix` (K), `distortions` (k1 k2 p1 p2 k3), `rotation` (axis x angle, radians) and
 `translation`: x_camera = R x + t. OpenCV counts pixel centres from 0: c = c_file + 0.5.
 
 `*.mat` (DANNCE's label3d): cells `params` of structs `K`, `r`, `t`, `RDistort`,
 `TDistort`, and cells `camnames`. MATLAB multiplies row vectors from the left,
-[u v 1] ~ [x y z 1] [r; t] K: our rotation is r transposed, our K K transposed. MATLAB
+[u v 1] ~ [x y z 1] [r; t] K: rotation and K are the transposes of `r` and `K`. MATLAB
 counts pixel centres from 1: c = c_file - 0.5. RDistort is k1 k2 (k3), TDistort p1 p2.
 """
 
@@ -25,22 +24,22 @@ import scipy.io
 
 from facelift_jax.data.formats import MAX_NUMBER, check_camera, opencv_frame
 from facelift_jax.data.io import MAX_JSON_BYTES, DataError, located, read_json
-from facelift_jax.geometry.distortion import NUM_COEFFICIENTS
+from facelift_jax.data.recordings.lens import NUM_COEFFICIENTS
 from facelift_jax.geometry.rotations import rotation_vector_to_matrix
 
 _COEFFICIENTS = ("k1", "k2", "p1", "p2", "k3")
-_FROM_OPENCV, _FROM_MATLAB = 0.5, -0.5  # takes their pixel centres to ours
+_FROM_OPENCV, _FROM_MATLAB = 0.5, -0.5  # added to the principal point
 
 
 class CalibratedCamera(NamedTuple):
-    """One real camera, float64: OpenCV axes, pixels, the units of its calibration.
+    """One real camera, float64: OpenCV axes, pixels, length units of the calibration.
 
     Attributes:
-      name: as its calibration calls it.
+      name: its name in the calibration file.
       viewmat: [4 4] world to camera.
-      K: [3 3] intrinsics of its pictures.
-      distortion: [5] k1 k2 p1 p2 k3, see `geometry.distortion`.
-      size: (width, height) it was calibrated at, where the file says.
+      K: [3 3] intrinsics in pixels.
+      distortion: [5] k1 k2 p1 p2 k3, see `lens`.
+      size: (width, height) of the calibration images, or None if the file has none.
     """
 
     name: str
@@ -51,10 +50,10 @@ class CalibratedCamera(NamedTuple):
 
 
 def read_calibration(path: Path) -> list[CalibratedCamera]:
-    """The cameras of a calibration file, in its order.
+    """The cameras of a calibration file, in the order of the file.
 
     Raises:
-      DataError: the file or one of its cameras is not usable; one line.
+      DataError: the file or one of its cameras cannot be used; one line.
     """
     readers = {
         ".json": (_opencv_entries, _opencv_camera),
@@ -64,13 +63,13 @@ def read_calibration(path: Path) -> list[CalibratedCamera]:
     with located(str(path)):
         if path.suffix not in readers:
             raise DataError(
-                "a calibration is an opencv_cameras.json, a .toml of anipose or a "
-                "label3d .mat of DANNCE"
+                "not a calibration file; expected an opencv_cameras.json, an anipose "
+                ".toml or a label3d .mat of DANNCE"
             )
         if not path.is_file():
-            raise DataError("there is no such file")
+            raise DataError("the file does not exist")
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise DataError(f"more than {MAX_JSON_BYTES >> 20} MB")
+            raise DataError(f"larger than {MAX_JSON_BYTES >> 20} MB")
         read_entries, parse = readers[path.suffix]
         cameras: dict[str, CalibratedCamera] = {}
         for name, entry in read_entries(path):
@@ -80,7 +79,7 @@ def read_calibration(path: Path) -> list[CalibratedCamera]:
                 if not isinstance(entry, dict):
                     raise DataError("expected a table of values")
                 if name in cameras:
-                    raise DataError("there are two of this name")
+                    raise DataError("two cameras have this name")
                 cameras[name] = parse(name, entry)
                 check_camera(*cameras[name][1:3], cameras[name].size)
         if len(cameras) < 2:
@@ -119,8 +118,8 @@ def _anipose_entries(path: Path) -> list[tuple[Any, Any]]:
 def _anipose_camera(name: str, entry: dict) -> CalibratedCamera:
     if entry.get("fisheye", False):
         raise DataError(
-            "a fisheye lens; calibrate with the standard model, or undistort the "
-            "pictures first"
+            "a fisheye lens is not supported; calibrate with the standard model, or "
+            "undistort the images first"
         )
     rotation = rotation_vector_to_matrix(_array(entry, "rotation", 3))
     K = _array(entry, "matrix", 9).reshape(3, 3)
@@ -137,10 +136,12 @@ def _label3d_entries(path: Path) -> list[tuple[Any, Any]]:
         document = scipy.io.loadmat(path, variable_names=names, simplify_cells=True)
         params, camnames = (np.atleast_1d(document[name]) for name in names)
     except NotImplementedError as error:
-        raise DataError("MATLAB 7.3; in MATLAB, save it again with -v7") from error
+        raise DataError(
+            "a MATLAB 7.3 file; save it again in MATLAB with -v7"
+        ) from error
     except KeyError as error:
-        raise DataError(f"holds no {error}; is it of label3d?") from error
-    except Exception as error:  # scipy raises whatever a damaged file trips over
+        raise DataError(f"has no {error}; expected a file of label3d") from error
+    except Exception as error:  # of many types for damaged files
         raise DataError(f"not a readable .mat file ({error})") from error
     if len(params) != len(camnames):
         raise DataError(f"{len(params)} params for {len(camnames)} camnames")
@@ -163,24 +164,24 @@ def _viewmat(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
     return viewmat
 
 
-def _coefficients(found: np.ndarray) -> np.ndarray:
-    """k1 k2 p1 p2 (k3); more of OpenCV's only where they are zero."""
-    more = found[NUM_COEFFICIENTS:]
-    if len(found) < NUM_COEFFICIENTS - 1 or more.any():
+def _coefficients(values: np.ndarray) -> np.ndarray:
+    """k1 k2 p1 p2 k3 from four or more values, of which the sixth and on are zero."""
+    higher = values[NUM_COEFFICIENTS:]
+    if len(values) < NUM_COEFFICIENTS - 1 or higher.any():
         raise DataError(
-            f"{len(found)} distortion coefficients; k1 k2 p1 p2 (k3) are understood"
+            f"{len(values)} distortion coefficients; supported are k1 k2 p1 p2 (k3)"
         )
-    return np.append(found, 0.0)[:NUM_COEFFICIENTS]
+    return np.append(values, 0.0)[:NUM_COEFFICIENTS]
 
 
 def _array(entry: dict, key: str, size: int | None = None) -> np.ndarray:
-    """A flat float64 array of bounded numbers, of `size` where one is asked for."""
+    """A flat float64 array of bounded numbers, of length `size` if given."""
     try:
         array = np.array(entry.get(key), np.float64).ravel()
     except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f'"{key}" must hold numbers') from error
+        raise DataError(f'"{key}" must contain numbers') from error
     if size is not None and array.size != size:
-        raise DataError(f'"{key}" must hold {size} numbers, found {array.size}')
+        raise DataError(f'"{key}" must contain {size} numbers, found {array.size}')
     if not (np.abs(array) < MAX_NUMBER).all():  # False for NaN
-        raise DataError(f'"{key}" must hold finite numbers')
+        raise DataError(f'"{key}" must contain finite numbers')
     return array
