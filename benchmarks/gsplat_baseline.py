@@ -1,10 +1,10 @@
-"""Times gsplat, where it is installed, on the loads of `benchmarks.render`.
+"""Times gsplat, if it is installed, on the workloads of `benchmarks.render`.
 
     python -m benchmarks.gsplat_baseline lgm 20
 
-A load and a number of repeats. One line of JSON: whole public call, RGB + alpha +
-depth, gradients to means, quats, scales, opacities and colours, unpacked and dense, as
-`benchmarks.render` does it.
+Takes a workload and a number of repeats; prints one line of JSON. It times whole calls
+of `gsplat.rasterization` (RGB, alpha and depth; unpacked, dense gradients), with
+gradients to the same inputs as `benchmarks.render`.
 """
 
 import importlib
@@ -20,12 +20,12 @@ from facelift_jax.geometry.numerics import SH_C0
 
 
 def is_installed() -> bool:
-    """Whether there is a peer to time."""
+    """Whether torch and gsplat can be imported."""
     return all(importlib.util.find_spec(name) for name in ("torch", "gsplat"))
 
 
 def measure(name: str, repeats: int) -> dict[str, float]:
-    """Milliseconds of forward and forward + backward, and peak memory, of gsplat."""
+    """gsplat's milliseconds of forward and forward + backward, and its peak memory."""
     torch, gsplat = (importlib.import_module(x) for x in ("torch", "gsplat"))
 
     def on_gpu(values):
@@ -63,7 +63,7 @@ def measure(name: str, repeats: int) -> dict[str, float]:
         images, alphas = forward()
         outputs = (images[..., :3], alphas, images[..., 3:])
         pairs = zip(outputs, weights, strict=True)
-        loss = sum((p * w).sum() for p, w in pairs)
+        loss = sum((x * w).sum() for x, w in pairs)
         torch.autograd.grad(loss, list(inputs.values()))
 
     def milliseconds(function):

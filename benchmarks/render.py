@@ -2,9 +2,9 @@
 
     python -m benchmarks.render --out render.json lgm gslrm n64k
 
-Each load runs in a process of its own, so that its peak memory is its own. Times are
-medians after warm-up, whole calls of `render`, gradients to means, quats, scales,
-opacities and colours.
+Each workload runs in its own process, which separates their peak memory. Times are
+medians after warm-up, of whole calls of `render`, with gradients to means, quats,
+scales, opacities and colours.
 """
 
 import functools
@@ -29,25 +29,39 @@ REPEATS = 20
 
 
 def parse(arguments: list[str]):
-    """Flags of the command."""
+    """Parses the command's flags."""
     parser = command.Parser(prog="python -m benchmarks.render", description=__doc__)
-    parser.add_argument("loads", nargs="+", choices=sorted(scenes.WORKLOADS))
-    parser.add_argument("--backend", default="pallas")
-    parser.add_argument("--tile-size", type=int, default=RenderConfig.tile_size)
-    parser.add_argument("--slice-entries", type=int)
-    parser.add_argument("--interpret", action="store_true", help="kernels without GPU")
-    parser.add_argument("--repeats", type=int, default=REPEATS)
-    parser.add_argument("--stages", action="store_true", help="time each stage alone")
+    parser.add_argument("workloads", nargs="+", choices=sorted(scenes.WORKLOADS))
+    parser.add_argument("--backend", default="pallas", help="of `render`")
+    parser.add_argument(
+        "--tile-size", type=int, default=RenderConfig.tile_size, help="pixels"
+    )
+    parser.add_argument("--slice-entries", type=int, help="as in RenderConfig")
+    parser.add_argument(
+        "--interpret",
+        action="store_true",
+        help="run the kernels in interpret mode, without a GPU",
+    )
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="timed calls")
+    parser.add_argument(
+        "--stages",
+        action="store_true",
+        help="also time each stage of the first slice (--backend pallas)",
+    )
     parser.add_argument("--out", type=Path, help="JSON file")
-    parser.add_argument("--alone", action="store_true", help="in this very process")
+    parser.add_argument(
+        "--alone",
+        action="store_true",
+        help="measure in this process (used by the command itself)",
+    )
     flags = parser.parse_args(arguments)
     if flags.stages and flags.backend != "pallas":
-        parser.error("--stages: they are those of --backend pallas")
+        parser.error("--stages: only for --backend pallas")
     return flags
 
 
 def milliseconds(function, *arguments, repeats: int) -> float:
-    """Median time of a call, after two to compile and warm up."""
+    """Median time of a call, after two calls to compile and warm up."""
     for _ in range(2):
         jax.block_until_ready(function(*arguments))
     times = []
@@ -59,7 +73,7 @@ def milliseconds(function, *arguments, repeats: int) -> float:
 
 
 def measure(name: str, flags) -> dict[str, float]:
-    """Everything about one load, in this process."""
+    """All measurements of one workload, in this process."""
     config = RenderConfig(
         tile_size=flags.tile_size,
         slice_entries=flags.slice_entries,
@@ -78,17 +92,17 @@ def measure(name: str, flags) -> dict[str, float]:
         out = forward(gaussians, cameras)
         images = (out.colors, out.alphas, out.depths)
         pairs = zip(images, cotangents, strict=True)
-        total = sum(jnp.sum(p * jnp.broadcast_to(w, p.shape)) for p, w in pairs)
+        total = sum(jnp.sum(x * jnp.broadcast_to(w, x.shape)) for x, w in pairs)
         return total, out.dropped.sum()
 
     both = jax.jit(jax.grad(loss, has_aux=True))
     gradients, dropped = both(gaussians, cameras)
-    finite = all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
+    is_finite = all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
     row = {
         "forward_ms": milliseconds(forward, gaussians, cameras, repeats=flags.repeats),
         "both_ms": milliseconds(both, gaussians, cameras, repeats=flags.repeats),
         "dropped": int(dropped),
-        "is_finite": finite,
+        "is_finite": is_finite,
     }
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
@@ -99,10 +113,10 @@ def measure(name: str, flags) -> dict[str, float]:
 
 
 def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
-    """Milliseconds of each stage of the first slice, and what its lists hold.
+    """Milliseconds of each stage of the first slice, and the entries of its lists.
 
-    Stages that write over an input copy it first here: blend, differentiate and
-    sum_rows take less inside a whole call.
+    Stages that overwrite an input copy it first here, so blend, differentiate and
+    sum_rows are faster inside a whole call.
     """
 
     @jax.jit
@@ -160,8 +174,8 @@ def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
 
 
 def entries(sizes, lists, ends) -> dict[str, float]:
-    """Room of a slice; entries in its rectangles, in its ellipses, and reached."""
-    reached = ends.at[lists.tiles].get(mode="fill", fill_value=0)  # 0: in no list
+    """Capacity of a slice; its entries in rectangles, in ellipses, and read."""
+    reached = ends.at[lists.tiles].get(mode="fill", fill_value=0)  # 0 for unused slots
     return {
         "capacity": sizes.capacity,
         "entries_slice": int(jnp.sum(lists.counts)),
@@ -172,21 +186,21 @@ def entries(sizes, lists, ends) -> dict[str, float]:
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """A line a figure, a column a load."""
-    figures = list(dict.fromkeys(key for row in rows.values() for key in row))
+    """One line per measurement, one column per workload."""
+    keys = list(dict.fromkeys(key for row in rows.values() for key in row))
 
     def cell(value):
         return f"{value:.3f}" if isinstance(value, float) else str(value)
 
     lines = [f"{'':<18}" + "".join(f"{name:>14}" for name in rows)]
-    for figure in figures:
-        cells = "".join(f"{cell(row.get(figure, '-')):>14}" for row in rows.values())
-        lines.append(f"{figure:<18}{cells}")
+    for key in keys:
+        cells = "".join(f"{cell(row.get(key, '-')):>14}" for row in rows.values())
+        lines.append(f"{key:<18}{cells}")
     return "\n".join(lines)
 
 
 def in_child(module: str, arguments: list[str]) -> dict[str, float | str]:
-    """What a module prints last, as JSON; its last line of error if it fails."""
+    """The module's last printed line as JSON; if it fails, its last error line."""
     child = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(child, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -197,10 +211,10 @@ def in_child(module: str, arguments: list[str]) -> dict[str, float | str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the command; exit code 1 if a load failed."""
+    """Runs the command; exit code 1 if a workload failed."""
     flags = parse(arguments)
     if flags.alone:
-        print(json.dumps(measure(flags.loads[0], flags)))
+        print(json.dumps(measure(flags.workloads[0], flags)))
         return
     rows = {}
     options = [f"--backend={flags.backend}", f"--tile-size={flags.tile_size}"]
@@ -209,7 +223,7 @@ def main(arguments: list[str]) -> None:
         options += [f"--slice-entries={flags.slice_entries}"]
     options += ["--interpret"] if flags.interpret else []
     options += ["--stages"] if flags.stages else []
-    for name in flags.loads:
+    for name in flags.workloads:
         rows[name] = in_child("benchmarks.render", [name, *options])
         if gsplat_baseline.is_installed():
             rows[name] |= in_child(

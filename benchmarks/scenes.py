@@ -1,6 +1,6 @@
-"""The loads of the renderer's benchmark: clouds like the networks' outputs, and orbits.
+"""Workloads of the renderer's benchmark: clouds like network outputs, seen from orbits.
 
-Numbers come from PCG64 with a stated seed: the same on every machine.
+Random numbers come from PCG64 with fixed seeds: the same on every machine.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ SEED = 1234
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """Scenes x views of `size` pixels squared, n Gaussians each."""
+    """Scenes of n Gaussians, each seen from `views` cameras of size x size pixels."""
 
     scenes: int
     n: int
@@ -30,13 +30,13 @@ class Workload:
 
 
 def unit(vectors):
-    """Vectors of length one."""
+    """Vectors scaled to length one."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.maximum(lengths, 1e-12)
 
 
 def surface_cloud(scale, jitter=0.008):
-    """A trained network's output: a bumpy shell, a third of it nearly transparent."""
+    """Like a trained network's output: a bumpy shell, one third nearly transparent."""
 
     def draw(n, seed):
         rng = np.random.Generator(np.random.PCG64(seed))
@@ -66,7 +66,7 @@ def surface_cloud(scale, jitter=0.008):
 
 
 def untrained_cloud(n, seed):
-    """An untrained LGM's output: everything near the origin, wide, half transparent."""
+    """Like an untrained LGM's output: near the origin, wide, half transparent."""
     rng = np.random.Generator(np.random.PCG64(seed))
     raw = 0.1 * rng.standard_normal((n, 14))
     return {
@@ -115,20 +115,24 @@ def orbit(num_views, seed):
     return np.stack(poses)
 
 
-def make_scenes(load: Workload):
+def make_scenes(workload: Workload):
     """(gaussians [b n], cameras [b v], (colour, alpha, depth) cotangents [h w c])."""
-    clouds = [load.cloud(load.n, SEED + scene) for scene in range(load.scenes)]
+    clouds = [
+        workload.cloud(workload.n, SEED + scene) for scene in range(workload.scenes)
+    ]
     stacked = {key: np.stack([c[key] for c in clouds]) for key in clouds[0]}
     stacked["sh"] = ((stacked.pop("colors") - 0.5) / SH_C0)[..., None, :]
     gaussians = Gaussians(**stacked)
-    focal = 0.5 * load.size / np.tan(0.5 * np.deg2rad(FOV_Y))
-    K = np.array([[focal, 0, load.size / 2], [0, focal, load.size / 2], [0, 0, 1]])
-    seeds = range(SEED + 1000, SEED + 1000 + load.scenes)
-    viewmats = np.stack([orbit(load.views, seed) for seed in seeds])
-    Ks = np.broadcast_to(K, (load.scenes, load.views, 3, 3))
-    cameras = Cameras(viewmats, Ks, load.size, load.size)
+    focal = 0.5 * workload.size / np.tan(0.5 * np.deg2rad(FOV_Y))
+    K = np.array(
+        [[focal, 0, workload.size / 2], [0, focal, workload.size / 2], [0, 0, 1]]
+    )
+    seeds = range(SEED + 1000, SEED + 1000 + workload.scenes)
+    viewmats = np.stack([orbit(workload.views, seed) for seed in seeds])
+    Ks = np.broadcast_to(K, (workload.scenes, workload.views, 3, 3))
+    cameras = Cameras(viewmats, Ks, workload.size, workload.size)
     rng = np.random.Generator(np.random.PCG64(SEED + 2000))
-    noise = rng.standard_normal((load.size, load.size, 5)) / load.size**2
+    noise = rng.standard_normal((workload.size, workload.size, 5)) / workload.size**2
     cotangents = (noise[..., :3], noise[..., 3:4], noise[..., 4:5])
     everything = (gaussians, cameras, cotangents)
     return jax.tree.map(lambda x: np.ascontiguousarray(x, np.float32), everything)

@@ -1,4 +1,4 @@
-"""Gaussians and cameras to images, differentiably."""
+"""Differentiable rendering of 3D Gaussians."""
 
 from facelift_jax.render.api import BACKENDS, render
 from facelift_jax.render.config import RenderConfig

@@ -1,4 +1,4 @@
-"""render(): checks, batching, background, choice of backend."""
+"""`render`: input checks, choice of backend, batching and background."""
 
 import functools
 import logging
@@ -38,23 +38,24 @@ def render(
     """Renders every scene of Gaussians from each of its cameras.
 
     Differentiable with respect to means, quats, scales, opacities, sh, viewmats and
-    background. Works under jit, grad, vmap, pmap and shard_map; same bits every run.
+    background. Works under jit, grad, vmap, pmap and shard_map. Repeated runs give the
+    same bits.
 
     Args:
       gaussians: over [*b], world frame; float32, or float64 with backend "reference".
-      cameras: over [*b v], world to camera, pixels.
+      cameras: over [*b v]; viewmats from world to camera, Ks in pixels.
       background: colour [3] or [*b v 3]; None is black.
       config: cut-offs, blur, caps and tile size.
       backend: "reference", "xla", "pallas", or None for the fastest on the default
-        device; name "xla" for a program on the CPU of a machine with a GPU. A named
-        backend runs or raises; it never falls back.
+        device. For a CPU program on a machine with a GPU, pass "xla". A named backend
+        runs or raises; there is no fallback.
 
     Returns:
       RenderOutput over [*b v].
 
     Raises:
-      ValueError: shapes, dtypes or the backend's name do not fit.
-      NotImplementedError: the backend cannot run where the program does.
+      ValueError: unknown backend, or shapes or dtypes that do not match.
+      NotImplementedError: the backend cannot run on the program's platform.
     """
     backend = _choose_backend(backend)
     lead = _check_axes(gaussians, cameras)
@@ -71,20 +72,22 @@ def _choose_backend(backend: str | None) -> str:
         backend = "pallas" if _has_nvidia_gpu() else "xla"
         _log_choice(backend)
     if backend not in BACKENDS:
-        known = ", ".join(f'"{name}"' for name in BACKENDS)
-        raise ValueError(f'render: unknown backend "{backend}"; choose one of {known}')
+        choices = ", ".join(f'"{name}"' for name in BACKENDS)
+        raise ValueError(
+            f'render: unknown backend "{backend}"; choose one of {choices}'
+        )
     return backend
 
 
 def _has_nvidia_gpu() -> bool:
-    """Whether programs run on an NVIDIA GPU, Ampere or newer, unless told otherwise."""
+    """Whether the default device is an NVIDIA GPU, Ampere or newer."""
     device = jax.default_device.value or jax.devices()[0]
     device = jax.devices(device)[0] if isinstance(device, str) else device
-    capability = getattr(device, "compute_capability", "")  # AMD's are words
+    capability = getattr(device, "compute_capability", "")  # AMD's contain letters
     return capability.replace(".", "").isdigit() and float(capability) >= 8.0
 
 
-@functools.cache  # once a process
+@functools.cache  # once per process
 def _log_choice(backend: str) -> None:
     _log.info('rendering with backend "%s"', backend)
 
@@ -152,9 +155,9 @@ def project_all(
     config: RenderConfig,
     backend: str,
 ) -> Splats:
-    """Splats [i n ...] of all i = scenes x views images, as a backend takes them.
+    """Splats [i n ...] of all i = scenes x views images, the input of a rasterizer.
 
-    The backward pass keeps the Gaussians, not the arithmetic between.
+    Only the Gaussians are saved for the backward pass; it projects them again.
     """
     scenes, views = math.prod(lead[:-1]), lead[-1]
     gaussians = jax.tree.map(

@@ -1,8 +1,8 @@
-"""Batches of scenes: the same bits alone and in a batch; `vmap` and `shard_map`.
+"""Loops over scenes, batching rules for `vmap`, and device-varying types.
 
-How a compiler fuses arithmetic, and so how it rounds, depends on the shapes of arrays.
-`map_scenes` runs one loop body of fixed shapes behind barriers, which leaves the
-compiler no choice: the bits of a scene do not depend on how many scenes there are.
+XLA fuses arithmetic depending on array shapes, and fusion changes rounding.
+`map_scenes` runs one loop body of fixed shapes between optimization barriers, so the
+bits of a scene do not depend on how many other scenes are in the batch.
 """
 
 import functools
@@ -21,10 +21,11 @@ Tree = TypeVar("Tree")
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def map_scenes(function: Callable[[Any], Any], scenes: Any) -> Any:
-    """`jax.vmap(function)(scenes)`, one scene after the other.
+    """`jax.vmap(function)(scenes)`, computed one scene after the other.
 
-    Its backward pass computes the function again. Reverse-mode derivatives only. Under
-    `shard_map` all arrays differ between devices where one does.
+    Reverse-mode derivatives only; the backward pass computes `function` again. Under
+    `shard_map`, all input arrays must vary over the same mesh axes: see
+    `unify_varying_axes`.
     """
     return _loop(function, scenes)
 
@@ -38,19 +39,19 @@ def _backward(function, scenes, cotangent):
     has_gradient = [leaf.dtype != jax.dtypes.float0 for leaf in leaves]
 
     def pull_back(operands):
-        scene, given = operands
-        given = iter(given)
+        scene, cotangents = operands
+        cotangents = iter(cotangents)
         out, vjp = jax.vjp(function, scene)
         filled = [
-            next(given) if is_real else np.zeros(x.shape, jax.dtypes.float0)
+            next(cotangents) if is_real else np.zeros(x.shape, jax.dtypes.float0)
             for x, is_real in zip(jax.tree.leaves(out), has_gradient, strict=True)
         ]
         return vjp(treedef.unflatten(filled))[0]
 
-    given = [
+    cotangents = [
         leaf for leaf, is_real in zip(leaves, has_gradient, strict=True) if is_real
     ]
-    return (_loop(pull_back, (scenes, given)),)
+    return (_loop(pull_back, (scenes, cotangents)),)
 
 
 map_scenes.defvjp(_forward, _backward)
@@ -58,29 +59,34 @@ map_scenes.defvjp(_forward, _backward)
 
 def _loop(function, scenes):
     leaf = jax.tree.leaves(scenes)[0]
-    # hidden from the compiler, which would merge a single turn with what is around it
-    stop = lax.optimization_barrier(jnp.int32(leaf.shape[0]))
+    # With a constant trip count of one, XLA would inline the body and fuse it with the
+    # code around it. The barrier hides the count.
+    num_scenes = lax.optimization_barrier(jnp.int32(leaf.shape[0]))
 
-    def one(turn):
+    def compute(index):
         scene = jax.tree.map(
-            lambda x: lax.dynamic_index_in_dim(x, turn, keepdims=False), scenes
+            lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), scenes
         )
         return lax.optimization_barrier(function(lax.optimization_barrier(scene)))
 
-    def write(turn, out):
+    def body(index, results):
         return jax.tree.map(
-            lambda o, x: lax.dynamic_update_index_in_dim(o, x, turn, 0), out, one(turn)
+            lambda all_results, x: lax.dynamic_update_index_in_dim(
+                all_results, x, index, 0
+            ),
+            results,
+            compute(index),
         )
 
-    shapes = jax.eval_shape(one, jnp.int32(0))
-    blank = jax.tree.map(
+    shapes = jax.eval_shape(compute, jnp.int32(0))
+    results = jax.tree.map(
         lambda x: jnp.zeros((leaf.shape[0], *x.shape), x.dtype), shapes
     )
-    return lax.fori_loop(0, stop, write, match_varying_axes(blank, leaf))
+    return lax.fori_loop(0, num_scenes, body, match_varying_axes(results, leaf))
 
 
 def flatten_batch(tree: Any, is_batched: Any, axis_size: int) -> Any:
-    """[axis i ...] arrays as [axis * i ...]; those without the axis are repeated."""
+    """[axis i ...] arrays as [axis * i ...]; unbatched [i ...] arrays are repeated."""
 
     def flatten(x, has_axis):
         x = x if has_axis else jnp.broadcast_to(x[None], (axis_size, *x.shape))
@@ -90,33 +96,33 @@ def flatten_batch(tree: Any, is_batched: Any, axis_size: int) -> Any:
 
 
 def unflatten_batch(tree: Any, axis_size: int) -> tuple[Any, Any]:
-    """[axis * i ...] arrays as [axis i ...], and that all of them have the axis."""
+    """[axis * i ...] arrays as [axis i ...], and a tree of True: all are batched."""
     tree = jax.tree.map(lambda x: x.reshape(axis_size, -1, *x.shape[1:]), tree)
     return tree, jax.tree.map(lambda _: True, tree)
 
 
 def vmap_over_images(function: Callable[..., Any], settings: Any) -> Callable[..., Any]:
-    """function(settings, *images) whose `vmap` folds the new axis into the images'.
+    """function(settings, *args) whose batching rule merges the axis into the images.
 
-    A while loop under plain `vmap` would run every member until the last one ends and
-    select between old and new carry each time.
+    All args have images as their leading axis. JAX's own batching rule for while loops
+    would run every member until the last one ends, and select between the old and the
+    new carry in every iteration.
     """
-    folding = jax.custom_batching.custom_vmap(functools.partial(function, settings))
+    batched = jax.custom_batching.custom_vmap(functools.partial(function, settings))
 
-    @folding.def_vmap
+    @batched.def_vmap
     def _batching_rule(axis_size, is_batched, *args):
-        out = folding(*flatten_batch(args, tuple(is_batched), axis_size))
+        out = batched(*flatten_batch(args, tuple(is_batched), axis_size))
         return unflatten_batch(out, axis_size)
 
-    return folding
+    return batched
 
 
 def match_varying_axes(tree: Tree, like: Array) -> Tree:
-    """Marks arrays as differing between devices wherever `like` does.
+    """Marks arrays as varying over the mesh axes over which `like` varies.
 
-    A loop's carry must have the same type before and after an iteration; constants
-    start as equal on all devices and differ after one. Outside `shard_map` nothing
-    happens.
+    A loop carry must keep its type. Constants start as equal on all devices and vary
+    after one iteration, so they are marked beforehand. No effect outside `shard_map`.
     """
 
     def vary(x):
@@ -127,7 +133,7 @@ def match_varying_axes(tree: Tree, like: Array) -> Tree:
 
 
 def unify_varying_axes(tree: Tree) -> Tree:
-    """Marks all arrays of a tree as differing between devices wherever one does."""
+    """Marks all arrays of a tree as varying over every axis over which one varies."""
     for leaf in jax.tree.leaves(tree):
         tree = match_varying_axes(tree, leaf)
     return tree
@@ -136,7 +142,7 @@ def unify_varying_axes(tree: Tree) -> Tree:
 def shape_like(
     shape: tuple[int, ...], dtype: jax.typing.DTypeLike, like: Array
 ) -> jax.ShapeDtypeStruct:
-    """Shape of a kernel's output that differs between devices wherever `like` does."""
+    """Output shape of a kernel that varies over the mesh axes of `like`."""
     return jax.ShapeDtypeStruct(
         shape, dtype, manual_axis_type=jax.typeof(like).manual_axis_type
     )

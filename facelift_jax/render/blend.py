@@ -1,26 +1,27 @@
-"""Front-to-back blending of tile lists, forward and backward, many tiles at a time.
+"""Front-to-back alpha compositing of tile lists and its derivative, in plain JAX.
 
-Memory layout: pixel arrays are [row in tile, column in tile, tile], tiles last, so that
-one record per tile broadcasts over pixels and a sum over pixels runs over leading axes;
-both vectorise over tiles. Tiles are sorted by list length and worked on in groups, each
-group in a loop as long as its longest list. A lane is one tile of one image.
+Memory layout: pixel arrays are [row in tile, column in tile, lane]; a lane is one tile
+of one image. With lanes last, one record per lane broadcasts over pixels and sums over
+pixels run over leading axes; both vectorise over lanes. Lanes are sorted by list length
+and processed in groups. Each group loops as far as its longest list.
 
-Per pixel and record (mean u v, conic A B C, opacity o, colour c, depth z):
+A record is one splat in packed form: mean u v, conic A B C, opacity o, colour c, depth
+z. Per pixel and record, with transmittance T:
 
   dx = u - column, dy = v - row, sigma = (A dx^2 + C dy^2) / 2 + B dx dy
   alpha = min(alpha_max, o exp(-sigma)); nothing if sigma < 0 or alpha < ALPHA_MIN
   the pixel ends without this record if T (1 - alpha) <= TRANSMITTANCE_MIN
   weight = T alpha; T <- T (1 - alpha)
 
-A pixel that has ended stores -T, which fails every later test by its sign. Backward
-walks the same way with `rest`, what the loss still gets from behind:
+A pixel that has ended stores -T; its sign fails every later test. The backward pass
+goes front to back too. `rest` is what the records behind contribute to the loss:
 
   value = c . d_color + z d_depth
   rest <- rest - weight value      (starts as the sum over all records + T_final d_T)
   d_alpha = T value - rest / (1 - alpha)
   d_sigma = -o exp(-sigma) d_alpha, zero where alpha_max acts
 
-T is a running product as in the forward pass and is never rebuilt by division.
+T is a running product as in the forward pass; it is never recovered by division.
 """
 
 from typing import NamedTuple
@@ -34,18 +35,18 @@ from facelift_jax.geometry.numerics import Array
 from facelift_jax.render.batching import match_varying_axes
 from facelift_jax.render.constants import ALPHA_MIN, TRANSMITTANCE_MIN
 
-GROUP = 32  # tiles worked on together
+GROUP = 32  # lanes processed together
 NUM_FIELDS = 10  # u, v, A, B, C, opacity, red, green, blue, depth
 
 
 class TileLists(NamedTuple):
-    """Tile lists over lanes; a lane is one tile of one image.
+    """The lists of one slice over lanes; a lane is one tile of one image.
 
     Attributes:
       starts: [lanes] first entry of each lane's list in `entries`.
       counts: [lanes] length of each lane's list.
-      entries: [m] rows of `records`, list after list, near to far in each.
-      records: [r 10] what blending needs of every splat.
+      entries: [m] indices into `records`, list after list, each near to far.
+      records: [r 10] packed splats.
       corners: [2 lanes] column and row of each tile's first pixel.
     """
 
@@ -57,25 +58,25 @@ class TileLists(NamedTuple):
 
 
 class GradientRows(NamedTuple):
-    """One gradient row per list entry, in the order of the walk.
+    """One gradient row per list entry, in the order in which groups visit them.
 
     Attributes:
-      rows: [walks GROUP 10] gradients with respect to a record.
-      firsts: [groups] where the walk of each group begins in `rows`.
-      num_ranks: [groups] how far it went before all pixels had ended.
-      positions: [lanes] where each lane went: group * GROUP + position.
+      rows: [steps GROUP 10] gradients with respect to a record.
+      firsts: [groups] first step of each group in `rows`.
+      num_ranks: [groups] steps of each group before all its pixels had ended.
+      positions: [lanes] group * GROUP + position in the group of each lane.
     """
 
-    rows: Float[Array, "walks group 10"]
+    rows: Float[Array, "steps group 10"]
     firsts: Int[Array, "groups"]
     num_ranks: Int[Array, "groups"]
     positions: Int[Array, "lanes"]
 
 
 def blend_lists(state, lists: TileLists, alpha_max: float):
-    """Draws one slice's lists over `state`: T [y x lanes] and sums [4 y x lanes].
+    """Blends one slice's lists into `state`: T [y x lanes] and sums [4 y x lanes].
 
-    The sums are of red, green, blue and depth; lanes are a multiple of GROUP.
+    The sums are of red, green, blue and depth. Lanes are a multiple of GROUP.
     """
     order = jnp.argsort(-lists.counts)
 
@@ -99,26 +100,27 @@ def blend_lists(state, lists: TileLists, alpha_max: float):
 def differentiate_lists(
     state, d_pixels, lists: TileLists, alpha_max: float, window: int
 ):
-    """Gradient rows of one slice's lists, and the state behind them.
+    """The state behind one slice's lists, and their gradient rows.
 
     Args:
       state: T and rest, [y x lanes], in front of the slice.
       d_pixels: [4 y x lanes] cotangents of red, green, blue and depth.
       lists: the slice.
       alpha_max: cap on alpha.
-      window: no list is longer.
+      window: upper bound on the length of a list.
     """
     order = jnp.argsort(-lists.counts)
     grouped = jax.tree.map(
         lambda x: _to_groups(x, order), (state, d_pixels, _lanes(lists))
     )
-    # Groups come longest list first, so every list of a group is at least as long as
-    # the longest of the next: behind the first group, walks add up to entries / GROUP.
-    num_walks = window + -(-lists.entries.shape[0] // GROUP)
-    rows = jnp.zeros((num_walks, GROUP, NUM_FIELDS), lists.records.dtype)
+    # Groups are sorted by list length: every list of a group is at least as long as the
+    # longest of the next. So all groups but the first take at most entries / GROUP
+    # steps together.
+    num_steps = window + -(-lists.entries.shape[0] // GROUP)
+    rows = jnp.zeros((num_steps, GROUP, NUM_FIELDS), lists.records.dtype)
     rows = match_varying_axes(rows, lists.records)
 
-    def walk_group(carry, group):
+    def differentiate_group(carry, group):
         first, rows = carry
         state, d_pixels, lanes = group
 
@@ -139,7 +141,7 @@ def differentiate_lists(
         return (first + num_ranks, rows), (state, first, num_ranks)
 
     (_, rows), (state, firsts, num_ranks) = lax.scan(
-        walk_group, (jnp.int32(0), rows), grouped
+        differentiate_group, (jnp.int32(0), rows), grouped
     )
     lane_index = jnp.arange(order.shape[0], dtype=jnp.int32)
     positions = (
@@ -191,28 +193,28 @@ def _has_work(rank, transmittance, lanes):
 
 
 def _fetch(lists, lanes, rank):
-    """[10 GROUP]: each lane's record of the given rank; opacity 0 past its end."""
+    """[10 GROUP]: each lane's record of one rank; opacity 0 past the list's end."""
     index = jnp.minimum(lanes.starts + rank, lists.entries.shape[0] - 1)
     record = lists.records[lists.entries[index]].T
     return record.at[5].set(jnp.where(rank < lanes.counts, record[5], 0))
 
 
 def _alpha(record, corners, size, alpha_max):
-    """dx, dy, uncapped alpha, and alpha (0 where the record is not seen), per pixel."""
+    """dx, dy, uncapped alpha, and alpha (0 where it is skipped), per pixel."""
     u, v, A, B, C, opacity = record[:6]
     steps = jnp.arange(size, dtype=u.dtype) + 0.5
     dx = (u - corners[0])[None, None] - steps[None, :, None]
     dy = (v - corners[1])[None, None] - steps[:, None, None]
     A, B, C, opacity = (x[None, None] for x in (A, B, C, opacity))
     sigma = 0.5 * (A * dx * dx + C * dy * dy) + B * dx * dy
-    # Choosing before exp() rather than after is twice as fast on a CPU.
+    # Selecting before exp() is twice as fast on a CPU as after it.
     raw = opacity * jnp.exp(jnp.where(sigma >= 0, -sigma, -jnp.inf))
     alpha = jnp.where(raw > alpha_max, alpha_max, raw)
     return dx, dy, raw, jnp.where(alpha >= ALPHA_MIN, alpha, 0)
 
 
 def _advance(transmittance, alpha):
-    """Weight of a record and the new T, negative once the pixel has ended."""
+    """Weight of a record, and T behind it: negative once the pixel has ended."""
     after = transmittance * (1 - alpha)
     is_open = after > TRANSMITTANCE_MIN
     weight = jnp.where(is_open, transmittance * alpha, 0)
@@ -237,7 +239,7 @@ def _differentiate(state, record, d_pixels, corners, alpha_max):
     d_sigma = jnp.where((weight > 0) & (raw <= alpha_max), -raw * d_alpha, 0)
     d_values = jnp.sum(weight[None] * d_pixels, axis=(1, 2))
 
-    # Columns first: dx is the same along one, so only three sums run over all pixels.
+    # Sum over rows first: dx depends on the column only, so three full sums suffice.
     g, g_y, g_yy = jnp.sum(
         jnp.stack([d_sigma, d_sigma * dy, d_sigma * dy * dy]), axis=1
     )

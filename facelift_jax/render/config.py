@@ -1,25 +1,25 @@
-"""RenderConfig: every setting of the renderer."""
+"""Settings of the renderer."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class RenderConfig:
-    """Settings of `render`; hashable, hence static under `jit`.
+    """Settings of `render`; hashable, so usable as a static argument of `jit`.
 
     Attributes:
-      near: Gaussians whose camera z is below are not drawn, world units.
-      far: Gaussians whose camera z is above are not drawn, world units.
+      near: Gaussians with a smaller camera z are culled, world units.
+      far: Gaussians with a larger camera z are culled, world units.
       eps2d: blur added to the diagonal of the image-plane covariance, pixels^2.
       alpha_max: cap on one Gaussian's alpha; its gradient is zero where the cap acts.
-      antialiased: keep a Gaussian's total opacity under the blur (Mip-Splatting):
+      antialiased: compensate the blur (Mip-Splatting, Yu et al. 2024):
         opacity *= sqrt(det / det_blurred).
       max_entries: cap on the (tile, Gaussian) entries of one image; the farthest
-        Gaussians beyond it are dropped and counted. None never drops anything.
-      interpret: run the Pallas kernels in the interpreter, on any machine.
+        Gaussians beyond it are dropped and counted. With None nothing is dropped.
+      interpret: run the Pallas kernels in interpret mode, on any machine.
       tile_size: side of a square tile in pixels.
-      slice_entries: (tile, Gaussian) entries of one image held at a time; None
-        chooses. Changes speed and memory, never what is drawn.
+      slice_entries: (tile, Gaussian) entries of one image held in memory at a time;
+        None chooses. Affects speed and memory, not the image.
     """
 
     near: float = 0.01

@@ -7,7 +7,7 @@ import numpy as np
 
 from facelift_jax.structs import Cameras, Gaussians, RenderOutput
 
-PATH_CHUNK = 8  # frames rendered per call
+PATH_CHUNK = 8  # frames per call
 
 
 def render_path(
@@ -36,6 +36,6 @@ def render_path(
                 f"path: the renderer dropped {dropped} entries in frames {start} "
                 f"to {index[-1]}; set RenderConfig.max_entries to None"
             )
-        left = num_frames - start
-        chunks.append(jax.tree.map(lambda x, left=left: x[:left], output))
+        rest = num_frames - start
+        chunks.append(jax.tree.map(lambda x, rest=rest: x[:rest], output))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)

@@ -1,8 +1,8 @@
-"""World to image plane: elliptical weighted average splatting of 3D Gaussians.
+"""Projection of 3D Gaussians to the image plane (EWA splatting).
 
 Zwicker et al., "EWA Volume Splatting" (2001), as used by Kerbl et al. (2023). Plain
-JAX, differentiated by JAX. Small matrices are written out component by component: XLA
-fuses that into one loop over Gaussians, and no device lowers its precision.
+JAX, differentiated by JAX. Small matrix products are written out by component: XLA
+fuses them into one loop over Gaussians, and they keep full float32 precision.
 """
 
 import jax
@@ -24,10 +24,11 @@ from facelift_jax.structs import Cameras, Gaussians
 
 
 def project(gaussians: Gaussians, camera: Cameras, config: RenderConfig) -> Splats:
-    """Projects n Gaussians of one scene (no leading axes) into one camera.
+    """Projects the n Gaussians of one scene into one camera (no leading axes).
 
-    Culled: camera z outside [near, far], image-plane covariance not positive or not
-    finite, opacity below ALPHA_MIN. Culled Gaussians receive zero gradients.
+    A Gaussian is culled if its camera z is outside [near, far], its image-plane
+    covariance is not finite and positive, its mean is beyond MEANS2D_LIMIT, or its
+    opacity is below ALPHA_MIN. Culled Gaussians get zero gradients.
     """
     V, t, K = camera.viewmats[:3, :3], camera.viewmats[:3, 3], camera.Ks
     means, opacities = gaussians.means, gaussians.opacities
@@ -61,7 +62,7 @@ def project(gaussians: Gaussians, camera: Cameras, config: RenderConfig) -> Spla
 
 
 def _image_plane_factors(gaussians, camera, point):
-    """Two rows of three [n] components: M = J V R diag(s), covariance = M M^T."""
+    """M = J V R diag(s), two rows of three [n] components; covariance = M M^T."""
     x, y, z = point
     V, K, scales = camera.viewmats[:3, :3], camera.Ks, gaussians.scales
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
@@ -90,17 +91,17 @@ def _image_plane_factors(gaussians, camera, point):
 
 
 def _clamp_ratio(ratio, principal, focal, size):
-    """x / z clamped to just outside the image, where the Jacobian is still sane."""
+    """x / z clamped to the image plus a margin, which bounds the Jacobian."""
     margin = FRUSTUM_MARGIN * 0.5 * size / focal
     lowest = -(principal / focal + margin)
     return jnp.clip(ratio, lowest, (size - principal) / focal + margin)
 
 
 def _blurred_covariance(factors, eps2d):
-    """(a, b, c) of M M^T + eps I, its determinant, and the determinant before eps.
+    """(a, b, c) of M M^T + eps I, its determinant, and the determinant of M M^T.
 
-    det(M M^T) is the sum of the squared 2x2 minors of M (Cauchy-Binet): never negative
-    and free of the cancellation in a c - b^2.
+    det(M M^T) is the sum of the squared 2x2 minors of M (Cauchy-Binet). It is never
+    negative and avoids the cancellation in a c - b^2.
     """
     p, q = factors
     xx, xy, yy = (
@@ -114,10 +115,10 @@ def _blurred_covariance(factors, eps2d):
 
 
 def _footprint(opacities, covariance, is_visible):
-    """Exponent level and box outside which alpha < ALPHA_MIN; constants for gradients.
+    """Exponent level and box outside which alpha < ALPHA_MIN, without gradients.
 
-    The exponent of a thin ellipse is a small difference of large terms, whose float32
-    rounding grows with a c / det; the slack covers it, so lists miss no pixel.
+    The exponent of a thin ellipse is a small difference of large terms. Its float32
+    rounding grows with a c / det; the slack covers that, so lists miss no pixel.
     """
     a, c, det = (jax.lax.stop_gradient(value) for value in covariance)
     opacities = jax.lax.stop_gradient(opacities)

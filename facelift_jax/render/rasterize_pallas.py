@@ -1,10 +1,11 @@
-"""Tile lists by kernels, all images in one launch: runs on NVIDIA GPUs.
+"""Tile-based rasterizer in Pallas kernels for NVIDIA GPUs.
 
-One depth order over all images; a slice takes as many Gaussians of it as fit, lists
-them in the tiles that still have a pixel to draw, and blends them. Slices go on until
-all Gaussians are drawn or all pixels have ended. The backward pass walks the same
-slices, writes a gradient row per entry and adds up each Gaussian's rows in fixed order.
-It finds the lists of the first slices kept and makes those of the others again.
+All images are drawn in the same launches, with one depth order over all of them. A
+slice takes as many Gaussians of that order as fit, bins them into the tiles with a
+pixel that has not ended, and blends them. Slices continue until all Gaussians are drawn
+or all pixels have ended. The backward pass loops over the same slices, writes one
+gradient row per entry and sums each Gaussian's rows in a fixed order. The lists of the
+first slices are saved for it; it bins the others again.
 """
 
 import functools
@@ -29,27 +30,27 @@ from facelift_jax.render.kernels.launch import RECORD, ROW, Sizes, require_gpu
 from facelift_jax.render.splats import Pixels, Splats
 from facelift_jax.render.tiling import Grid, depth_order, drop_farthest
 
-_ENTRIES_PER_RECORD = 8  # list entries a slice has room for, per Gaussian and image
-_MIN_ENTRIES = 2**22  # of one slice, so that few large Gaussians take few slices
+_ENTRIES_PER_RECORD = 8  # room for list entries in a slice, per Gaussian and image
+_MIN_ENTRIES = 2**22  # of a slice, so that few large Gaussians need few slices
 _MAX_ENTRIES = 3 * 2**23  # an entry takes about 90 bytes
-_NUM_SAVED_SLICES = 3  # slices whose lists wait for the backward pass
-_TILE_SIZES = (8, 16)  # one warp draws a tile: 2 or 8 pixels a lane
-_MAX_TILES = 2**20  # of a image: what `emit_entries` finds a tile's row for exactly
-_SAFE_TOTAL = 2.0**30  # running totals beyond it are not trusted to int32
+_NUM_SAVED_SLICES = 3  # slices whose lists are saved for the backward pass
+_TILE_SIZES = (8, 16)  # one warp draws one tile: 2 or 8 pixels per lane
+_MAX_TILES = 2**20  # per image; up to here `emit_entries` computes tile rows exactly
+_SAFE_TOTAL = 2.0**30  # larger running totals may have overflowed int32
 
 
 class SliceLists(NamedTuple):
     """Tile lists of one slice.
 
     Attributes:
-      tiles: [m] tile of each entry as emitted; num_tiles where there is none.
+      tiles: [m] tile of each entry in emission order; num_tiles for unused slots.
       entries: [m] record of each entry in list order.
-      slots: [m] where each entry in list order was emitted.
-      starts: [tiles] where each tile's list begins.
-      ends: [tiles] where it ends.
-      counts: [r] entries of the Gaussian at each depth rank, 0 where not taken.
-      firsts: [r] slot of the first of them.
-      num_taken: [images] Gaussians taken, the same number in each.
+      slots: [m] emission slot of each entry in list order.
+      starts: [tiles] begin of each tile's list.
+      ends: [tiles] end of each tile's list.
+      counts: [r] entries of the Gaussian at each depth rank; 0 if not taken.
+      firsts: [r] slot of the first of those entries.
+      num_taken: [images] Gaussians taken in total, repeated for each image.
     """
 
     tiles: Int[Array, "m"]
@@ -62,13 +63,13 @@ class SliceLists(NamedTuple):
     num_taken: Int[Array, "images"]
 
 
-class SortedRecords(NamedTuple):
-    """What every slice reads.
+class PackedSplats(NamedTuple):
+    """Input of every slice.
 
     Attributes:
-      records: [r RECORD] what the kernels know of every splat.
-      order: [r] records near to far, all images together.
-      num_visible: [images] ranks that can be seen, the same number in each.
+      records: [r RECORD] packed splats.
+      order: [r] indices of records near to far, over all images.
+      num_visible: [images] visible Gaussians in total, repeated for each image.
     """
 
     records: Float[Array, "r 16"]
@@ -77,7 +78,7 @@ class SortedRecords(NamedTuple):
 
 
 def rasterize(splats: Splats, width: int, height: int, config: RenderConfig) -> Pixels:
-    """Blends the images of splats [i n ...] through their tile lists."""
+    """Rasterizes the images of splats [i n ...]."""
     num_images, n = splats.depths.shape
     if n == 0 or num_images == 0:
         blank = jnp.zeros((num_images, height, width), splats.depths.dtype)
@@ -92,8 +93,8 @@ def _rasterize(settings, splats):
 
 
 def _rasterize_fwd(settings, splats):
-    pixels, kept = vmap_over_images(_forward_and_save, settings)(splats)
-    return pixels, (splats, pixels, kept)
+    pixels, saved = vmap_over_images(_forward_and_save, settings)(splats)
+    return pixels, (splats, pixels, saved)
 
 
 def _rasterize_bwd(settings, residuals, cotangent):
@@ -102,21 +103,21 @@ def _rasterize_bwd(settings, residuals, cotangent):
 
 
 def _backward_over_images(settings):
-    """`_backward` whose `vmap` folds the new axis into the images'.
+    """`_backward` whose batching rule merges the new axis into the images.
 
-    What the forward pass kept belongs to the images that it drew together. Where it
-    saw no such axis, only the backward pass does, all is made again for all images.
+    The saved slices belong to the images that the forward pass drew together. If only
+    the backward pass has the new axis, they do not fit; all slices are binned again.
     """
     backward = jax.custom_batching.custom_vmap(functools.partial(_backward, settings))
 
     @backward.def_vmap
-    def _batching_rule(axis_size, is_batched, splats, pixels, kept, d_pixels):
+    def _batching_rule(axis_size, is_batched, splats, pixels, saved, d_pixels):
         on_splats, on_pixels, on_kept, on_d_pixels = is_batched
         args = (splats, pixels, d_pixels)
         args = flatten_batch(args, (on_splats, on_pixels, on_d_pixels), axis_size)
         if all(jax.tree.leaves(on_kept)):
-            kept = flatten_batch(kept, on_kept, axis_size)
-            out = backward(args[0], args[1], kept, args[2])
+            saved = flatten_batch(saved, on_kept, axis_size)
+            out = backward(args[0], args[1], saved, args[2])
         else:
             out = vmap_over_images(_backward_recompute, settings)(*args)
         return unflatten_batch(out, axis_size)
@@ -128,12 +129,12 @@ _rasterize.defvjp(_rasterize_fwd, _rasterize_bwd)
 
 
 def make_sizes(images: int, n: int, settings: tuple[int, int, RenderConfig]) -> Sizes:
-    """Static sizes of images of n Gaussians; `settings` is (width, height, config).
+    """Static sizes for images of n Gaussians; `settings` is (width, height, config).
 
-    The memory that lists take follows from `capacity`.
+    `capacity` determines the memory of the lists.
 
     Raises:
-      ValueError: a tile size without a kernel, or more tiles or entries than fit.
+      ValueError: no kernel has this tile size, or too many tiles or entries.
     """
     width, height, config = settings
     if config.tile_size not in _TILE_SIZES:
@@ -145,18 +146,18 @@ def make_sizes(images: int, n: int, settings: tuple[int, int, RenderConfig]) -> 
     if grid.num_tiles > _MAX_TILES:
         raise ValueError(
             f'render: backend "pallas" draws images of at most {_MAX_TILES} tiles, '
-            f"{width} x {height} px have {grid.num_tiles}; draw them in parts"
+            f"{width} x {height} px have {grid.num_tiles}; render it in parts"
         )
-    wanted = max(_MIN_ENTRIES, _ENTRIES_PER_RECORD * images * n)
-    wanted = min(_MAX_ENTRIES, wanted)
+    num_entries = max(_MIN_ENTRIES, _ENTRIES_PER_RECORD * images * n)
+    num_entries = min(_MAX_ENTRIES, num_entries)
     if config.slice_entries is not None:
-        wanted = config.slice_entries * images
-    capacity = min(max(wanted, grid.num_tiles), images * n * grid.num_tiles)
-    capacity = -(-capacity // images) * images  # what is kept is split by image
+        num_entries = config.slice_entries * images
+    capacity = min(max(num_entries, grid.num_tiles), images * n * grid.num_tiles)
+    capacity = -(-capacity // images) * images  # saved arrays are split by image
     if capacity * ROW >= 2**31:
         raise ValueError(
             f"RenderConfig.slice_entries: {images} images together hold at most "
-            f"{(2**31 - 1) // ROW} entries, found {capacity}; leave it None"
+            f"{(2**31 - 1) // ROW} entries, found {capacity}; use None"
         )
     return Sizes(grid, n, images, capacity, config.alpha_max, config.interpret)
 
@@ -170,56 +171,64 @@ def _forward_and_save(settings, splats):
 
 
 def _draw(settings, splats, num_saved):
-    """Pixels; scene and lists of the first slices, every array split by image."""
+    """Pixels, and (packed splats, lists of the first slices) split by image."""
     num_images, n = splats.depths.shape
     sizes = make_sizes(num_images, n, settings)
     splats, dropped = _cap(sizes, splats, settings[-1].max_entries)
-    scene = _pack_and_sort(sizes, splats)
+    packed = _pack_and_sort(sizes, splats)
     shape = (5, num_images, sizes.grid.height, sizes.grid.width)
     state = jnp.zeros(shape, jnp.float32).at[0].set(1)
 
     def draw_slice(carry):
         first, is_open, state = carry
-        lists = make_lists(sizes, scene, is_open, first)
+        lists = make_lists(sizes, packed, is_open, first)
         state, is_open = blending.blend(
-            sizes, scene.records, lists.entries, lists.starts, lists.ends, state
+            sizes,
+            packed.records,
+            lists.entries,
+            lists.starts,
+            lists.ends,
+            state,
         )
         return (first + lists.num_taken[0], is_open, state), lists
 
-    carry, kept = _start(sizes, scene, state), []
+    carry, saved = _start(sizes, packed, state), []
     for _ in range(num_saved):
         carry, lists = lax.cond(
-            _has_work(scene, carry), draw_slice, _skip_slice(draw_slice, carry), carry
+            _has_work(packed, carry),
+            draw_slice,
+            _skip_slice(draw_slice, carry),
+            carry,
         )
-        kept.append(lists)
+        saved.append(lists)
     carry = lax.while_loop(
-        functools.partial(_has_work, scene), lambda c: draw_slice(c)[0], carry
+        functools.partial(_has_work, packed), lambda c: draw_slice(c)[0], carry
     )
     transmittances, red, green, blue, depths = carry[-1]
     colors = jnp.stack([red, green, blue], axis=-1)
     pixels = Pixels(colors, depths, jnp.abs(transmittances), dropped)
-    kept = jax.tree.map(lambda x: x.reshape(num_images, -1), (scene, kept))
-    return pixels, kept
+    saved = jax.tree.map(lambda x: x.reshape(num_images, -1), (packed, saved))
+    return pixels, saved
 
 
-def _backward(settings, splats, pixels, kept, d_pixels):
+def _backward(settings, splats, pixels, saved, d_pixels):
     num_images, n = splats.depths.shape
     sizes = make_sizes(num_images, n, settings)
-    scene, saved_lists = jax.tree.map(jnp.ravel, kept)
-    scene = scene._replace(records=scene.records.reshape(-1, RECORD))
-    return _differentiate(sizes, scene, saved_lists, splats, pixels, d_pixels)
+    packed, saved_lists = jax.tree.map(jnp.ravel, saved)
+    packed = packed._replace(records=packed.records.reshape(-1, RECORD))
+    return _differentiate(sizes, packed, saved_lists, splats, pixels, d_pixels)
 
 
 def _backward_recompute(settings, splats, pixels, d_pixels):
     num_images, n = splats.depths.shape
     sizes = make_sizes(num_images, n, settings)
-    left, _ = _cap(sizes, splats, settings[-1].max_entries)
-    scene = _pack_and_sort(sizes, left)
-    return _differentiate(sizes, scene, [], splats, pixels, d_pixels)
+    capped, _ = _cap(sizes, splats, settings[-1].max_entries)
+    packed = _pack_and_sort(sizes, capped)
+    return _differentiate(sizes, packed, [], splats, pixels, d_pixels)
 
 
-def _differentiate(sizes, scene, saved_lists, splats, pixels, d_pixels):
-    """Gradients to splats; lists that are not among those kept are made again."""
+def _differentiate(sizes, packed, saved_lists, splats, pixels, d_pixels):
+    """Gradients to splats; slices that are not saved are binned again."""
     d_colors, d_depths, d_transmittances = d_pixels
     rest = jnp.sum(pixels.colors * d_colors, axis=-1) + pixels.depths * d_depths
     rest = rest + pixels.transmittances * d_transmittances
@@ -230,7 +239,7 @@ def _differentiate(sizes, scene, saved_lists, splats, pixels, d_pixels):
         first, _, (state, sums) = carry
         state, is_open, rows, ends = blending.differentiate(
             sizes,
-            scene.records,
+            packed.records,
             lists.entries,
             lists.slots,
             lists.starts,
@@ -243,7 +252,7 @@ def _differentiate(sizes, scene, saved_lists, splats, pixels, d_pixels):
             rows,
             ends,
             lists.tiles,
-            scene.order,
+            packed.order,
             lists.counts,
             lists.firsts,
             sums,
@@ -251,42 +260,42 @@ def _differentiate(sizes, scene, saved_lists, splats, pixels, d_pixels):
         return first + lists.num_taken[0], is_open, (state, sums)
 
     def draw_slice(carry):
-        return differentiate(make_lists(sizes, scene, carry[1], carry[0]), carry)
+        return differentiate(make_lists(sizes, packed, carry[1], carry[0]), carry)
 
     sums = jnp.zeros((sizes.num_records, RECORD), jnp.float32)
-    carry = _start(sizes, scene, (state, sums))
+    carry = _start(sizes, packed, (state, sums))
     for lists in saved_lists:
         carry = lax.cond(
-            _has_work(scene, carry),
+            _has_work(packed, carry),
             functools.partial(differentiate, lists),
             lambda carry: carry,
             carry,
         )
-    carry = lax.while_loop(functools.partial(_has_work, scene), draw_slice, carry)
+    carry = lax.while_loop(functools.partial(_has_work, packed), draw_slice, carry)
     return _record_gradients(splats, carry[-1][1])
 
 
 def _cap(sizes, splats, max_entries):
-    """Splats that an explicit cap leaves, and the entries it cost each image."""
+    """Splats within an explicit cap, and the entries dropped per image."""
     if max_entries is None:
         return splats, jnp.zeros_like(splats.is_visible[:, 0], jnp.int32)
     drop = functools.partial(drop_farthest, grid=sizes.grid, max_entries=max_entries)
     return jax.vmap(drop)(splats)
 
 
-def _start(sizes, scene, state):
+def _start(sizes, packed, state):
     """(first rank, open tiles, state) before the first slice."""
-    # the barrier keeps the compiler from evaluating the first slice's tables itself
+    # The barrier prevents constant folding of the first slice's tables.
     is_open = lax.optimization_barrier(jnp.ones(sizes.num_tiles, jnp.int32))
-    return match_varying_axes((jnp.int32(0), is_open, state), scene.records)
+    return match_varying_axes((jnp.int32(0), is_open, state), packed.records)
 
 
-def _has_work(scene, carry):
-    return (carry[0] < scene.num_visible[0]) & (jnp.max(carry[1]) > 0)
+def _has_work(packed, carry):
+    return (carry[0] < packed.num_visible[0]) & (jnp.max(carry[1]) > 0)
 
 
 def _skip_slice(draw_slice, carry):
-    """The branch for images that are done: the same carry, empty lists."""
+    """Branch of a slice that is not needed: the same carry, empty lists."""
     shapes = jax.eval_shape(draw_slice, carry)[1]
     return lambda carry: (
         carry,
@@ -294,13 +303,13 @@ def _skip_slice(draw_slice, carry):
     )
 
 
-def _pack_and_sort(sizes, splats) -> SortedRecords:
+def _pack_and_sort(sizes, splats) -> PackedSplats:
     depths = splats.depths if sizes.interpret else require_gpu(splats.depths)
     together = splats._replace(
         depths=depths.reshape(-1), is_visible=splats.is_visible.reshape(-1)
     )
     num_visible = jnp.sum(splats.is_visible, dtype=jnp.int32)
-    return SortedRecords(
+    return PackedSplats(
         records=binning.pack_records(sizes, splats),
         order=depth_order(together),
         num_visible=jnp.broadcast_to(num_visible, sizes.images),
@@ -309,29 +318,34 @@ def _pack_and_sort(sizes, splats) -> SortedRecords:
 
 def make_lists(
     sizes: Sizes,
-    scene: SortedRecords,
+    packed: PackedSplats,
     is_open: Int[Array, "tiles"],
     first: Int[Array, ""],
 ) -> SliceLists:
-    """SliceLists of as many Gaussians from depth rank `first` on as fit.
+    """Bins as many Gaussians as fit, from depth rank `first` on.
 
-    Tiles where `is_open` is 0 receive nothing.
+    Tiles where `is_open` is 0 get no entries.
     """
     table = _open_table(sizes, is_open)
-    counts = binning.count_tiles(sizes, scene.records, scene.order, table, first)
+    counts = binning.count_tiles(sizes, packed.records, packed.order, table, first)
     ranks = jnp.arange(sizes.num_records, dtype=jnp.int32)
     ends, is_trusted = _running_totals(counts)
     is_taken = is_trusted & (ends <= sizes.capacity) & (ranks >= first)
     counts = jnp.where(is_taken, counts, 0)
     total = jnp.sum(counts, dtype=jnp.int32)
     tiles, records = binning.emit_entries(
-        sizes, scene.records, scene.order, is_open, counts, ends - counts
+        sizes,
+        packed.records,
+        packed.order,
+        is_open,
+        counts,
+        ends - counts,
     )
     slots = jnp.arange(sizes.capacity, dtype=jnp.int32)
     records = jnp.where(slots < total, records, 0)
     tiles = jnp.where(slots < total, tiles, sizes.num_tiles)
-    small = sizes.num_tiles < 2**16  # half the passes of the sort
-    keys = tiles.astype(jnp.uint16 if small else jnp.uint32)
+    is_small = sizes.num_tiles < 2**16  # needs half the passes of the sort
+    keys = tiles.astype(jnp.uint16 if is_small else jnp.uint32)
     keys, slots = lax.sort((keys, slots), num_keys=1, is_stable=True)
     bounds = binning.list_starts(sizes, keys)
     num_taken = jnp.sum(is_taken, dtype=jnp.int32)
@@ -348,7 +362,7 @@ def make_lists(
 
 
 def _open_table(sizes, is_open):
-    """[corners] open tiles above and left of each corner, image by image."""
+    """[corners] number of open tiles above and capped of each corner, per image."""
     grid = sizes.grid
     table = is_open.reshape(sizes.images, grid.rows, grid.columns)
     for axis in (1, 2):
@@ -357,14 +371,14 @@ def _open_table(sizes, is_open):
 
 
 def _running_totals(counts):
-    """Inclusive sums in int32, and where they cannot have overflowed."""
+    """Inclusive sums in int32, and whether each is certain not to have overflowed."""
     sums = jnp.cumsum(counts, dtype=jnp.int32)
-    rough = jnp.cumsum(counts.astype(jnp.float32))
-    return sums, rough < _SAFE_TOTAL
+    estimates = jnp.cumsum(counts.astype(jnp.float32))
+    return sums, estimates < _SAFE_TOTAL
 
 
 def _record_gradients(splats, sums):
-    """Moments of each Gaussian's d_exponent to gradients of its splat."""
+    """Gradients to splats from the moments of each Gaussian's d_exponent."""
     sums = sums.reshape(*splats.depths.shape, RECORD)
     total, sum_x, sum_y, sum_xx, sum_xy, sum_yy = jnp.moveaxis(sums[..., :6], -1, 0)
     A, B, C = jnp.moveaxis(splats.conics, -1, 0)

@@ -1,8 +1,9 @@
-"""Every pixel against every Gaussian, front to back: the definition of correct.
+"""Reference rasterizer: every pixel against every Gaussian, front to back.
 
-No tile lists and no hand-written derivative. The scan over depth-sorted Gaussians runs
-in chunks that are rematerialised in the backward pass, so differentiation keeps (chunk
-length + number of chunks) images instead of one per Gaussian.
+It defines the correct image: no tile lists, no hand-written derivative. The scan over
+depth-sorted Gaussians runs in chunks that are rematerialised in the backward pass, so
+differentiation keeps (chunk length + number of chunks) images instead of one per
+Gaussian.
 """
 
 import math
@@ -18,7 +19,7 @@ from facelift_jax.render.splats import Pixels, Splats
 
 
 def rasterize(splats: Splats, width: int, height: int, config: RenderConfig) -> Pixels:
-    """Blends the images of splats [i n ...], one after the other."""
+    """Rasterizes the images of splats [i n ...], one after the other."""
     return lax.map(lambda one: _rasterize_image(one, width, height, config), splats)
 
 
@@ -46,7 +47,7 @@ def _rasterize_image(splats, width, height, config):
 
 
 def _in_chunks(fields):
-    """[n ...] -> [num_chunks, length, ...] with about equal sides; opacity 0 pads."""
+    """[n ...] -> [num_chunks, length, ...], both about sqrt(n), padded with zeros."""
     n = fields[0].shape[0]
     length = max(1, math.isqrt(n))
     num_chunks = -(-n // length)
@@ -60,7 +61,7 @@ def _in_chunks(fields):
 
 
 def _blend(state, gaussian, columns, rows, alpha_max):
-    """One Gaussian over all pixels; skip and stop are constants to autodiff."""
+    """Blends one Gaussian into all pixels; skipping and ending have no gradient."""
     total, depth, transmittance, is_done = state
     (u, v), (A, B, C), opacity, color, z = gaussian
     dx, dy = u - columns, v - rows

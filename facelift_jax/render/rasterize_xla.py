@@ -1,9 +1,9 @@
-"""Tile lists in plain JAX: runs everywhere; both directions are written by hand.
+"""Tile-based rasterizer in plain JAX, for every platform.
 
-A loop over depth slices cannot be reverse-differentiated, so compositing has its own
-VJP. Forward and backward walk front to back over the same slices: take as many
-Gaussians as fit, list them by tile, blend, and go on until all are drawn or all pixels
-have ended.
+JAX cannot reverse-differentiate a while loop over depth slices, so the derivative is
+written by hand. Forward and backward pass loop front to back over the same slices: take
+as many Gaussians as fit, bin them by tile, blend, and continue until all are drawn or
+all pixels have ended.
 """
 
 import functools
@@ -20,20 +20,20 @@ from facelift_jax.render.config import RenderConfig
 from facelift_jax.render.splats import Pixels, Splats
 from facelift_jax.render.tiling import DepthSlice, Grid
 
-_WINDOW = 16384  # Gaussians a slice considers
-_ENTRIES_PER_GAUSSIAN = 8  # list entries a slice has room for, per Gaussian considered
-_BLOCK_ENTRIES = 2**20  # list entries of the images worked on together
+_WINDOW = 16384  # Gaussians considered per slice
+_ENTRIES_PER_GAUSSIAN = 8  # room for list entries, per Gaussian considered
+_BLOCK_ENTRIES = 2**20  # list entries of a block of images processed together
 
 
 class BlockPlan(NamedTuple):
-    """Static sizes; the memory that lists take follows from them.
+    """Static sizes of a block of images; they determine the memory of its lists.
 
     Attributes:
       grid: tiles of one image.
-      window: Gaussians that a slice considers.
+      window: Gaussians considered per slice.
       capacity: list entries of one image in one slice.
-      images: worked on together at most.
-      is_capped: one slice only, what does not fit is dropped and counted.
+      images: largest number of images processed together.
+      is_capped: one slice only; entries that do not fit are dropped and counted.
       alpha_max: cap on alpha.
     """
 
@@ -49,19 +49,19 @@ def plan_blocks(n: int, width: int, height: int, config: RenderConfig) -> BlockP
     """Sizes of slices and blocks for images of n Gaussians."""
     grid = Grid(width, height, config.tile_size)
     if config.max_entries is not None:
-        window, wanted = n, config.max_entries
+        window, num_entries = n, config.max_entries
     else:
         window = min(n, _WINDOW)
-        wanted = config.slice_entries or _ENTRIES_PER_GAUSSIAN * window
-        wanted = max(wanted, grid.num_tiles)
+        num_entries = config.slice_entries or _ENTRIES_PER_GAUSSIAN * window
+        num_entries = max(num_entries, grid.num_tiles)
     is_capped = config.max_entries is not None
-    capacity = min(wanted, window * grid.num_tiles)
+    capacity = min(num_entries, window * grid.num_tiles)
     images = max(1, _BLOCK_ENTRIES // capacity)
     return BlockPlan(grid, window, capacity, images, is_capped, config.alpha_max)
 
 
 def rasterize(splats: Splats, width: int, height: int, config: RenderConfig) -> Pixels:
-    """Blends the images of splats [i n ...] through their tile lists."""
+    """Rasterizes the images of splats [i n ...]."""
     num_images, n = splats.depths.shape
     if n == 0:
         dtype = splats.depths.dtype
@@ -103,7 +103,7 @@ _rasterize.defvjp(_rasterize_fwd, _rasterize_bwd)
 
 
 def _map_blocks(function, plan, *args):
-    """Runs function(plan, *block) over blocks of images, one after the other."""
+    """function(plan, *block) for blocks of images, one block after the other."""
     total = jax.tree.leaves(args)[0].shape[0]
     num_blocks = -(-total // plan.images)
     size = -(-total // num_blocks)
@@ -130,7 +130,7 @@ def _forward(plan, splats):
     (canvas, sums), dropped = _loop_over_slices(plan, splats, draw, start, dropped)
     transmittances, *sums = [_from_lanes(plan, x, num_images) for x in (canvas, *sums)]
     colors, depths = jnp.stack(sums[:3], axis=-1), sums[3]
-    if not plan.is_capped:  # what a slice leaves, the next one takes
+    if not plan.is_capped:  # the next slice takes what one slice leaves
         dropped = jnp.zeros_like(dropped)
     return Pixels(colors, depths, jnp.abs(transmittances), dropped)
 
@@ -150,7 +150,7 @@ def _backward(plan, splats, pixels, d_pixels):
             state, d_values, lists, plan.alpha_max, plan.window
         )
         d_taken = _sum_rows(plan, depth_slice, rows)
-        # Gaussians not taken have zeros here; the next slice writes over them.
+        # Gaussians not taken have zeros here; the next slice overwrites them.
         return state, jax.vmap(_write)(d_records, d_taken, first)
 
     shape = (num_images, n + plan.window, blend.NUM_FIELDS)
@@ -171,7 +171,7 @@ def _scatter_rows(order, rows):
 def _loop_over_slices(plan, splats, draw, state, extra):
     """state, extra = draw(first, slice, lists, state, extra) for every depth slice.
 
-    `state` is a tuple of lanes arrays that begins with the transmittances.
+    `state` is a tuple of arrays over lanes; the first holds the transmittances.
     """
     order = jax.vmap(tiling.depth_order)(splats)
     rectangles = jax.vmap(lambda s: tiling.tile_rectangles(s, plan.grid))(splats)
@@ -203,13 +203,13 @@ def _loop_over_slices(plan, splats, draw, state, extra):
 
 
 def _pack_records(splats):
-    """[i n 10], the record of each splat: what blending needs, in blend's order."""
+    """Records [i n 10] of all splats; `blend` defines their fields."""
     columns = [splats.opacities[..., None], splats.colors, splats.depths[..., None]]
     return jnp.concatenate([splats.means2d, splats.conics, *columns], axis=-1)
 
 
 def _tile_lists(plan: BlockPlan, depth_slice: DepthSlice, records) -> blend.TileLists:
-    """Tile lists of all images of a block in one address space."""
+    """Tile lists of all images of a block, with indices into shared arrays."""
     num_images, n = records.shape[:2]
     image = jnp.arange(num_images, dtype=jnp.int32)[:, None]
     owners = jnp.take_along_axis(depth_slice.owners, depth_slice.order, axis=1)
@@ -228,7 +228,7 @@ def _tile_lists(plan: BlockPlan, depth_slice: DepthSlice, records) -> blend.Tile
 
 
 def _sum_rows(plan, depth_slice, rows):
-    """[i window 10]: rows of one slice added up by Gaussian in a fixed order."""
+    """[i window 10]: rows of one slice summed per Gaussian in a fixed order."""
     num_tiles = plan.grid.num_tiles
     num_images = depth_slice.order.shape[0]
     image = jnp.arange(num_images, dtype=jnp.int32)[:, None]
@@ -248,8 +248,8 @@ def _segment_sums(values, counts, owners):
     """Sums of runs of neighbours: values [i m f], counts [i w] -> [i w f].
 
     Doubling strides: after stride s each entry holds the sum of up to 2 s entries of
-    its run from itself on. The same additions in the same order every time, on any
-    device, where a scatter-add on a GPU adds in any order.
+    its run, starting at itself. The order of additions is fixed on every device; a
+    scatter-add on a GPU has no fixed order.
     """
     ends = jnp.cumsum(counts, axis=1, dtype=jnp.int32)
     slots = jnp.arange(values.shape[1], dtype=jnp.int32)[None]
@@ -271,19 +271,19 @@ def _segment_sums(values, counts, owners):
 
 
 def _blank_lanes(plan, splats):
-    """Transmittances before anything is drawn; beyond the border pixels have ended."""
+    """Transmittances before the first slice; pixels beyond the border have ended."""
     shape = (splats.depths.shape[0], plan.grid.height, plan.grid.width)
     return _to_lanes(plan, jnp.ones(shape, splats.depths.dtype), -1)
 
 
 def _pad_lanes(x, value):
-    """[... lanes] filled up to a whole number of groups."""
+    """[... lanes] padded to a whole number of groups."""
     padding = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % blend.GROUP)]
     return jnp.pad(x, padding, constant_values=value)
 
 
 def _to_lanes(plan, images, outside):
-    """[i h w] -> [tile_size tile_size lanes], `outside` beyond the image's border."""
+    """[i h w] -> [tile_size tile_size lanes]; `outside` fills beyond the border."""
     grid, size = plan.grid, plan.grid.tile_size
     right, bottom = grid.columns * size - grid.width, grid.rows * size - grid.height
     padding = ((0, 0), (0, bottom), (0, right))

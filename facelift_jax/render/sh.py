@@ -1,4 +1,4 @@
-"""Spherical harmonics to colour."""
+"""Spherical harmonics to colours."""
 
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -19,7 +19,7 @@ _C3 = (
 def sh_basis(
     directions: Float[Array, "*b 3"], num_coefficients: int
 ) -> Float[Array, "*b k"]:
-    """The first k = 1, 4, 9 or 16 real harmonics at unit directions.
+    """The first k = 1, 4, 9 or 16 real spherical harmonics at unit directions.
 
     Order and signs are those of 3DGS files: degree by degree, m from -l to l, with the
     Condon-Shortley phase (Sloan, "Efficient Spherical Harmonic Evaluation", 2013).
@@ -55,10 +55,10 @@ def sh_colors(
 ) -> Float[Array, "n 3"]:
     """Colours of n Gaussians seen from one camera centre: max(0, harmonics + 0.5).
 
-    The direction runs from the camera centre to the mean, both in the world frame. The
-    gradient passes at exactly 0 and stops below.
+    The direction points from the camera centre to the mean, both in the world frame.
+    The gradient is zero where the sum is negative, and passes where it is exactly 0.
     """
-    if sh.shape[-2] == 1:  # constant: no gradient to directions, nothing to normalise
+    if sh.shape[-2] == 1:  # constant colour: independent of the direction
         colors = SH_C0 * sh[..., 0, :] + 0.5
     else:
         basis = sh_basis(normalize(means - center[None]), sh.shape[-2])

@@ -1,4 +1,4 @@
-"""What passes between the stages of the renderer."""
+"""Data between the stages of the renderer: projected Gaussians and pixels."""
 
 from typing import NamedTuple
 
@@ -8,16 +8,16 @@ from facelift_jax.geometry.numerics import Array
 
 
 class Splats(NamedTuple):
-    """Gaussians on an image plane; culled ones have opacity 0 and radii 0.
+    """Gaussians projected to an image plane; culled ones have opacity 0 and radii 0.
 
     Attributes:
       means2d: [*i n 2] pixels, (x, y).
       conics: [*i n 3] (A, B, C) of the inverse covariance [[A B] [B C]], 1 / pixels^2.
       opacities: [*i n] peak opacity on the image plane.
-      colors: [*i n 3] seen from this camera.
+      colors: [*i n 3] as seen from this camera.
       depths: [*i n] camera z, world units; 0 where culled.
       radii: [*i n 2] half sides of the box outside which alpha < ALPHA_MIN, pixels.
-      levels: [*i n] exponent at which alpha falls to ALPHA_MIN, with rounding slack.
+      levels: [*i n] exponent at which alpha is ALPHA_MIN, plus slack for rounding.
       is_visible: [*i n] not culled.
     """
 
@@ -32,13 +32,13 @@ class Splats(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """Composited images before the background.
+    """Rasterized images before the background is added.
 
     Attributes:
       colors: [*i h w 3] sum of weight * colour.
       depths: [*i h w] sum of weight * camera z, world units.
-      transmittances: [*i h w] how much of the background still shows.
-      dropped: [*i] list entries lost to an explicit cap.
+      transmittances: [*i h w] share of the background that remains visible.
+      dropped: [*i] list entries dropped by an explicit cap.
     """
 
     colors: Float[Array, "*i h w 3"]

@@ -1,10 +1,10 @@
-"""Which Gaussians reach which tile, in depth order and in bounded memory.
+"""Binning: which Gaussians reach which tile, in depth order and in bounded memory.
 
-Every function works on the splats of one image ([n ...], no leading axis); callers
-`vmap` over images. A list entry is one (tile, Gaussian) pair of a Gaussian's bounding
+All functions take the splats of one image ([n ...], no leading axis); callers `vmap`
+over images. A list entry is one (tile, Gaussian) pair of a Gaussian's bounding
 rectangle. Entries are emitted Gaussian by Gaussian in depth order, so those of one
-Gaussian are neighbours, and then sorted by tile with a stable sort, which keeps the
-depth order inside each tile. Nothing here is differentiated.
+Gaussian are neighbours. A stable sort by tile then keeps the depth order within each
+tile. Nothing here is differentiated.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from facelift_jax.render.splats import Splats
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Square tiles over a image; the last row and column may reach beyond it."""
+    """Square tiles that cover an image; the last row and column may extend past it."""
 
     width: int
     height: int
@@ -28,32 +28,32 @@ class Grid:
 
     @property
     def columns(self) -> int:
-        """Tiles side by side."""
+        """Number of tile columns."""
         return -(-self.width // self.tile_size)
 
     @property
     def rows(self) -> int:
-        """Tiles one above the other."""
+        """Number of tile rows."""
         return -(-self.height // self.tile_size)
 
     @property
     def num_tiles(self) -> int:
-        """Tiles in all; tile (row, column) has index row * columns + column."""
+        """Number of tiles; tile (row, column) has index row * columns + column."""
         return self.rows * self.columns
 
 
 class DepthSlice(NamedTuple):
-    """The list entries of some consecutive Gaussians in depth order.
+    """List entries of consecutive Gaussians in depth order.
 
     Attributes:
       gaussians: [window] indices of the Gaussians considered, near to far.
-      counts: [window] entries of each, 0 where not taken; its entries are neighbours.
-      owners: [capacity] window position of the Gaussian of each entry, as emitted.
-      order: [capacity] entries sorted by tile, near to far inside a tile.
-      tiles: [capacity] tile of each entry in that order; num_tiles where there is none.
-      starts: [num_tiles + 1] where each tile's run begins in `order`.
-      num_taken: [] Gaussians taken; the next slice starts behind them.
-      num_remaining: [] entries of the window's Gaussians that were not taken, to 2^30.
+      counts: [window] entries of each Gaussian, 0 where it is not taken.
+      owners: [capacity] window position of each entry's Gaussian, in emission order.
+      order: [capacity] entries sorted by tile, near to far within a tile.
+      tiles: [capacity] tile of each entry in that order; num_tiles for unused slots.
+      starts: [num_tiles + 1] first position of each tile in `order`, then the end.
+      num_taken: [] Gaussians taken; the next slice starts after them.
+      num_remaining: [] entries of the window's Gaussians not taken; saturates at 2^30.
     """
 
     gaussians: Int[Array, "*i window"]
@@ -67,9 +67,9 @@ class DepthSlice(NamedTuple):
 
 
 def depth_order(splats: Splats) -> Int[Array, "n"]:
-    """Indices near to far; ties to the lower index, culled ones last.
+    """Indices near to far; ties go to the lower index, culled Gaussians are last.
 
-    Positive floats sort like their bits, and GPUs sort unsigned 32-bit keys fastest.
+    Positive floats sort like their bits; GPUs sort unsigned 32-bit keys fastest.
     """
     bits = lax.bitcast_convert_type(splats.depths, jnp.uint32)
     keys = jnp.where(splats.is_visible, bits, jnp.uint32(0xFFFFFFFF))
@@ -78,7 +78,7 @@ def depth_order(splats: Splats) -> Int[Array, "n"]:
 
 
 def tile_rectangles(splats: Splats, grid: Grid) -> Int[Array, "n 4"]:
-    """Tiles (x0, y0, x1, y1), ends exclusive, that hold pixel centres of the box."""
+    """Tiles (x0, y0, x1, y1), ends exclusive, with pixel centres inside the box."""
     sides = []
     for axis, size in enumerate((grid.width, grid.height)):
         center, radius = splats.means2d[:, axis], splats.radii[:, axis]
@@ -97,11 +97,11 @@ def tile_rectangles(splats: Splats, grid: Grid) -> Int[Array, "n 4"]:
 def intersects_tile(
     splats: Splats, columns: Int[Array, "m"], rows: Int[Array, "m"], grid: Grid
 ) -> Bool[Array, "m"]:
-    """Whether each splat's ellipse comes near any pixel centre of its tile.
+    """Whether each splat's ellipse intersects the pixel centres' rectangle of its tile.
 
-    The exponent is convex: its minimum over the rectangle of pixel centres lies at the
-    mean if that is inside, else on the nearer vertical or the nearer horizontal side,
-    where it has a closed form. Never a false no.
+    The exponent is convex. Its minimum over the rectangle is at the mean if that is
+    inside, otherwise on the nearer vertical or the nearer horizontal side, where it has
+    a closed form. No intersecting pair is ever rejected.
     """
     size = grid.tile_size
     dtype = splats.means2d.dtype
@@ -123,21 +123,21 @@ def intersects_tile(
 def drop_farthest(
     splats: Splats, grid: Grid, max_entries: int
 ) -> tuple[Splats, Int[Array, ""]]:
-    """Splats without those behind the first `max_entries` entries, and entries lost.
+    """Keeps the nearest Gaussians whose entries fit; also counts the dropped entries.
 
-    Near to far, a Gaussian counts the tiles of its rectangle; the first that does not
-    fit goes, and all behind it. The entries lost are counted to 2^30.
+    A Gaussian has one entry per tile of its rectangle. The first Gaussian, near to far,
+    that does not fit is dropped with all behind it. The count saturates at 2^30.
     """
     x0, y0, x1, y1 = jnp.moveaxis(tile_rectangles(splats, grid), -1, 0)
     order = depth_order(splats)
     ends = _running_totals(((x1 - x0) * (y1 - y0))[order])
     fits = ends <= max_entries
-    kept = jnp.max(jnp.where(fits, ends, 0), initial=0)
+    num_kept = jnp.max(jnp.where(fits, ends, 0), initial=0)
     is_visible = splats.is_visible & jnp.zeros_like(fits).at[order].set(fits)
-    left = splats._replace(
+    kept_splats = splats._replace(
         opacities=jnp.where(is_visible, splats.opacities, 0), is_visible=is_visible
     )
-    return left, ends[-1] - kept
+    return kept_splats, ends[-1] - num_kept
 
 
 def next_slice(
@@ -150,18 +150,18 @@ def next_slice(
     window: int,
     capacity: int,
 ) -> DepthSlice:
-    """Entries of as many Gaussians from depth rank `first` on as fit, near to far.
+    """Entries of as many Gaussians as fit, near to far, from depth rank `first` on.
 
     Args:
-      splats: of one image.
-      rectangles: from `tile_rectangles`.
-      order: from `depth_order`.
+      splats: Gaussians of one image.
+      rectangles: result of `tile_rectangles`.
+      order: result of `depth_order`.
       first: depth rank of the first Gaussian not yet drawn.
-      is_open: tiles that still have a pixel to draw; others receive nothing.
-      grid: the tiles.
-      window: how many Gaussians to consider.
-      capacity: how many entries to emit at most; grid.num_tiles or more makes sure
-        that one Gaussian fits.
+      is_open: tiles with a pixel that has not ended; other tiles get no entries.
+      grid: tiles of the image.
+      window: number of Gaussians to consider.
+      capacity: largest number of entries; with grid.num_tiles or more, at least one
+        Gaussian fits.
     """
     n = order.shape[0]
     ranks = first + jnp.arange(window, dtype=jnp.int32)
@@ -183,8 +183,8 @@ def next_slice(
     column = x0 + offset - row * columns
     row = y0 + row
     tiles = row * grid.columns + column
-    here = Splats(*(field[gaussians[owners]] for field in splats))
-    is_entry = (slots < total) & intersects_tile(here, column, row, grid)
+    entry_splats = Splats(*(field[gaussians[owners]] for field in splats))
+    is_entry = (slots < total) & intersects_tile(entry_splats, column, row, grid)
     is_entry &= is_open[jnp.clip(tiles, 0, grid.num_tiles - 1)]
     tiles = jnp.where(is_entry, tiles, grid.num_tiles).astype(jnp.int32)
     sorted_tiles, sorted_slots = _sort_by_tile(tiles, grid.num_tiles)
@@ -202,7 +202,7 @@ def next_slice(
 
 
 def _open_areas(corners, is_open):
-    """Tiles of each rectangle, 0 where none of them is open (summed-area table)."""
+    """Tiles of each rectangle, or 0 if none of them is open (summed-area table)."""
     table = is_open.astype(jnp.int32)
     for axis in (0, 1):
         table = jnp.cumsum(table, axis=axis, dtype=jnp.int32)
@@ -213,12 +213,12 @@ def _open_areas(corners, is_open):
 
 
 def _running_totals(counts):
-    """Inclusive sums that stay at 2^30 - 1 instead of overflowing int32."""
+    """Inclusive sums that saturate at 2^30 - 1 instead of overflowing int32."""
     return lax.associative_scan(lambda a, b: jnp.minimum(a + b, 2**30 - 1), counts)
 
 
 def _owners(counts, ends, capacity):
-    """Window position of the Gaussian behind each slot: mark starts, run a maximum."""
+    """Window position of each slot's Gaussian: mark starts, then a running maximum."""
     starts = jnp.where(counts > 0, ends - counts, capacity)
     marks = jnp.zeros(capacity, jnp.int32)
     steps = jnp.arange(counts.shape[0], dtype=jnp.int32)
@@ -229,7 +229,7 @@ def _owners(counts, ends, capacity):
 def _sort_by_tile(tiles, num_tiles):
     """(tiles, slots) sorted by tile, then slot.
 
-    Tile and slot share one key where 32 bits hold both: a CPU sorts single keys five
+    Tile and slot share one key if 32 bits hold both: a CPU sorts single keys five
     times as fast as pairs.
     """
     capacity = tiles.shape[0]

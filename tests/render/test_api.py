@@ -36,8 +36,8 @@ def test_named_backend_never_falls_back(wrap):
     with pytest.raises(NotImplementedError) as caught:
         wrap(lambda g: render(g, CAMERAS, backend="pallas"))(GAUSSIANS)
     assert str(caught.value) == (
-        'render: backend "pallas" runs on NVIDIA GPUs; use backend="xla" for programs '
-        "on other devices, or RenderConfig(interpret=True) to test its kernels"
+        'render: backend "pallas" runs on NVIDIA GPUs; use backend="xla" on other '
+        "devices, or RenderConfig(interpret=True) to test the kernels"
     )
 
 

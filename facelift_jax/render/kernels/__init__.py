@@ -1,6 +1,7 @@
-"""GPU kernels of the `pallas` backend: all that uses Pallas' Triton lowering.
+"""GPU kernels of the `pallas` backend; nothing else uses Pallas' Triton lowering.
 
-All kernels see whole arrays. R = images x Gaussians, a Gaussian seen from one camera
-being a record; M = entries of one depth slice; a tile index runs over all images.
-Every sum has a fixed order and every address one writer: the same bits every time.
+All functions take whole arrays. A record is one Gaussian seen from one camera. There
+are r = images x Gaussians records and m list entries per depth slice. Tile indices run
+over all images. Sums have a fixed order and each address has one writer, so results are
+the same bits in every run.
 """

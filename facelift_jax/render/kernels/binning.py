@@ -1,4 +1,4 @@
-"""Kernels that make records and tile lists."""
+"""Kernels that pack splats into records and bin them by tile."""
 
 import math
 
@@ -14,9 +14,9 @@ from facelift_jax.render.kernels.launch import RECORD, Sizes, launch
 from facelift_jax.render.splats import Splats
 
 _LOG2_E = math.log2(math.e)
-_RECORDS_PER_PROGRAM = 128  # packed or counted together, by four warps
-_GAUSSIANS_PER_PROGRAM, _TILES_PER_STEP = 32, 8  # looked at together when listing
-_BOUNDS_PER_PROGRAM = 128  # tiles whose lists' starts one program finds
+_RECORDS_PER_PROGRAM = 128  # four warps
+_GAUSSIANS_PER_PROGRAM, _TILES_PER_STEP = 32, 8  # of `emit_entries`
+_BOUNDS_PER_PROGRAM = 128  # of `list_starts`
 
 
 def pack_records(sizes: Sizes, splats: Splats) -> Float[Array, "r 16"]:
@@ -46,10 +46,10 @@ def count_tiles(
     table: Int[Array, "corners"],
     first: Int[Array, ""],
 ) -> Int[Array, "r"]:
-    """Open tiles in the rectangle of each depth rank; 0 before rank `first`.
+    """Number of open tiles in the rectangle of each depth rank; 0 before `first`.
 
-    `table` holds, for each image, the number of open tiles above and left of each
-    corner of the grid.
+    `table` holds the number of open tiles above and left of each grid corner, per image
+    (a summed-area table).
     """
     return launch(
         _count_kernel,
@@ -71,9 +71,9 @@ def emit_entries(
 ) -> tuple[Int[Array, "m"], Int[Array, "m"]]:
     """(tile, record) of every entry, Gaussian by Gaussian in depth order.
 
-    Entries of rank i lie at starts[i] and behind: one for each open tile of its
-    rectangle if counts[i] is not 0. Those of tiles that its ellipse misses have tile
-    `sizes.num_tiles`. Slots of no Gaussian stay unwritten.
+    The entries of rank i start at starts[i]: one per open tile of its rectangle, or
+    none if counts[i] is 0. Entries whose tile the ellipse does not intersect get the
+    tile `sizes.num_tiles`. Unused slots are not written.
     """
     shape = shape_like((sizes.capacity,), jnp.int32, records)
     return launch(
@@ -86,7 +86,7 @@ def emit_entries(
 
 
 def list_starts(sizes: Sizes, tiles: UInt[Array, "m"]) -> Int[Array, "bounds"]:
-    """Where each tile's list starts among sorted `tiles`; the end of the last, too."""
+    """Start of each tile's list in sorted `tiles`, and the end of the last list."""
     num_bounds = sizes.num_tiles + 1
     return launch(
         _starts_kernel,
@@ -120,7 +120,7 @@ def _pack_kernel(
     opacity = field(opacities_ref)
 
     def span(axis, pixels):
-        """First tile and number of tiles, as `tiling.tile_rectangles`."""
+        """First tile and number of tiles on an axis; see `tiling.tile_rectangles`."""
         center, radius = field(means2d_ref, 2, axis), field(radii_ref, 2, axis)
         first = jnp.clip(jnp.ceil(center - radius - 0.5), 0.0, float(pixels))
         last = jnp.clip(jnp.floor(center + radius - 0.5) + 1, 0.0, float(pixels))
@@ -178,7 +178,8 @@ def _count_kernel(sizes, records_ref, order_ref, table_ref, first_ref, counts_re
 def _max_exponent(ellipse, column, row, size):
     """Largest exponent over the rectangle of a tile's pixel centres.
 
-    The exponent is concave: its maximum lies at the mean or on the nearer sides.
+    The exponent is concave here. See `tiling.intersects_tile`, which minimises its
+    negative.
     """
     u, v, a, b, c = ellipse
     left = (column * size).astype(jnp.float32) + 0.5 - u
@@ -226,13 +227,13 @@ def _emit_kernel(
 
     def body(chunk, done):
         step = chunk * _TILES_PER_STEP + lanes
-        # exact: half a step from the borders, far more than the quotient's rounding
+        # Exact: the quotient is half a step away from integers, far more than rounding.
         row = ((step.astype(jnp.float32) + 0.5) * reciprocal).astype(jnp.int32)
         column, row = x0 + step - row * columns, y0 + row
         tile = first_tile + row * grid.columns + column
         is_open = plt.load(open_ref.at[tile], mask=step < area, other=0)
         before = jnp.cumsum(is_open, axis=1, dtype=jnp.int32) - is_open
-        # the interpreter writes old values back in masked lanes: those point outside
+        # Interpret mode writes old values back in masked lanes; those point outside.
         place = jnp.where(is_open > 0, start + done[:, None] + before, sizes.capacity)
         is_missed = _max_exponent(ellipse, column, row, grid.tile_size) < -level
         tile = jnp.where(is_missed, sizes.num_tiles, tile)

@@ -1,4 +1,7 @@
-"""Kernels that blend tile lists, a program a tile, and differentiate the blending."""
+"""Kernels for alpha compositing of tile lists and its derivative.
+
+One program draws one tile.
+"""
 
 import functools
 
@@ -14,9 +17,9 @@ from facelift_jax.render.constants import ALPHA_MIN, TRANSMITTANCE_MIN
 from facelift_jax.render.kernels.launch import NUM_SUMS, RECORD, ROW, Sizes, launch
 from facelift_jax.render.kernels.warp_ops import Warp
 
-_GAUSSIANS_PER_PROGRAM = 16  # Gaussians whose rows one program adds up
-_UNROLL_FORWARD = 8  # records a forward step blends
-_UNROLL_BACKWARD = 2
+_GAUSSIANS_PER_PROGRAM = 16  # of `sum_rows`
+_UNROLL_FORWARD = 8  # records per step of the forward loop
+_UNROLL_BACKWARD = 2  # of the backward loop
 
 
 def blend(
@@ -27,7 +30,7 @@ def blend(
     list_ends: Int[Array, "tiles"],
     state: Float[Array, "5 i h w"],
 ) -> tuple[Float[Array, "5 i h w"], Int[Array, "tiles"]]:
-    """Draws one slice over `state` (T; red, green, blue, depth); tiles still open."""
+    """Blends one slice into `state` (T, red, green, blue, depth); also open tiles."""
     return launch(
         _blend_kernel,
         sizes.num_tiles,
@@ -51,10 +54,10 @@ def differentiate(
     state: Float[Array, "2 i h w"],
     d_pixels: Float[Array, "4 i h w"],
 ) -> tuple[Float[Array, "2 i h w"], Int[Array, "tiles"], Float[Array, "m12"], Array]:
-    """Gradient rows of one slice, each at its entry's slot; T and rest behind it.
+    """State (T, rest) behind one slice, and its gradient rows.
 
-    Returns (state, open tiles, rows, ends): rows of a tile's entries are written for
-    slots before its end.
+    `blend.py` defines rest. Returns (state, open tiles, rows, ends). The row of an
+    entry is at its emission slot; a tile's rows are written for slots before its end.
     """
     flags = shape_like((sizes.num_tiles,), jnp.int32, state)
     return launch(
@@ -82,7 +85,7 @@ def sum_rows(
     starts: Int[Array, "r"],
     sums: Float[Array, "r 16"],
 ) -> Float[Array, "r 16"]:
-    """Adds up each listed Gaussian's rows in emission order, into its row of `sums`."""
+    """Sums each taken Gaussian's rows in emission order into its row of `sums`."""
     return launch(
         _sum_kernel,
         pl.cdiv(sizes.num_records, _GAUSSIANS_PER_PROGRAM),
@@ -94,7 +97,7 @@ def sum_rows(
 
 
 class _Tile:
-    """The pixels of this program's tile, across the lanes of one warp."""
+    """Pixels of this program's tile, distributed over the lanes of one warp."""
 
     def __init__(self, sizes):
         grid, size = sizes.grid, sizes.grid.tile_size
@@ -109,23 +112,23 @@ class _Tile:
         self.y = self.row.astype(jnp.float32) + 0.5
 
     def load(self, ref, channel, outside=0.0):
-        """One channel of an array [c i h w]."""
+        """Loads one channel of an array [c i h w]."""
         here = ref.at[channel, self.image, self.row, self.column]
         return plt.load(here, mask=self.is_inside, other=outside)
 
     def store(self, ref, channel, values):
-        """Writes one channel of an array [c i h w]."""
+        """Stores one channel of an array [c i h w]."""
         here = ref.at[channel, self.image, self.row, self.column]
         plt.store(here, values, mask=self.is_inside)
 
 
 def _element(list_ref, i, end):
-    """Element i of a list, the last one beyond its end."""
+    """Element i of a list, or its last one if i is past the end."""
     return list_ref[jnp.clip(i, 0, jnp.maximum(end - 1, 0))]
 
 
 def _load_records(records_ref, entries_ref, i, end, number):
-    """Ten fields of the next records of a list; opacity 0 past its end."""
+    """The ten blending fields of the next records; opacity 0 past the list's end."""
     records = []
     for step in range(number):
         index = _element(entries_ref, i + step, end)
@@ -136,7 +139,7 @@ def _load_records(records_ref, entries_ref, i, end, number):
 
 
 def _alpha(sizes, record, tile):
-    """dx, dy, uncapped alpha, and alpha (0 where the record is not seen)."""
+    """dx, dy, uncapped alpha, and alpha (0 where the record is skipped)."""
     warp = Warp(sizes.interpret)
     dx, dy = record[0] - tile.x, record[1] - tile.y
     across = warp.fma(record[2], dx, record[3] * dy)
@@ -147,7 +150,7 @@ def _alpha(sizes, record, tile):
 
 
 def _advance(sizes, transmittance, alpha):
-    """Weight of a record and the new T, negative once the pixel has ended."""
+    """Weight of a record, and T behind it: negative once the pixel has ended."""
     warp = Warp(sizes.interpret)
     after = warp.fnma(alpha, transmittance, transmittance)
     is_open = after > TRANSMITTANCE_MIN
@@ -188,7 +191,7 @@ def _blend_kernel(
 
 
 def _differentiate_record(sizes, record, tile, transmittance, rest, d_pixels):
-    """(weight, factors of the ten sums, T and rest behind the record)."""
+    """(weight, factors of the ten sums, T behind the record, rest behind it)."""
     warp = Warp(sizes.interpret)
     dx, dy, raw, alpha = _alpha(sizes, record, tile)
     weight, after = _advance(sizes, transmittance, alpha)
@@ -230,9 +233,9 @@ def _differentiate_kernel(
         return _load_records(records_ref, entries_ref, i, end, number), slots
 
     def body(carry):
-        # one integer decides: a condition of two crashes the compiler where it stores
+        # The condition is one integer: Triton crashes on a compound condition here.
         i, _, transmittance, rest, (records, slots) = carry
-        # stores may alias loads: what comes next is loaded before this is stored
+        # Stores may alias loads, so the next records are loaded before storing.
         ahead = load(i + number)
         for step, (record, slot) in enumerate(zip(records, slots, strict=True)):
             weight, factors, transmittance, rest = _differentiate_record(

@@ -1,4 +1,4 @@
-"""Sizes of a launch, memory layout, and how a kernel is called."""
+"""Memory layout, static sizes, and how kernels are launched."""
 
 from typing import Any, NamedTuple
 
@@ -12,13 +12,13 @@ from jaxtyping import Float
 from facelift_jax.geometry.numerics import Array
 from facelift_jax.render.tiling import Grid
 
-# Records are [R, RECORD] float32, 64 bytes each: u, v, the exponent's coefficients
-# (-A/2, -B, -C/2) log2(e), opacity, red, green, blue, depth, the exponent's level (base
-# 2), then the rectangle of tiles: column, row, columns, rows; one is spare.
+# Records are [r, RECORD] float32, 64 bytes each: u, v, the exponent's coefficients
+# (-A/2, -B, -C/2) log2(e), opacity, red, green, blue, depth, level (base 2), then the
+# rectangle of tiles (column, row, columns, rows). The last float is unused.
 RECORD = 16
-# A gradient row: moments 1, x, y, xx, xy, yy of d_exponent; red, green, blue, depth.
+# Gradient row: moments 1, x, y, xx, xy, yy of d_exponent; red, green, blue, depth.
 NUM_SUMS = 10
-ROW = 12  # floats a row takes: 48 bytes keep rows aligned
+ROW = 12  # floats per row in memory: 48 bytes keep rows aligned
 
 
 class Sizes(NamedTuple):
@@ -26,11 +26,11 @@ class Sizes(NamedTuple):
 
     Attributes:
       grid: tiles of one image.
-      n: Gaussians of one image.
-      images: how many.
-      capacity: M, list entries of a slice.
+      n: Gaussians per image.
+      images: number of images.
+      capacity: m, list entries of a slice.
       alpha_max: cap on alpha.
-      interpret: run in the interpreter.
+      interpret: run in interpret mode.
     """
 
     grid: Grid
@@ -42,7 +42,7 @@ class Sizes(NamedTuple):
 
     @property
     def num_records(self) -> int:
-        """R."""
+        """r: one record per Gaussian and image."""
         return self.images * self.n
 
     @property
@@ -60,16 +60,16 @@ def launch(
     aliases: dict[int, int] | None = None,
     num_warps: int = 1,
 ) -> Any:
-    """A function of whole arrays that runs the programs of a kernel.
+    """A function of whole arrays that launches a kernel.
 
     Args:
-      kernel: body; takes `sizes`, then references to inputs and outputs.
-      num_programs: how many run.
+      kernel: takes `sizes`, then references to inputs and outputs.
+      num_programs: programs in the grid.
       out_shape: shapes of the outputs.
-      name: what profilers show.
-      sizes: of the launch.
-      aliases: outputs that take over the memory of an input, by position.
-      num_warps: of one program.
+      name: shown by profilers.
+      sizes: static sizes.
+      aliases: input position -> output position that reuses its memory.
+      num_warps: warps per program.
     """
 
     def body(*refs):
@@ -87,24 +87,25 @@ def launch(
 
 
 def require_gpu(values: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The same values, in programs for NVIDIA GPUs alone.
+    """Identity that compiles for NVIDIA GPUs only.
+
+    The platform of a traced function is known at lowering, not earlier.
 
     Raises:
-      NotImplementedError: when compiled for another platform. What a traced function
-        will run on is not known before.
+      NotImplementedError: when lowered for another platform.
     """
     return _REQUIRE_GPU.bind(values)
 
 
-def _refuse(*_, **__):
+def _raise_unsupported(*_, **__):
     raise NotImplementedError(
-        'render: backend "pallas" runs on NVIDIA GPUs; use backend="xla" for programs '
-        "on other devices, or RenderConfig(interpret=True) to test its kernels"
+        'render: backend "pallas" runs on NVIDIA GPUs; use backend="xla" on other '
+        "devices, or RenderConfig(interpret=True) to test the kernels"
     )
 
 
 _REQUIRE_GPU = Primitive("splat_kernels")
 _REQUIRE_GPU.def_abstract_eval(lambda values: values)
 _REQUIRE_GPU.def_impl(lambda values: jax.jit(_REQUIRE_GPU.bind)(values))
-mlir.register_lowering(_REQUIRE_GPU, _refuse)
+mlir.register_lowering(_REQUIRE_GPU, _raise_unsupported)
 mlir.register_lowering(_REQUIRE_GPU, lambda _, values: [values], platform="cuda")

@@ -1,8 +1,8 @@
-"""Arithmetic that Triton has no operation for: PTX, and the same for the interpreter.
+"""Warp operations that Triton lacks, as PTX; in interpret mode as JAX operations.
 
-Values are [p] float32 arrays of one warp, p / 32 elements in each of its 32 lanes. What
-a result depends on beyond its inputs is the order of sums: on which elements share a
-lane, which the compiler decides.
+Values are [p] float32 arrays of one warp, with p / 32 elements in each of its 32 lanes.
+The compiler decides which elements share a lane; that affects the order of sums and
+nothing else.
 """
 
 import dataclasses
@@ -20,43 +20,43 @@ LANES = 32
 
 @dataclasses.dataclass(frozen=True)
 class Warp:
-    """One warp's arithmetic.
+    """Operations of one warp.
 
     Attributes:
-      interpret: compute with JAX operations instead of PTX.
+      interpret: use JAX operations instead of PTX.
     """
 
     interpret: bool
 
     def fma(self, a: Array, b: Array, c: Array) -> Array:
-        """a b + c, rounded once."""
+        """a b + c, rounded once (fused multiply-add)."""
         if self.interpret:
             return a * b + c
         return self._fused("fma.rn.f32 $0, $1, $2, $3;", a, b, c)
 
     def fnma(self, a: Array, b: Array, c: Array) -> Array:
-        """c - a b, rounded once."""
+        """c - a b, rounded once (fused negative multiply-add)."""
         if self.interpret:
             return c - a * b
         line = "{ .reg .f32 a; neg.f32 a, $1; fma.rn.f32 $0, a, $2, $3; }"
         return self._fused(line, a, b, c)
 
     def exp2(self, values: Float[Array, "p"]) -> Float[Array, "p"]:
-        """2 to the power of values; 0 below 2^-126."""
+        """2^values; results below 2^-126 are 0."""
         if self.interpret:
             return jnp.exp2(values)
         return self._elementwise("ex2.approx.ftz.f32 $0, $1;", values)
 
     def reciprocal(self, values: Float[Array, "p"]) -> Float[Array, "p"]:
-        """1 / values, to one unit in the last place."""
+        """1 / values, accurate to one unit in the last place."""
         if self.interpret:
             return 1 / values
         return self._elementwise("rcp.approx.ftz.f32 $0, $1;", values)
 
     def lanes(self, values: Float[Array, "p"]) -> Int[Array, "p"]:
-        """Lane that holds each element, LANES for all but a lane's first element.
+        """Lane of each lane's first element; LANES for all other elements.
 
-        It asks where the elements of these very values are.
+        The layout is that of `values` itself.
         """
         if self.interpret:
             return jnp.minimum(lax.iota(jnp.int32, values.size), LANES)
@@ -64,17 +64,17 @@ class Warp:
         return self._by_lane(line, values, others=str(LANES), dtype=jnp.int32)
 
     def any_positive(self, values: Float[Array, "p"]) -> Int[Array, ""]:
-        """1 if any value is, else 0; GPUs reduce integers in one instruction."""
+        """1 if any value is positive, else 0; integers reduce in one instruction."""
         return jnp.max((values > 0).astype(jnp.int32))
 
     def sum_products(
         self, products: list[tuple[Float[Array, "p"], ...]]
     ) -> Float[Array, "p"]:
-        """Sums of one or two factors' products over all elements, spread over lanes.
+        """Sums over all elements of products of one or two factors, spread over lanes.
 
-        `sum_indices` says which sum is where. Each of five steps exchanges half of the
-        sums a lane still has for another lane's share of the other half: 12 shuffles
-        for ten sums, where summing one by one takes 50.
+        `sum_indices` tells which sum is where. In each of five steps a lane sends half
+        of its partial sums to another lane and receives that lane's share of the other
+        half. Ten sums take 12 shuffles; one sum at a time takes 50.
         """
         values = [self._sum_in_lane(*factors) for factors in products]
         for bit in (16, 8, 4, 2, 1):
@@ -86,22 +86,22 @@ class Warp:
         return values[0]
 
     def sum_indices(self, sums: Float[Array, "p"], number: int) -> Int[Array, "p"]:
-        """Which of `number` products each element of `sum_products` is the sum of.
+        """Index of the sum that each element of a `sum_products` result holds.
 
-        `number` or more where an element is none's; each sum has one element.
+        Elements that hold no sum get `number` or more. Each sum is in one element.
         """
         lanes = self.lanes(sums)
         which = [jnp.full_like(lanes, j) for j in range(number)]
         for bit in (16, 8, 4, 2, 1):
             is_second, half = (lanes & bit) != 0, (len(which) + 1) // 2
-            for j in range(half):  # where there is no other, both lanes hold the sum
+            for j in range(half):  # without a partner, both lanes hold the sum
                 other = which[j + half] if j + half < len(which) else number
                 which[j] = jnp.where(is_second, other, which[j])
             which = which[:half]
         return jnp.where(lanes < LANES, which[0], number)
 
     def _sum_in_lane(self, values, factors=None):
-        """Sum of values (x factors) over a lane's pixels, in all of them."""
+        """Sum of values (times factors) within each lane, in all its elements."""
         pack = values.size // LANES
         if self.interpret:
             values = values if factors is None else values * factors
@@ -116,9 +116,9 @@ class Warp:
         return self._by_lane(" ".join(lines), values, factors)
 
     def _exchange(self, first, second, bit):
-        """In lanes without `bit` both lanes' sum of `first`, in the others of `second`.
+        """Adds two lanes whose numbers differ in `bit` only.
 
-        The two lanes' numbers differ in `bit` alone.
+        The lane without `bit` gets the sum of `first`, the other that of `second`.
         """
         if self.interpret:
             is_second = (lax.iota(jnp.int32, first.size) & bit) != 0
@@ -143,7 +143,7 @@ class Warp:
         return self._elementwise(line, *(jnp.broadcast_to(x, shape) for x in (a, b, c)))
 
     def _by_lane(self, line, *args, others="all", dtype=jnp.float32):
-        """PTX that sets `all`, which every element of a lane gets, or its first one."""
+        """PTX that sets `all` for a lane's first element; `others` is for the rest."""
         pack = args[0].size // LANES
         lines = [".reg .b32 all;", line, "mov.b32 $0, all;"]
         lines += [f"mov.b32 ${k}, {others};" for k in range(1, pack)]
@@ -151,7 +151,7 @@ class Warp:
         return self._elementwise(text, *args, pack=pack, dtype=dtype)
 
     def _elementwise(self, line, *args, pack=1, dtype=jnp.float32):
-        """PTX over `pack` elements of the result ($0 ...) and of each argument."""
+        """PTX on `pack` elements per lane: the result ($0 ...), then each argument."""
         result = "=f" if dtype == jnp.float32 else "=r"
         return plt.elementwise_inline_asm(
             line,
