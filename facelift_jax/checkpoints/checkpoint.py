@@ -349,7 +349,7 @@ def _latest_path(directory: Path) -> Path:
     step = latest_step(directory)
     if step is None:
         raise FileNotFoundError(
-            f"{directory}: no complete checkpoint in this directory: check the path"
+            f"{directory}: holds no complete checkpoint: check the path"
         )
     return directory.absolute() / str(step)
 

@@ -253,9 +253,7 @@ def test_a_damaged_checkpoint(tmp_path, damaged):
 
 
 def test_no_checkpoint_at_all(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="no complete checkpoint in this directory"
-    ):
+    with pytest.raises(FileNotFoundError, match="holds no complete checkpoint"):
         checkpoint.load_params(tmp_path / "nowhere")
 
 

@@ -61,12 +61,11 @@ def test_what_cannot_be_merged_is_said_in_one_line(tmp_path):
     save_model(tmp_path / "plain")
     save_model(tmp_path / "run", adapter_rank=3)
     save_params(tmp_path / "nameless", {"x": np.zeros(3, np.float32)}, {})
-    no_checkpoint = "no complete checkpoint in this directory: check the path"
     reasons = {
         ("plain", "out"): "plain: the network has no adapters to merge",
         ("nameless", "out"): "nameless: the network has no adapters to merge",
         ("run", "plain"): "plain: not empty: choose another directory",
-        ("nowhere", "out"): f"nowhere: {no_checkpoint}",
+        ("nowhere", "out"): "nowhere: holds no complete checkpoint: check the path",
     }
     for (checkpoint, dst), reason in reasons.items():
         arguments = ["--checkpoint", tmp_path / checkpoint, "--dst", tmp_path / dst]
