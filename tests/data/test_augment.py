@@ -15,7 +15,7 @@ GOLDEN = np.load(Path(__file__).parent.parent / "goldens" / "data" / "lgm.npz")
 TOLERANCE = {
     "poses": 1e-6,  # float32, two rotations
     "grid": 1e-6,  # float32 coordinates in [-1, 1]
-    "colors": 2e-5,  # 64 px times the coordinates' rounding, times colour differences
+    "colors": 2e-5,  # 64 px times the coordinates' rounding, times color differences
 }
 
 
@@ -47,7 +47,7 @@ def test_grid_distortion_agrees_with_the_original_away_from_its_black_border():
     assert num_compared == 12_288 - 756
 
 
-def test_border_pixels_continue_beyond_the_picture():
+def test_border_pixels_are_repeated_outside_the_image():
     image = np.arange(12, dtype=np.float32).reshape(3, 4, 1)
     out = sample_bilinear(image, np.float32([-1, 1, 3]), np.float32([-1, 1]))
     np.testing.assert_array_equal(out[..., 0], [[0, 3, 3], [8, 11, 11]])
@@ -75,7 +75,7 @@ def inputs():
     )
 
 
-def test_augmentation_never_touches_view_0_and_keeps_its_promises(inputs):
+def test_augmentation_changes_all_views_but_view_0(inputs):
     before = inputs.images.copy()
     out = augment(inputs, np.random.default_rng(1), 1.0, 1.0)
     np.testing.assert_array_equal(out.images[0], inputs.images[0])
@@ -88,31 +88,31 @@ def test_augmentation_never_touches_view_0_and_keeps_its_promises(inputs):
         turn = out.cameras.viewmats[view] @ np.linalg.inv(viewmats[view])
         degrees = np.degrees(np.arccos((np.trace(turn[:3, :3]) - 1) / 2))
         assert 0.1 < degrees < 18 + 9
-        # a turn about the world's origin keeps its depth and place in the image
+        # a rotation about the world's origin keeps its depth and its pixel
         np.testing.assert_allclose(
             out.cameras.viewmats[view, :3, 3], viewmats[view, :3, 3], atol=1e-6
         )
     np.testing.assert_array_equal(inputs.images, before)
 
 
-def test_augmentation_happens_as_often_as_asked(inputs):
-    def is_touched(seed, grid_distortion, camera_jitter):
+def test_augmentation_has_the_given_probabilities(inputs):
+    def is_changed(seed, grid_distortion, camera_jitter):
         rng = np.random.default_rng(seed)
         out = augment(inputs, rng, grid_distortion, camera_jitter)
         is_distorted = not np.array_equal(out.images, inputs.images)
         is_jittered = not np.array_equal(out.cameras.viewmats, inputs.cameras.viewmats)
         return is_distorted, is_jittered
 
-    assert is_touched(0, 0.0, 0.0) == (False, False)
-    assert is_touched(0, 1.0, 0.0) == (True, False)
-    assert is_touched(0, 0.0, 1.0) == (False, True)
-    counts = np.sum([is_touched(seed, 0.5, 0.2) for seed in range(200)], axis=0)
+    assert is_changed(0, 0.0, 0.0) == (False, False)
+    assert is_changed(0, 1.0, 0.0) == (True, False)
+    assert is_changed(0, 0.0, 1.0) == (False, True)
+    counts = np.sum([is_changed(seed, 0.5, 0.2) for seed in range(200)], axis=0)
     # three standard deviations of a binomial of 200
     assert abs(counts[0] - 100) < 22
     assert abs(counts[1] - 40) < 17
 
 
-def test_grid_lines_stay_in_order_and_cover_the_picture():
+def test_grid_lines_are_ordered_and_cover_the_image():
     rng = np.random.default_rng(3)
     for num_lines in range(8, 17):
         for size in (16, 64, 257):

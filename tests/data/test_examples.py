@@ -1,4 +1,4 @@
-"""From a scene to an example, with a ball as the truth."""
+"""From a scene to an example, checked against an exact ball."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ def ball_frames(example, side):
 
 
 @pytest.mark.parametrize("frame", ["first_camera", "world"])
-def test_the_ball_is_still_a_ball_after_everything(scene, frame):
+def test_the_ball_stays_a_ball_in_an_example(scene, frame):
     options = dataclasses.replace(SMALL, frame=frame, input_views=(5, 2, 0, 7))
     example = training_example(scene, np.random.default_rng(2), options)
     points, normals = (
@@ -42,7 +42,7 @@ def test_the_ball_is_still_a_ball_after_everything(scene, frame):
         for parts in zip(*ball_frames(example, "targets"), strict=True)
     )
     radius = np.linalg.norm(points, axis=-1)
-    # same size as stored: depth steps of 1e-4 and colours of 1/255 are all that is lost
+    # the errors come from depth steps of 1e-4 and color steps of 1/255
     assert radius.std() < 1e-3
     turn = np.linalg.lstsq(normals, points / radius.mean(), rcond=None)[0].T
     np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=2e-2)
@@ -52,8 +52,8 @@ def test_the_ball_is_still_a_ball_after_everything(scene, frame):
 
 
 @pytest.mark.parametrize("frame", ["first_camera", "world"])
-def test_stored_points_are_taken_to_the_world_of_the_example(scene, frame):
-    """A point of the stored world falls on the same pixels in both."""
+def test_stored_points_map_to_the_world_of_the_example(scene, frame):
+    """A point of the stored world projects to the same pixels in both worlds."""
     options = dataclasses.replace(SMALL, frame=frame, target_size=scene.cameras.width)
     example = evaluation_example(scene, options)
     matrix = normalised_from_stored(scene, options)
@@ -67,8 +67,8 @@ def test_stored_points_are_taken_to_the_world_of_the_example(scene, frame):
         return ray[:, :2] / ray[:, 2:]
 
     stored = pixels(scene.cameras, point)
-    found = pixels(example.targets.cameras, matrix @ point)
-    for view in found:
+    mapped = pixels(example.targets.cameras, matrix @ point)
+    for view in mapped:
         assert np.abs(stored - view).max(-1).min() < 1e-3
 
 
@@ -113,12 +113,12 @@ def test_an_example_is_a_function_of_scene_and_generator(scene):
     assert not np.array_equal(one.targets.images, other.targets.images)
 
 
-def test_jitter_is_for_the_inputs_alone(scene):
+def test_only_the_inputs_are_augmented(scene):
     options = dataclasses.replace(SMALL, min_held_out=2)
     plain = training_example(scene, np.random.default_rng(3), options)
     both = dataclasses.replace(options, grid_distortion=1.0, camera_jitter=1.0)
-    shaken = training_example(scene, np.random.default_rng(3), both)
-    jax.tree.map(np.testing.assert_array_equal, plain.targets, shaken.targets)
-    assert not np.array_equal(plain.inputs.images, shaken.inputs.images)
-    difference = plain.inputs.cameras.viewmats != shaken.inputs.cameras.viewmats
+    augmented = training_example(scene, np.random.default_rng(3), both)
+    jax.tree.map(np.testing.assert_array_equal, plain.targets, augmented.targets)
+    assert not np.array_equal(plain.inputs.images, augmented.inputs.images)
+    difference = plain.inputs.cameras.viewmats != augmented.inputs.cameras.viewmats
     assert difference.any((1, 2)).tolist() == [False, True, True]

@@ -1,4 +1,4 @@
-"""One similarity for the whole rig."""
+"""Normalization of a whole rig by one similarity."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ GOLDEN = np.load(Path(__file__).parent.parent / "goldens" / "data" / "lgm.npz")
 
 
 @pytest.mark.parametrize("frame", ["first_camera", "world"])
-def test_a_rig_is_normalised_by_one_similarity(scene, frame):
+def test_one_similarity_normalizes_a_rig(scene, frame):
     inputs = scene.take(np.array([4, 1, 6]))
     targets = scene.take(np.array([0, 4, 7]))
     moved_inputs, moved_targets = normalize_rig(
@@ -29,7 +29,7 @@ def test_a_rig_is_normalised_by_one_similarity(scene, frame):
     assert rig_radius(cameras, center) == pytest.approx(1.5, abs=1e-6)
     scale = 1.5 / np.linalg.norm(inputs.cameras.centers - CENTER, axis=-1).mean()
     for old, new in ((inputs, moved_inputs), (targets, moved_targets)):
-        # lengths between cameras, and the rotations between them, all alike
+        # distances and rotations between cameras
         for i in range(3):
             before = old.cameras.centers - inputs.cameras.centers[i]
             after = new.cameras.centers - moved_inputs.cameras.centers[i]
@@ -68,7 +68,7 @@ def test_a_similarity_moves_points_there_and_back(scene, frame):
     np.testing.assert_allclose(back, inputs.cameras.centers, atol=1e-6)
 
 
-def test_the_first_camera_frame_is_the_original_network_s():
+def test_the_first_camera_frame_equals_the_original():
     poses = GOLDEN["pose_gl"][[4, 0, 1, 2, 3, 5, 7]]  # all at distance 1.5; 4 first
     expected = GOLDEN["pose_rel"][[4, 0, 1, 2, 3, 5, 7]]
     assert GOLDEN["rel_first_index"] == 4
@@ -85,7 +85,7 @@ def test_the_first_camera_frame_is_the_original_network_s():
 
 
 @pytest.mark.parametrize("frame", ["first_camera", "world"])
-def test_one_input_stands_where_the_whole_scene_says(scene, frame):
+def test_one_input_uses_the_center_of_the_whole_scene(scene, frame):
     one = scene.take(np.array([4]))
     every = scene.take(np.arange(len(scene.is_input)))
     moved, targets = normalize_rig(one, every, scene.cameras, 1.5, frame)
@@ -97,7 +97,7 @@ def similarity_of(cameras):
     return rig_similarity(cameras, cameras, 1.5, "world")
 
 
-def test_rigs_without_a_centre_are_refused(scene, folder):
+def test_rigs_without_a_center_raise(scene, folder):
     one = scene.take(np.arange(1))
     with pytest.raises(DataError) as caught:
         normalize_rig(one, one, one.cameras, 1.5, "first_camera")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 
 import grain
 import jax
@@ -120,6 +122,48 @@ def test_evaluation_has_every_scene_once_in_order(source):
     example = evaluation_example(source[4], OPTIONS)
     np.testing.assert_array_equal(batches[1].inputs.images[1], example.inputs.images)
     assert_same(batches, list(evaluation_batches(source, OPTIONS, 3, num_threads=0)))
+
+
+BASE_INSTALL = """
+import sys
+from pathlib import Path
+
+extras = ("grain", "array_record", "tensorflow_datasets", "matplotlib")
+sys.modules.update(dict.fromkeys(extras))  # importing them raises
+
+from facelift_jax import check_data
+from facelift_jax.data import mixture, options, pipeline, scenes
+
+folder, packed = sys.argv[1:]
+source = scenes.open_source(folder)
+small = options.DataOptions(input_size=8, target_size=8, num_inputs=2)
+batches = pipeline.evaluation_batches(source, small, 2)
+ids = [index for batch in batches for index in batch.scene_id.tolist()]
+assert ids == list(range(len(source))), ids
+check_data.main([folder])
+calls = {
+    "train": lambda: pipeline.training_batches(source, small, 2, 0),
+    "train ": lambda: scenes.open_source(packed),
+    "report": lambda: check_data.main([folder, "--images", "nowhere"]),
+}
+for extra, call in calls.items():
+    try:
+        call()
+    except ImportError as error:
+        assert f'"facelift-jax[{extra.strip()}]"' in str(error), error
+    else:
+        raise AssertionError(extra)
+"""
+
+
+def test_reading_checking_and_evaluating_need_no_extra(tmp_path):
+    folder = write_scenes(tmp_path / "set", 3, num_views=5, width=12, height=12)
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    (packed / "dataset_info.json").write_text("{}")
+    arguments = [sys.executable, "-c", BASE_INSTALL, str(folder), str(packed)]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def truncate(source, index):

@@ -1,4 +1,4 @@
-"""Compositing, cropping, resizing: pixels and intrinsics move together."""
+"""Compositing, cropping and resizing keep pixels and intrinsics consistent."""
 
 import dataclasses
 from pathlib import Path
@@ -26,7 +26,7 @@ def ramps(width, height):
 
 
 def assert_pixels_keep_their_rays(before, after, margin, tolerance=2e-4):
-    """Each new pixel's ray, in the old image, ends where its colours say."""
+    """The ray of every new pixel meets the old image at the position in its color."""
     height, width = after.images.shape[1:3]
     columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     rays = np.stack([columns, rows, np.ones_like(rows)], -1)
@@ -38,12 +38,12 @@ def assert_pixels_keep_their_rays(before, after, margin, tolerance=2e-4):
 
 
 # Old pixels. Means over whole pixels and bilinear sampling keep a ramp to rounding; an
-# area that ends inside old pixels, each of one colour, shifts its centre by up to 1/12.
+# area that ends inside old pixels, each of one color, shifts its center by up to 1/12.
 SIZES = {(20, 15): 2e-4, (10, 10): 2e-4, (80, 90): 2e-4, (32, 24): 0.09, (27, 11): 0.09}
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_resizing_carries_intrinsics_along(size):
+def test_resizing_scales_the_intrinsics(size):
     views = ramps(40, 30)
     resized = resize(views, *size)
     check(resized)
@@ -55,7 +55,7 @@ def test_resizing_carries_intrinsics_along(size):
     assert set(np.unique(resized.depths)) <= set(np.unique(views.depths))
 
 
-def test_cropping_carries_intrinsics_along():
+def test_cropping_shifts_the_intrinsics():
     views = ramps(40, 30)
     cut = crop(views, 7, 4, 20, 25)
     check(cut)
@@ -65,7 +65,7 @@ def test_cropping_carries_intrinsics_along():
         crop(views, 21, 4, 20, 25)
 
 
-def test_halving_is_the_original_s_bilinear_resizing():
+def test_halving_equals_the_original_bilinear_resizing():
     image = GOLDEN["resize_in"].transpose(0, 2, 3, 1)
     K = np.float32([[[48, 0, 24], [0, 48, 24], [0, 0, 1]]])
     cameras = Cameras(np.eye(4, dtype=np.float32)[None], K, 48, 48)
@@ -82,7 +82,7 @@ def test_shrinking_keeps_the_mean(scene):
         np.testing.assert_allclose(means[0], means[1], atol=1e-5)
 
 
-def test_compositing_hides_what_lies_under_zero_alpha(scene):
+def test_compositing_hides_colors_under_zero_alpha(scene):
     taken = scene.take(np.arange(3))
     rgba = taken.rgba.copy()
     rgba[rgba[..., 3] == 0] = (255, 0, 255, 0)
@@ -101,7 +101,7 @@ def test_compositing_hides_what_lies_under_zero_alpha(scene):
     )
 
 
-def test_pictures_that_are_not_square_lose_no_object(tmp_path):
+def test_cropping_to_a_square_must_keep_the_object(tmp_path):
     write_scene(tmp_path / "wide", width=36, height=24)
     wide = open_source(tmp_path / "wide")[0].take(np.arange(3))
     views = to_views(wide, 24, WHITE)

@@ -1,4 +1,4 @@
-"""Which views are inputs and which are targets; options that make no sense."""
+"""Selection of input and target views; invalid options."""
 
 import dataclasses
 
@@ -18,19 +18,19 @@ SMALL = DataOptions(
 )
 
 
-def with_flags(scene, flags):
+def with_inputs(scene, views):
     return dataclasses.replace(
-        scene.take(np.arange(8)), is_input=np.isin(np.arange(8), flags)
+        scene.take(np.arange(8)), is_input=np.isin(np.arange(8), views)
     )
 
 
 def view_numbers(views: Scene, scene):
-    """Which stored views these are, by their poses."""
+    """The positions of the views in the stored scene, identified by their poses."""
     stored = [pose.tobytes() for pose in scene.cameras.viewmats]
     return [stored.index(pose.tobytes()) for pose in views.cameras.viewmats]
 
 
-def test_flagged_views_are_the_inputs_and_enough_targets_are_not(scene):
+def test_marked_views_are_inputs_and_enough_targets_are_held_out(scene):
     seen = set()
     for seed in range(40):
         inputs, targets = select_views(scene, np.random.default_rng(seed), SMALL)
@@ -58,7 +58,7 @@ def test_inputs_are_drawn_from_a_larger_pool(scene):
 
 @pytest.mark.parametrize("max_angle", [50.0, 100.0])
 def test_targets_stay_near_an_input(scene, max_angle):
-    """Angles by the ball's own centre, at which every camera looks."""
+    """Angles seen from the center of the ball, which every camera looks at."""
     options = dataclasses.replace(
         SMALL, max_angle=max_angle, min_held_out=1, num_targets=3
     )
@@ -75,7 +75,7 @@ def test_targets_stay_near_an_input(scene, max_angle):
     assert seen == allowed
 
 
-def test_evaluation_targets_are_the_inputs_and_then_others(scene):
+def test_evaluation_targets_are_the_inputs_and_then_the_others(scene):
     inputs, targets = select_evaluation_views(scene, SMALL)
     assert view_numbers(inputs, scene) == [0, 1, 2]
     assert view_numbers(targets, scene) == [0, 1, 2, 3, 4, 5, 6, 7]
@@ -84,12 +84,12 @@ def test_evaluation_targets_are_the_inputs_and_then_others(scene):
     assert view_numbers(targets, scene) == [0, 1, 2, 3, 5]
 
 
-def test_inputs_of_an_unflagged_scene_are_evenly_spaced(scene):
-    unflagged = with_flags(scene, [])
+def test_inputs_of_an_unmarked_scene_are_evenly_spaced(scene):
+    unmarked = with_inputs(scene, [])
     options = dataclasses.replace(SMALL, num_inputs=4)
-    inputs, _ = select_views(unflagged, np.random.default_rng(0), options)
+    inputs, _ = select_views(unmarked, np.random.default_rng(0), options)
     assert view_numbers(inputs, scene) == [0, 2, 4, 6]
-    inputs, _ = select_evaluation_views(unflagged, options)
+    inputs, _ = select_evaluation_views(unmarked, options)
     assert view_numbers(inputs, scene) == [0, 2, 4, 6]
 
 
@@ -136,7 +136,7 @@ TOO_FEW = {
 
 
 @pytest.mark.parametrize("name", TOO_FEW)
-def test_fewer_views_than_asked_is_one_line(scene, folder, name):
+def test_too_few_views_raise_with_one_line(scene, folder, name):
     changes, expected = TOO_FEW[name]
     options = dataclasses.replace(SMALL, **changes)
     with pytest.raises(DataError) as caught:
@@ -144,16 +144,16 @@ def test_fewer_views_than_asked_is_one_line(scene, folder, name):
     assert str(caught.value) == f"scene ball ({folder}): {expected}"
 
 
-def test_a_scene_of_inputs_alone_cannot_be_judged(scene, folder):
+def test_a_scene_without_held_out_views_cannot_be_evaluated(scene, folder):
     options = dataclasses.replace(SMALL, num_inputs=7)
-    alone = with_flags(scene, range(8)).take(np.arange(7))
-    source = [with_flags(scene, []), alone]
-    for judge in (
+    alone = with_inputs(scene, range(8)).take(np.arange(7))
+    source = [with_inputs(scene, []), alone]
+    for evaluate in (
         lambda: evaluation_example(alone, options),
         lambda: require_evaluation_views(source, options),
     ):
         with pytest.raises(DataError) as caught:
-            judge()
+            evaluate()
         assert str(caught.value) == (
             f"scene ball ({folder}): all 7 views are inputs and none is held out; "
             "reduce num_inputs"
@@ -186,7 +186,7 @@ BAD_OPTIONS = {
 
 
 @pytest.mark.parametrize("name", BAD_OPTIONS)
-def test_bad_options_are_refused(name):
+def test_bad_options_raise(name):
     changes, expected = BAD_OPTIONS[name]
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - compared in full below
         DataOptions(**changes)

@@ -233,7 +233,7 @@ def test_every_kind_of_error_has_its_message(name, lump):
 
 def test_an_object_outside_all_other_images_agrees_with_none():
     """Two distant cameras with narrow views: rays leave the image of the other one."""
-    cameras = aimed(np.array([[500.0, 0, 0], [0, 500.0, 0]]), 40, 500.0)
+    cameras = aimed(np.array([[100.0, 0, 0], [0, 100.0, 0]]), 40, 100.0)
     scene = lump_scene(cameras)
     scene.rgba[..., 3] = 0
     scene.rgba[0, 8:28, 10:30, 3] = 255

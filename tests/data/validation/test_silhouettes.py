@@ -25,7 +25,7 @@ SIZE = 40
 
 def far_cameras():
     """Cameras at +x and +y, so distant that a row is nearly a fixed height in both."""
-    return aimed(np.array([[500.0, 0, 0], [0, 500.0, 0]]), SIZE, 500.0)
+    return aimed(np.array([[100.0, 0, 0], [0, 100.0, 0]]), SIZE, 100.0)
 
 
 def masks(*rows):
