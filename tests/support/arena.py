@@ -171,7 +171,7 @@ def write_images(folder, frames):
     for name, images in zip(NAMES, frames, strict=True):
         (folder / name).mkdir(parents=True)
         for i, image in enumerate(images):
-            Image.fromarray(image).save(folder / name / f"{i}.png")
+            Image.fromarray(image).save(folder / name / f"{i}.png", compress_level=1)
 
 
 def write_opencv(path, shrink=1):

@@ -76,8 +76,8 @@ class Recording(NamedTuple):
         step, unused = divmod(len(self.times), scenes)
         if unused >= step:
             progress(
-                f"a scene is made every {step} frames; the last {unused} of "
-                f"{len(self.times)} frames are not used"
+                f"frames are used in steps of {step}; the last {unused} of "
+                f"{len(self.times)} are not used"
             )
         return range(0, scenes * step, step)
 

@@ -172,12 +172,13 @@ def plan_scenes(
     radius = float(np.quantile(radii or 0, RADIUS_QUANTILE, method="lower"))
     rows = [_with_framing(recording, row, radius, options) for row in rows]
     problems = collections.Counter(row["problem"] for row in rows if "problem" in row)
-    counts = [f"{count} timestamps: {text}" for text, count in problems.most_common()]
+    counts = [
+        f"{count} of {len(rows)} timestamps not usable: {text}"
+        for text, count in problems.most_common()
+    ]
     usable = [row for row in rows if "problem" not in row]
     if not usable:
-        raise DataError(
-            f"none of the {len(rows)} timestamps can be used; {'; '.join(counts)}"
-        )
+        raise DataError(f"no timestamp can be used; {'; '.join(counts)}")
     timestamps = _timestamps(rows, parts)
     if not any(timestamp.part == "train" for timestamp in timestamps):
         raise DataError(
@@ -190,7 +191,7 @@ def plan_scenes(
     report = [
         f"{len(rows)} timestamps, {len(usable)} usable, of which {num_in_gaps} are in "
         f"the gaps between the parts; scenes: {', '.join(sizes)}",
-        *(f"not used: {count}" for count in counts),
+        *counts,
         f"object radius {radius:.4g} (largest {max(radii):.4g}), camera distances "
         f"{distances.min():.4g} to {distances.max():.4g} in calibration units; scale "
         f"{scale:.4g} scene units per calibration unit",

@@ -270,7 +270,7 @@ def test_unused_frames_at_the_end_are_reported(recording, tmp_path):
     lines = []
     few = PrepareOptions(scenes=5, size=SIZE, fps=2.0, gap=0.4)
     assert run(recording, tmp_path / "set", few, progress=lines.append) == 3
-    expected = "a scene is made every 1 frames; the last 3 of 8 frames are not used"
+    expected = "frames are used in steps of 1; the last 3 of 8 are not used"
     assert lines[0] == expected
 
 
@@ -292,7 +292,7 @@ def test_unusable_timestamps_are_reported_with_the_reason(recording, tmp_path):
         "camera B: the mask is empty",
         "camera C: the mask touches the edge of the image",
     ]
-    assert {f"not used: 1 timestamps: {text}" for text in problems} <= set(lines)
+    assert {f"1 of 8 timestamps not usable: {text}" for text in problems} <= set(lines)
     assert any("too large for its image" in line for line in lines)
     assert open_source(tmp_path / "set").names[0] == "frame_000000"
 
