@@ -2,13 +2,13 @@
 
     python -m benchmarks.networks --out networks.json lgm-8 gslrm-6x512
 
-Passes: `inference` and `gradients` (of all parameters; forward and backward) are the
-network alone, `remat` gradients with rematerialised blocks (GS-LRM), `step` the
-recipe's whole training step, with 8 rendered targets a scene. Random weights and
-pictures, bfloat16 arithmetic; each pass runs in a process of its own; medians after
-warm-up. Utilisation is model FLOPs (of matrix products, convolutions and attention;
-three times as many with a backward pass, without what is made again) over what the
-device could do.
+Passes: `inference` and `gradients` (forward and backward, all parameters) are only the
+network, `remat` is gradients with rematerialized blocks (GS-LRM), `step` is the whole
+training step of the recipe with 8 rendered targets per scene. Weights and images are
+random, arithmetic is bfloat16. Each pass runs in its own process; times are medians
+after warm-up. Utilization is model FLOPs over the peak of the device. Model FLOPs are
+those of matrix products, convolutions and attention; a backward pass triples them, and
+what it recomputes does not count.
 """
 
 import dataclasses
@@ -49,8 +49,8 @@ LOADS: dict[str, tuple[str, str, int, int, int, int]] = {
     "smoke-gslrm": ("gslrm", "mini", 1, 2, 32, 32),
 }
 PASSES = ("inference", "gradients", "remat", "step")
-STEPS = {"lgm": "", "gslrm": "finetune"}  # what to ask of the recipe
-NUM_TARGETS = 8  # of a training step
+STEPS = {"lgm": "", "gslrm": "finetune"}  # arguments of the recipe
+NUM_TARGETS = 8  # per scene of a training step
 PEAK_TFLOPS = {"NVIDIA H200": 989.5, "NVIDIA H100 80GB HBM3": 989.5}  # bfloat16, dense
 
 
@@ -63,7 +63,9 @@ def parse(arguments: list[str]):
     )
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--out", type=Path, help="JSON file")
-    parser.add_argument("--alone", action="store_true", help="in this very process")
+    parser.add_argument(
+        "--alone", action="store_true", help="one load and pass, in this process"
+    )
     return parser.parse_args(arguments)
 
 
@@ -94,7 +96,7 @@ def measure(name: str, kind: str, repeats: int) -> dict[str, float]:
     seconds = time.perf_counter() - start
     ms = milliseconds(call, repeats=repeats)
     device = jax.devices()[0]
-    peak = PEAK_TFLOPS.get(device.device_kind, math.nan) * 1e9  # a millisecond
+    peak = PEAK_TFLOPS.get(device.device_kind, math.nan) * 1e9  # per millisecond
     times = 1 if kind == "inference" else 3
     stats = device.memory_stats() or {}
     return {
@@ -107,8 +109,10 @@ def measure(name: str, kind: str, repeats: int) -> dict[str, float]:
 
 
 def random_params(model: Any) -> dict[str, Any]:
-    """Normal kernels of unit gain, unit scales, no biases; drawn faster than `init`."""
-    small = dummy_views(1, 1, 2 * model.stride)  # parameters know no sizes of pictures
+    """Normal kernels of unit gain, unit scales, zero biases; faster than `init`."""
+    small = dummy_views(
+        1, 1, 2 * model.stride
+    )  # shapes do not depend on the image size
     shapes = jax.eval_shape(model.init, jax.random.key(0), small)["params"]
     rng = np.random.default_rng(0)
 
@@ -122,14 +126,14 @@ def random_params(model: Any) -> dict[str, Any]:
 
 
 def random_views(scenes: int, views: int, side: int) -> Views:
-    """Noise [b v] seen from an orbit, on the device."""
+    """Random images [b v] with cameras on an orbit, on the device."""
     shapes = dummy_views(scenes, views, side)
     images = np.random.default_rng(0).random(shapes.images.shape, np.float32)
     return jax.tree.map(jnp.asarray, dataclasses.replace(shapes, images=images))
 
 
 def training_step(network: str, variant: str, params: Any, batch: Batch):
-    """A function of nothing that takes the next step of the recipe."""
+    """A function without arguments that takes the next step of the recipe."""
     from facelift_jax.training.step import TrainState, make_train_step
 
     argument = ",".join(filter(None, (variant, STEPS[network])))
@@ -144,7 +148,9 @@ def training_step(network: str, variant: str, params: Any, batch: Batch):
     step = jax.jit(step, donate_argnums=0)
     zero, key = jnp.zeros((), jnp.int32), jax.random.key(0)
     state = TrainState(zero, zero, params, optimizer.init(params), key)
-    state = jax.tree.map(jnp.copy, state)  # buffers of their own, to be donated
+    state = jax.tree.map(
+        jnp.copy, state
+    )  # copies, because the step donates its buffers
 
     def call():
         nonlocal state
@@ -155,7 +161,7 @@ def training_step(network: str, variant: str, params: Any, batch: Batch):
 
 
 def product_flops(jaxpr: Any) -> float:
-    """Operations of the products, convolutions and attentions of a program."""
+    """FLOPs of the products, convolutions and attentions of a program."""
     total = 0.0
     for equation in jaxpr.eqns:
         name, out = equation.primitive.name, equation.outvars[0].aval
@@ -176,7 +182,7 @@ def product_flops(jaxpr: Any) -> float:
 
 
 def _inner(values: Iterable[Any]) -> Iterator[Any]:
-    """The programs among an equation's parameters: bodies and branches."""
+    """The programs in an equation's parameters: bodies and branches."""
     for value in values:
         if isinstance(value, tuple | list):
             yield from _inner(value)

@@ -81,10 +81,15 @@ def group_norm(
     x: Float[Array, "m h w c"], num_groups: int, *, dtype: Any = jnp.float32, name: str
 ) -> Float[Array, "m h w c"]:
     """Group normalization over the pixels of one map; two-pass float32 statistics."""
+    # float32 inside: Flax would mix types, which `jax_numpy_dtype_promotion` may forbid
     layer = nn.GroupNorm(
-        num_groups, epsilon=NORM_EPS, dtype=dtype, use_fast_variance=False, name=name
+        num_groups,
+        epsilon=NORM_EPS,
+        dtype=jnp.float32,
+        use_fast_variance=False,
+        name=name,
     )
-    return layer(x.astype(jnp.float32))
+    return layer(x.astype(jnp.float32)).astype(dtype)
 
 
 @jax.custom_vjp

@@ -1,4 +1,4 @@
-"""The released files' layouts at full size, through the command: what it takes."""
+"""Converts files with the released layouts at full size; measures peak memory."""
 
 import os
 import re
@@ -19,8 +19,8 @@ from facelift_jax.losses import vgg19_shapes
 
 ROOT = Path(__file__).parents[2]
 PREFIX = "loss_calculator.perceptual_loss_module.net."
-# of the parameters in float32: they, and beside them first the source's pages, then
-# what is being written
+# in sizes of the float32 parameters: they themselves, then also the pages of the source
+# or of the file being written
 PEAK = 2.0
 PROCESS = 600 * 2**20  # bytes, of the program itself
 
@@ -37,7 +37,7 @@ def gslrm_state():
 
 
 def convert(name, src, dst):
-    """Peak resident bytes of the command in a process of its own, mapped files too."""
+    """Peak resident bytes of the command in its own process, with mapped files."""
     script = (
         "import sys; from facelift_jax.convert.__main__ import main;"
         "main(sys.argv[1:]); print(open('/proc/self/status').read())"
@@ -53,7 +53,7 @@ def convert(name, src, dst):
     return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", done.stdout)[0])
 
 
-# how to make it, its tensors, the network's parameters, one tensor and where it goes
+# function that makes the file, tensors, parameters, one tensor and our name of it
 RELEASED = {
     "lgm": (
         *(lgm_state, 376, 415_042_848),

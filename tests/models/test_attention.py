@@ -1,4 +1,4 @@
-"""Attention: every implementation against the plain formula, and what None takes."""
+"""Attention: every implementation against the formula, and the choice of None."""
 
 import functools
 import logging
@@ -38,18 +38,18 @@ def value_and_gradients(function, args):
 
 @pytest.mark.parametrize("length", [7, 512, 1100])
 def test_blocked_is_the_plain_formula(length):
-    """One block, a whole one, and two and a bit."""
+    """Part of a block, one block, two blocks and a part."""
     args = tokens(length)
     (_, out), gradients = value_and_gradients(attend, args)
     (_, expected), expected_gradients = value_and_gradients(plain, args)
     np.testing.assert_allclose(out, expected, atol=TOLERANCE, rtol=0)
-    for found, gradient in zip(gradients, expected_gradients, strict=True):
+    for ours, gradient in zip(gradients, expected_gradients, strict=True):
         largest = np.abs(gradient).max()
-        np.testing.assert_allclose(found, gradient, atol=5e-6 * largest, rtol=0)
+        np.testing.assert_allclose(ours, gradient, atol=5e-6 * largest, rtol=0)
 
 
-def test_blocked_never_holds_all_scores(usual_compiler):
-    """4,096 tokens: the plain formula takes 385 MiB, blocks 66 MiB."""
+def test_blocked_never_stores_all_scores(usual_compiler):
+    """For 4,096 tokens the plain formula takes 385 MiB, blocks take 66 MiB."""
     args = tuple(x[:1] for x in tokens(4096))
 
     def loss(*args):
@@ -60,7 +60,7 @@ def test_blocked_never_holds_all_scores(usual_compiler):
     assert memory < 110 * 2**20
 
 
-def test_what_none_takes_is_said_once(caplog):
+def test_the_choice_of_none_is_logged_once(caplog):
     attention._choose.cache_clear()
     with caplog.at_level(logging.WARNING, logger=attention.__name__):
         for _ in range(3):
@@ -101,8 +101,8 @@ def test_the_tpu_kernel_is_the_plain_formula():
 
     args = tokens(600)
     with pltpu.force_tpu_interpret_mode():
-        found = attend(*args, implementation="tpu")
-    np.testing.assert_allclose(found, plain(*args), atol=TOLERANCE, rtol=0)
+        out = attend(*args, implementation="tpu")
+    np.testing.assert_allclose(out, plain(*args), atol=TOLERANCE, rtol=0)
 
 
 def test_the_tpu_kernel_lowers():
@@ -117,7 +117,7 @@ def test_the_tpu_kernel_lowers():
 
 
 def test_rematerialisation_keeps_the_result_of_attention():
-    """Half of a checkpointed function is made again; its attention is not."""
+    """The backward pass of a checkpoint does not recompute attention."""
     q, k, v = tokens(600)
 
     def loss(q, policy):
@@ -132,7 +132,7 @@ def test_rematerialisation_keeps_the_result_of_attention():
 
 
 def plain_kernel():
-    """The formula with statistics and its derivative given those of all keys."""
+    """The formula with statistics; its derivative takes those of all keys."""
 
     def forward(q, k, v):
         logits = jnp.einsum("blhc,bmhc->blhm", q, k) / np.sqrt(q.shape[-1])
@@ -157,32 +157,58 @@ def plain_kernel():
 
 
 @pytest.mark.parametrize("num_apart", [1, 2, 8])
-def test_keys_apart_change_nothing(num_apart):
+def test_the_split_changes_nothing(num_apart):
     """Values and gradients; the first key outweighs the others in some rows."""
     q, k, v = tokens(40)
     k = k.at[:, 0].mul(5)
     kernel = plain_kernel()
-    found = value_and_gradients(
+    outputs = value_and_gradients(
         lambda *x: cudnn.attend_apart(*x, num_apart, kernel), (q, k, v)
     )
     expected = value_and_gradients(plain, (q, k, v))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for a, b in zip(jax.tree.leaves(outputs), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=5 * TOLERANCE * np.abs(b).max())
 
 
-def test_keys_are_attended_to_apart_where_blocks_leave_a_few():
+def test_the_split_takes_the_few_keys_beyond_whole_blocks():
     counts = {n: cudnn.num_apart(n) for n in (2, 128, 130, 136, 137, 4098, 4096)}
     assert counts == {2: 0, 128: 0, 130: 2, 136: 8, 137: 0, 4098: 2, 4096: 0}
 
 
-def test_keys_apart_are_left_out_of_cudnns_part(monkeypatch):
-    """One forward and one backward attention of cuDNN, each of whole blocks.
-
-    Also where a checkpoint makes the rest again.
-    """
+@pytest.fixture
+def cudnn_without_gpu(monkeypatch):
+    """JAX's module of cuDNN's attention, made to trace without a GPU."""
     fused = cudnn.jax_module()
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(fused, "check_is_flash_attention", lambda *_: None)
+    return fused
+
+
+def test_another_jax_is_reported_and_not_split(monkeypatch, cudnn_without_gpu, caplog):
+    """A named choice raises; None logs the reason once and gives cuDNN all keys."""
+    monkeypatch.delattr(cudnn_without_gpu, "_dot_product_attention_bwd_rule")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention, "_can_split", attention._can_split.__wrapped__)
+    line = (
+        f"jax {jax.__version__} has no cuDNN attention as facelift_jax expects it: "
+        "install jax 0.10 or 0.11, or adapt facelift_jax/models/cudnn.py"
+    )
+    args = (jax.ShapeDtypeStruct((1, 258, 2, 64), jnp.bfloat16),) * 3
+    with pytest.raises(ImportError) as caught:
+        jax.make_jaxpr(lambda *x: attend(*x, "cudnn"))(*args)
+    assert str(caught.value) == line
+    with caplog.at_level(logging.WARNING, logger=attention.__name__):
+        text = str(jax.make_jaxpr(attend)(*args))
+    assert "bf16[1,258,2,64]" in text
+    assert "bf16[1,256,2,64]" not in text
+    assert [record.getMessage() for record in caplog.records] == [
+        f"attention is not split into cuDNN's blocks: {line}"
+    ]
+
+
+@pytest.mark.usefixtures("cudnn_without_gpu")
+def test_the_split_gives_cudnn_whole_blocks():
+    """One forward and one backward attention of cuDNN, also inside a checkpoint."""
     q, k, v = (jax.ShapeDtypeStruct((1, 258, 2, 64), jnp.bfloat16) for _ in range(3))
 
     @functools.partial(jax.checkpoint, policy=attention.is_attention)
@@ -197,16 +223,16 @@ def test_keys_apart_are_left_out_of_cudnns_part(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("length", [258, 2050])
-def test_cudnn_with_keys_apart_on_a_gpu(length):
-    """Against the plain formula in float32 on the same values; half precision."""
+def test_cudnn_with_the_split_on_a_gpu(length):
+    """Half precision against the plain formula in float32 on the same values."""
     q, k, v = (jnp.tile(x, (1, 1, 1, 4)) for x in tokens(length, jnp.bfloat16))
     assert cudnn.num_apart(length) == 2
-    found = value_and_gradients(lambda *x: attend(*x, "cudnn"), (q, k, v))
+    outputs = value_and_gradients(lambda *x: attend(*x, "cudnn"), (q, k, v))
     wide = tuple(x.astype(jnp.float32) for x in (q, k, v))
     with jax.default_matmul_precision("highest"):
         expected = value_and_gradients(plain, wide)
     for a, b in zip(
-        jax.tree.leaves(found)[1:], jax.tree.leaves(expected)[1:], strict=True
+        jax.tree.leaves(outputs)[1:], jax.tree.leaves(expected)[1:], strict=True
     ):
         a, b = np.asarray(a, np.float32), np.asarray(b)
         assert np.linalg.norm(a - b) < 5e-3 * np.linalg.norm(b)

@@ -1,4 +1,4 @@
-"""GS-LRM beside its goldens: views, scenes, transforms, precision, presets, errors."""
+"""GS-LRM: views, scenes, transforms, precision, presets, errors."""
 
 import math
 import re
@@ -55,7 +55,7 @@ def test_scenes_never_mix(tiny):
 
 
 def test_pixel_gaussians_lie_on_their_rays(tiny):
-    """View, patch row, patch column, row, column; within 1.8 of the nearest point."""
+    """The order is view, patch row, patch column, row, column."""
     _, _, inputs, (means, *_) = tiny
     cameras = inputs.cameras
     order = np.arange(16 * 16).reshape(2, 8, 2, 8).swapaxes(1, 2).reshape(-1)
@@ -123,7 +123,7 @@ def test_starts_grey_small_and_faint():
     assert np.abs(gaussians.sh).mean() < 0.5
 
 
-PRESETS = {  # of blocks, by depth: how many train; whether the tokens and heads do
+PRESETS = {  # number of blocks that train, by depth; whether tokens and heads train
     "none": (lambda depth: depth, True, True),
     "first_half": (lambda depth: depth // 2, False, True),
     "last_quarter": (lambda depth: math.ceil(depth / 4), False, True),
@@ -135,10 +135,12 @@ PRESETS = {  # of blocks, by depth: how many train; whether the tokens and heads
 @pytest.mark.parametrize("name", sorted(PRESETS))
 @pytest.mark.parametrize("variant", sorted(gslrm.VARIANTS))
 def test_presets_fit_every_depth(variant, name):
-    """Whole blocks train, those nearest the heads."""
+    """The blocks nearest the heads train, each as a whole."""
     model = get_model("gslrm", variant)
     names = list(flatten_names(abstract_params(model)))
-    values = first_match(names, model.freeze_presets[name])  # all of both are used
+    values = first_match(
+        names, model.freeze_presets[name]
+    )  # raises if a rule or a name is unused
     count, tokens, heads = PRESETS[name]
     trained = {n.split("/")[0] for n in names if values[n] is not None}
     frozen = {n.split("/")[0] for n in names if values[n] is None}
@@ -168,16 +170,19 @@ def test_the_rate_falls_towards_the_input():
     np.testing.assert_allclose(np.divide(rates[:-1], rates[1:]), 0.9)
 
 
-def test_adapters_start_at_nothing_and_merge_into_the_kernels():
+def test_adapters_start_at_zero_and_merge_into_the_kernels():
     inputs = random_views(1, 2, 16)
     plain = get_model("gslrm", **TINY)
     adapted = get_model("gslrm", **TINY, adapter_rank=3)
     params = jax.jit(adapted.init)(jax.random.key(0), inputs)["params"]
     base = merge_adapters(params)
     assert jax.tree.structure(base) == jax.tree.structure(abstract_params(plain))
-    _, aux = jax.jit(adapted.apply)({"params": params}, inputs)
-    _, expected = jax.jit(plain.apply)({"params": base}, inputs)
-    np.testing.assert_allclose(aux["raw"], expected["raw"], rtol=0, atol=1e-6)
+    raw, adapted_raw = (
+        jax.jit(lambda params, m=m: m.apply({"params": params}, inputs)[1]["raw"])
+        for m in (plain, adapted)
+    )
+    expected = raw(base)
+    np.testing.assert_allclose(adapted_raw(params), expected, rtol=0, atol=1e-6)
 
     rng = np.random.default_rng(0)
     moved = jax.tree_util.tree_map_with_path(
@@ -186,11 +191,10 @@ def test_adapters_start_at_nothing_and_merge_into_the_kernels():
         ),
         params,
     )
-    _, aux = jax.jit(adapted.apply)({"params": moved}, inputs)
-    _, merged = jax.jit(plain.apply)({"params": merge_adapters(moved)}, inputs)
-    largest = np.abs(merged["raw"]).max()
-    assert np.abs(merged["raw"] - expected["raw"]).max() > 0.05 * largest
-    np.testing.assert_allclose(aux["raw"], merged["raw"], rtol=0, atol=1e-5 * largest)
+    merged = raw(merge_adapters(moved))
+    largest = np.abs(merged).max()
+    assert np.abs(merged - expected).max() > 0.05 * largest
+    np.testing.assert_allclose(adapted_raw(moved), merged, rtol=0, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +213,7 @@ def test_bad_sizes_are_refused(overrides, message):
     assert str(caught.value) == message
 
 
-def test_pictures_that_no_patch_divides_are_refused(tiny):
+def test_images_that_no_patch_divides_are_refused(tiny):
     apply, params, *_ = tiny
     with pytest.raises(ValueError, match="side 20 px") as caught:
         apply(params, random_views(1, 2, 20))

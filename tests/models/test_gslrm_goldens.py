@@ -1,4 +1,4 @@
-"""GS-LRM against the original, from the same weights, pictures and cameras."""
+"""GS-LRM against the original, with the same weights, images and cameras."""
 
 import functools
 
@@ -33,7 +33,7 @@ NAMES = ("xyz", "features", "scaling", "rotation", "opacity")
 
 
 def decoded(gaussians, raw):
-    """What the original hands to its rasteriser wrapper, from our raw channels."""
+    """The inputs of the original's rasterizer, from our raw channels."""
     return {
         "xyz": gaussians.means,
         "features": raw[..., 3:6][..., None, :],
@@ -135,7 +135,7 @@ def test_every_parameter_gradient(tiny):
         for key in golden.files
         if key.startswith("grad.")
     }
-    # the converter brings a gradient into our layout as it does its weight
+    # the converter changes the layout of a gradient as it does that of its weight
     expected = flatten_names(convert_tensors(theirs, theirs.get, RULES, grads))
     found = flatten_names(grads)
     errors = {
@@ -187,7 +187,7 @@ def test_rays():
 
 
 def test_a_full_size_dictionary_without_memory():
-    """All 183 published names find their place; of these, no tensor has its shape."""
+    """All 183 published names are known; every tensor here has the wrong shape."""
     state = {key: np.empty(0) for key in state_dict(8, 24)}
     state |= {
         f"loss_calculator.perceptual_loss_module.net.conv{i}.{kind}": np.empty(0)

@@ -1,15 +1,21 @@
-"""Activation tables against the original's rows and at their edges."""
+"""Activation tables: against the original, and at extreme values."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lgm_recipe import GOLDENS, random_views
+from gslrm_recipe import TINY
+from lgm_recipe import GOLDENS, NANO, random_params, random_views
 
 from facelift_jax import structs
 from facelift_jax.geometry.numerics import SH_C0
 from facelift_jax.models import get_model
-from facelift_jax.models.heads import LGM_HEADS, activate, num_channels
+from facelift_jax.models.heads import (
+    GSLRM_MAX_LOG_SCALE,
+    LGM_HEADS,
+    activate,
+    num_channels,
+)
 
 
 def test_lgm_rows_match_the_original():
@@ -18,7 +24,7 @@ def test_lgm_rows_match_the_original():
     structs.check(gaussians)
     expected = golden["activated"]
     np.testing.assert_allclose(gaussians.means, expected[:, :3])
-    # An ulp of float32 near 1 from either exponential.
+    # each exponential may be off by an ulp of float32 near 1
     np.testing.assert_allclose(gaussians.opacities, expected[:, 3], rtol=3e-7)
     np.testing.assert_allclose(gaussians.scales, expected[:, 4:7], rtol=1e-6)
     np.testing.assert_allclose(gaussians.quats, expected[:, 7:11], atol=3e-7)
@@ -49,20 +55,26 @@ def test_position_gradient_stops_at_the_box():
 
 
 @pytest.mark.parametrize(
-    ("name", "adjustments"),
+    ("name", "sizes", "adjustments"),
     [
-        ("lgm", {"scale_factor": 0.25, "opacity_logit": -2.0}),
-        ("gslrm", {"scale_factor": 0.25}),
+        ("lgm", NANO, {"scale_factor": 0.25, "opacity_logit": -2.0}),
+        ("gslrm", TINY, {"scale_factor": 0.25}),
     ],
 )
-def test_adjusted_networks_differ_in_scales_and_opacities_alone(name, adjustments):
-    inputs = random_views(1, 2, 32)
-    usual, other = get_model(name, "mini"), get_model(name, "mini", **adjustments)
-    params = usual.init(jax.random.key(0), inputs)["params"]
-    params = jax.tree.map(lambda leaf: 3 * leaf, params)  # GS-LRM's cap is reached
-    (before, _), (after, _) = (
-        m.apply({"params": params}, inputs) for m in (usual, other)
-    )
+def test_adjusted_networks_differ_only_in_scales_and_opacities(
+    name, sizes, adjustments
+):
+    inputs = random_views(1, 2, 16)
+    usual, other = get_model(name, **sizes), get_model(name, **sizes, **adjustments)
+    params = jax.tree.map(lambda leaf: 3 * leaf, random_params(usual))
+
+    @jax.jit  # one program, so that both have the same raw channels
+    def apply(params):
+        return [m.apply({"params": params}, inputs)[0] for m in (usual, other)]
+
+    before, after = apply(params)
+    if name == "gslrm":  # the cap on its scales is reached
+        assert before.scales.max() == np.exp(np.float32(GSLRM_MAX_LOG_SCALE))
     np.testing.assert_array_equal(after.scales, 0.25 * before.scales)
     logit = np.log(before.opacities / (1 - before.opacities))
     logit += adjustments.get("opacity_logit", 0.0)

@@ -1,4 +1,4 @@
-"""LGM's network: views, samples, sizes, precision, refusals, freezing."""
+"""LGM's network: views, samples, sizes, precision, errors, freezing."""
 
 import dataclasses
 import functools
@@ -49,7 +49,7 @@ def test_any_number_of_views_gives_one_gaussian_per_pixel(nano, num_views):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gaussians))
 
 
-def test_another_sample_changes_no_bit(nano):
+def test_another_scene_changes_no_bit(nano):
     _, params, apply = nano
     views, others = random_views(2, 3, 8), random_views(2, 3, 8, seed=1)
     images = np.stack([views.images[0], others.images[1]])
@@ -108,12 +108,12 @@ def test_images_and_cameras_are_normalized_inside(nano):
     kernel = jnp.zeros((3, 3, 9, 8)).at[1, 1, :8, :].set(jnp.eye(8))
     conv_in = {"kernel": kernel, "bias": jnp.zeros(8)}
     params = {**params, "unet": {**params["unet"], "conv_in": conv_in}}
-    _, state = model.apply(
-        {"params": params},
-        views,
+    apply = functools.partial(
+        model.apply,
         capture_intermediates=lambda module, _: module.name == "conv_in",
         mutable=["intermediates"],
     )
+    _, state = jax.jit(apply)({"params": params}, views)
     (features,) = state["intermediates"]["unet"]["conv_in"]["__call__"]
     np.testing.assert_allclose(features[..., :6], 0, atol=1e-6)
     assert (features[0, 0, 0, 6:8] < -0.1).all()  # top left: left and up in OpenCV axes
@@ -131,7 +131,7 @@ def test_half_precision_computes_close_and_emits_float32(nano):
         assert leaf.dtype == jnp.float32
     raw = apply(params, views)[1]["raw"]
     error = (aux["raw"] - raw).std() / raw.std()
-    assert 1e-4 < error < 0.03  # 2^-9 a rounding, through ten layers
+    assert 1e-4 < error < 0.03  # 2^-9 per rounding, through ten layers
 
 
 @pytest.mark.parametrize("precision", ["default", "highest"])
@@ -196,7 +196,7 @@ def test_statistics_survive_a_large_mean():
     norm = functools.partial(layers.group_norm, num_groups=2)
     x = jax.random.normal(jax.random.key(0), (1, 8, 8, 4))
     (shifted, _), (normalized, _) = initialize(norm, 4096 + x), initialize(norm, x)
-    # Adding 4096 rounds x to 2^-11 or so.
+    # adding 4096 rounds x to about 2^-11
     np.testing.assert_allclose(shifted, normalized, atol=1e-3)
 
 
@@ -224,7 +224,7 @@ def test_sizes_of_the_variants(variant, num_tensors, num_parameters, side, map_s
     assert gaussians.opacities.shape == (1, 2 * map_side**2)
 
 
-PARTS = {  # groups that train, by preset; the rest is frozen
+PARTS = {  # parameters that train, by preset; the others are frozen
     "none": r".*",
     "encoder_mid": r"unet/(up_blocks_\d|norm_out|conv_out)/.*|conv/.*",
     "late_decoder": r"unet/(up_blocks_[2-9]|norm_out|conv_out)/.*|conv/.*",
@@ -238,7 +238,7 @@ def test_freeze_presets_cover_every_variant(variant):
     assert get_model("lgm", variant).freeze_presets == dict(FREEZE_PRESETS)
     assert sorted(FREEZE_PRESETS) == sorted(PARTS)
     for preset, rules in FREEZE_PRESETS.items():
-        values = first_match(names, rules)  # raises where a rule or a name is left over
+        values = first_match(names, rules)  # raises if a rule or a name is unused
         for name, value in values.items():
             trains = re.fullmatch(PARTS[preset], name) is not None
             assert value == (1.0 if trains else None), (preset, name)
@@ -300,7 +300,7 @@ def test_bad_sizes_are_refused(arguments, line):
     assert str(caught.value) == line
 
 
-def test_lists_are_taken_as_tuples():
+def test_lists_become_tuples():
     lists = {k: list(v) if isinstance(v, tuple) else v for k, v in NANO.items()}
     assert get_model("lgm", **lists) == get_model("lgm", **NANO)
     assert get_model("lgm", dtype="bfloat16").dtype == jnp.bfloat16
@@ -317,7 +317,7 @@ def crop(views, height, width):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "line"),
+    ("damage", "line"),
     [
         (
             lambda views: crop(views, 8, 6),
@@ -349,24 +349,29 @@ def crop(views, height, width):
         ),
     ],
 )
-def test_bad_images_are_refused(nano, spoil, line):
+def test_bad_images_are_refused(nano, damage, line):
     model, params, _ = nano
     with pytest.raises(ValueError, match="inputs") as caught:
-        model.apply({"params": params}, spoil(random_views(2, 2, 8)))
+        model.apply({"params": params}, damage(random_views(2, 2, 8)))
     assert str(caught.value) == line
 
 
 def test_anchored_positions_are_offsets_from_the_rays():
-    """The offset between both anchors is the ray's point nearest the world origin."""
+    """The anchors differ by the point of the ray nearest the world origin."""
     inputs = random_views(1, 2, 16)
     free = get_model("lgm", **NANO)
     anchored = get_model("lgm", **NANO, anchor="ray")
-    params = free.init(jax.random.key(0), inputs)["params"]
-    means, raw = (m.apply({"params": params}, inputs) for m in (free, anchored))
-    offset = np.asarray(raw[0].means - means[0].means).reshape(2, -1, 3)
-    np.testing.assert_array_equal(raw[1]["raw"], means[1]["raw"])
+    params = jax.jit(free.init)(jax.random.key(0), inputs)["params"]
+
+    @jax.jit  # one program, so that both have the same raw channels
+    def apply(params):
+        return [m.apply({"params": params}, inputs) for m in (free, anchored)]
+
+    (gaussians, aux), (anchored_gaussians, anchored_aux) = apply(params)
+    np.testing.assert_array_equal(anchored_aux["raw"], aux["raw"])
+    offset = np.asarray(anchored_gaussians.means - gaussians.means).reshape(2, -1, 3)
     side = int(np.sqrt(offset.shape[1]))
-    step = 16 // side  # output pixels are this wide: compare with their corners' mean
+    step = 16 // side  # input pixels per output pixel: compare with their mean
     points = nearest_point_rays(inputs.cameras)[0, ..., 3:]
     blocks = np.asarray(points).reshape(2, side, step, side, step, 3).mean((2, 4))
     np.testing.assert_allclose(offset, blocks.reshape(2, -1, 3), atol=5e-3)

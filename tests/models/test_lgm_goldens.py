@@ -1,4 +1,4 @@
-"""The network against the original, from the same weights, pictures and cameras."""
+"""LGM against the original, with the same weights, images and cameras."""
 
 import jax
 import jax.numpy as jnp
@@ -71,14 +71,14 @@ def test_micro_gaussians(micro):
 
 def test_micro_parameter_gradients(micro):
     golden, (value, size), _, _, grads = micro
-    # of terms of either sign little is left: float32 rounds by how large they are
+    # terms of both signs nearly cancel: float32 rounds relative to the size of a term
     assert abs(value - golden["grad_loss"]) <= 1e-7 * size
     ours, errors = flatten_names(grads), {}
     shapes = {name: np.empty(grad.shape) for name, grad in ours.items()}
     for entry in golden.files:
         if not entry.startswith("grad/"):
             continue
-        # The converter brings a gradient into our layout as it does its weight.
+        # the converter changes the layout of a gradient as it does that of its weight
         key = entry.removeprefix("grad/")
         (name,) = (n for n in ours if published(n) == key)
         expected = convert_tensors(
@@ -99,7 +99,7 @@ def test_micro_gradient_norms(micro):
     norms = {published(n): np.linalg.norm(g) for n, g in flatten_names(grads).items()}
     assert sorted(norms) == sorted(golden["grad_norm_keys"])
     ours = [norms[key] for key in golden["grad_norm_keys"]]
-    # Two biases before a norm with one channel a group do nothing: rounding is left.
+    # two biases before a norm of one channel per group have no effect but rounding
     acts = golden["grad_norms"] > 1e-7
     assert np.count_nonzero(~acts) == 2
     error = np.abs(ours / golden["grad_norms"] - 1)[acts].max()
@@ -109,11 +109,9 @@ def test_micro_gradient_norms(micro):
 
 
 def published(name):
-    """Our name in the published spelling."""
-    name = name.replace("/kernel", "/weight").replace("/scale", "/weight")
-    for part in ("blocks", "nets", "attns"):
-        name = name.replace(f"{part}_", f"{part}.")
-    return name.replace("/", ".")
+    """The published name of a parameter."""
+    (key,) = filter(None, (rule.to_published(name) for rule in RULES))
+    return key
 
 
 def golden_reader(golden):

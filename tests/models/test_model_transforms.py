@@ -31,7 +31,7 @@ def assert_close(outputs, expected):
 
 
 def split(views):
-    """A leading axis of two, one scene each."""
+    """Splits two scenes along a new leading axis."""
     return jax.tree.map(lambda leaf: leaf[:, None], views)
 
 
@@ -64,9 +64,10 @@ def test_shard_map_on_two_devices(nano):
     assert_close([jax.device_get(x) for x in jax.jit(sharded)(params, views)], expected)
 
 
-def test_gradients_reach_parameters_pictures_and_cameras(nano):
+def test_gradients_reach_parameters_images_and_cameras(nano):
     apply, params, views, _ = nano
 
+    @jax.jit
     def loss(params, views):
         return jnp.mean(apply(params, views)[2] ** 2)
 
@@ -77,7 +78,7 @@ def test_gradients_reach_parameters_pictures_and_cameras(nano):
     for leaf in (d_views.images, d_views.cameras.viewmats, d_views.cameras.Ks):
         assert jnp.isfinite(leaf).all()
         assert (leaf != 0).any()
-    # Finite difference along one direction of the first kernel, float32.
+    # finite difference along one direction of the last kernel, float32
     kernel = params["conv"]["kernel"]
     direction = jax.random.normal(jax.random.key(1), kernel.shape)
 

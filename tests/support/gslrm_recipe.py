@@ -1,4 +1,4 @@
-"""The deterministic weights, pictures and cameras behind tests/goldens/gslrm."""
+"""The deterministic weights, images and cameras of tests/goldens/gslrm."""
 
 import zlib
 from pathlib import Path
@@ -20,7 +20,7 @@ def generator(name):
 
 
 def state_dict(width, depth, **_):
-    """Published names and shapes of the network, weights from the recipe."""
+    """The recipe's weights under their published names."""
     shapes = {
         "gaussian_position_embeddings": (2, width),
         "patch_embedder.1.weight": (width, 576),
@@ -64,7 +64,7 @@ def golden_cameras(golden, side):
 
 
 def golden_views(name, golden, side):
-    """The recipe's pictures from a golden's cameras."""
+    """The recipe's images with a golden's cameras."""
     cameras = golden_cameras(golden, side)
     shape = (*cameras.Ks.shape[:2], 3, side, side)
     images = np.moveaxis(generator(f"images_{name}").random(shape), 2, -1)
@@ -73,7 +73,7 @@ def golden_views(name, golden, side):
 
 
 def random_params(model, seed=0):
-    """The recipe's distributions in our layout."""
+    """Parameters of the recipe's distributions."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):

@@ -1,4 +1,4 @@
-"""The deterministic weights, pictures and cameras behind tests/goldens/lgm."""
+"""The deterministic weights, images and cameras of tests/goldens/lgm."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ MICRO = {
     "up_channels": (128, 64),
     "up_attention": (True, False),
 }
-# The smallest network with every kind of block, for tests that only need some network.
+# A small network with every kind of block, for tests that need any network.
 NANO = {
     "down_channels": (8, 16),
     "down_attention": (False, True),
@@ -50,7 +50,7 @@ def weight(key, shape):
 
 
 def random_params(model, seed=0):
-    """The recipe's distributions in our layout; quick, as nothing is compiled."""
+    """Parameters of the recipe's distributions; compiles nothing."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -66,7 +66,7 @@ def random_params(model, seed=0):
 
 
 def ring(elevations, azimuths, size, radius=1.5):
-    """Cameras [elevation azimuth] as LGM places them: y up, elevations point down."""
+    """Cameras [elevation azimuth] as in LGM: y is up, elevations point down."""
     elevation = np.deg2rad(np.asarray(elevations))[:, None]
     azimuth = np.deg2rad(np.asarray(azimuths))[None]
     eyes = radius * np.stack(
@@ -84,10 +84,10 @@ def ring(elevations, azimuths, size, radius=1.5):
 
 
 def golden_views(name, num_scenes, size):
-    pictures = generator(f"lgm_golden_images:{name}").random(
+    images = generator(f"lgm_golden_images:{name}").random(
         (num_scenes, 4, 3, size, size)
     )
-    images = np.moveaxis(pictures, 2, -1).astype(np.float32)
+    images = np.moveaxis(images, 2, -1).astype(np.float32)
     cameras = ring((0, 15)[:num_scenes], (0, 90, 180, 270), size)
     return Views(images, np.ones_like(images[..., :1]), None, cameras)
 
