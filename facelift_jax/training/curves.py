@@ -1,4 +1,4 @@
-"""The curves of a run: its losses, its figures, and what the collapse watch sees."""
+"""One image of a run: curves of losses and metrics, and the collapse monitor."""
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -17,65 +17,78 @@ from facelift_jax.training import collapse_monitor
 
 Rows = Sequence[Mapping[str, Any]]
 
-_LETTERS = 280  # of a line that fits the page
-_OURS, _TRUTH, _ALARM = "tab:blue", "tab:green", "tab:red"
+_LINE_LENGTH = 280  # characters that fit the width of the image
+_HELD_OUT, _TRUTH, _ALARM = "tab:blue", "tab:green", "tab:red"
 
 
-class _Watched(NamedTuple):
-    """A panel of the watch: its curves, where alarms begin, the truth's figure."""
+class _MonitorPanel(NamedTuple):
+    """A panel of the collapse monitor.
+
+    Attributes:
+      title: of the panel.
+      names: metrics that are drawn as curves.
+      limits: where alarms begin; may be a function of the ground truth's value.
+      truth: the metric of the ground truth.
+    """
 
     title: str
     names: tuple[str, ...]
-    limits: tuple[float, ...] | Callable[[float], tuple[float, ...]] = ()  # of a truth
+    limits: tuple[float, ...] | Callable[[float], tuple[float, ...]] = ()
     truth: str | None = None
 
 
-_WATCHED = (
-    _Watched(
+_MONITOR_PANELS = (
+    _MonitorPanel(
         "contrast",
         ("monitor/contrast",),
         lambda truth: (collapse_monitor.contrast_limit(truth),),
         "monitor/contrast_truth",
     ),
-    _Watched(
+    _MonitorPanel(
         "color_distance", ("monitor/color_distance",), truth="monitor/contrast_truth"
     ),
-    _Watched(
+    _MonitorPanel(
         "coverage",
         ("monitor/coverage",),
         collapse_monitor.coverage_limits,
         "monitor/coverage_truth",
     ),
-    _Watched("opacity", ("monitor/opacity_p50", "monitor/opacity_p95")),
-    _Watched("steps not taken", ("monitor/not_taken",), (collapse_monitor.NOT_TAKEN,)),
-    _Watched(
+    _MonitorPanel("opacity", ("monitor/opacity_p50", "monitor/opacity_p95")),
+    _MonitorPanel(
+        "steps not taken", ("monitor/not_taken",), (collapse_monitor.MAX_NOT_TAKEN,)
+    ),
+    _MonitorPanel(
         "background_error",
         ("monitor/background_error",),
-        (collapse_monitor.BACKGROUND,),
+        (collapse_monitor.MAX_BACKGROUND_ERROR,),
     ),
-    _Watched(
-        "own_view_share", ("inputs/own_view_share",), (collapse_monitor.OWN_SHARE,)
+    _MonitorPanel(
+        "own_view_share",
+        ("inputs/own_view_share",),
+        (collapse_monitor.MAX_OWN_VIEW_SHARE,),
     ),
-    _Watched("lovo_drop", ("inputs/lovo_drop",), (collapse_monitor.OWN_DROP,)),
+    _MonitorPanel(
+        "lovo_drop", ("inputs/lovo_drop",), (collapse_monitor.MAX_LOVO_DROP,)
+    ),
 )
 
 
 def write_curves(path: str | Path, rows: Rows) -> None:
-    """Draws the loss terms and every metric of `metrics.jsonl`'s rows over steps.
+    """Draws the loss terms and metrics in the rows of `metrics.jsonl` over steps.
 
-    Input views and held-out views share a panel in different strokes; coverage, which
-    does not move, and the latest gap are given in numbers at the bottom. The last row
-    is the collapse watch: the training targets' own figures as a band, limits dotted;
-    what it said last stands at the top.
+    Input views and held-out views share a panel, with different line styles. Coverage,
+    which is constant, and the latest gap are printed as numbers at the bottom. The last
+    row of panels is the collapse monitor: values of the ground truth are a band, limits
+    are dotted. The latest alarms are printed at the top.
     """
-    found = {key.partition("/")[2] for row in rows for key in row}
-    drawn = [x for x in METRICS if x in found and x != "coverage"]
-    columns = max(len(_WATCHED), len(drawn) // 2 + 1) // 2 * 2
+    names = {key.partition("/")[2] for row in rows for key in row}
+    drawn = [x for x in METRICS if x in names and x != "coverage"]
+    columns = max(len(_MONITOR_PANELS), len(drawn) // 2 + 1) // 2 * 2
     figure = Figure(figsize=(3 * columns, 11), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, columns)
-    _draw_figures(axes[:2].ravel(), rows, drawn)
-    _draw_watch(axes[2], rows)
+    _draw_metrics(axes[:2].ravel(), rows, drawn)
+    _draw_monitor(axes[2], rows)
     for panel in axes.ravel():
         panel.set_xlabel("step")
         panel.grid(alpha=0.25)
@@ -89,58 +102,58 @@ def write_curves(path: str | Path, rows: Rows) -> None:
         figure.savefig(partial, format="png")
 
 
-def _draw_figures(axes: Sequence[Axes], rows: Rows, drawn: Sequence[str]) -> None:
+def _draw_metrics(axes: Sequence[Axes], rows: Rows, drawn: Sequence[str]) -> None:
     for term in ("total", *TERMS):
         _draw(axes[0], rows, f"train/{term}", term)
-    axes[0].set_title("training: total, and terms unweighted")
+    axes[0].set_title("training: total loss and unweighted terms")
     if axes[0].get_lines():
         axes[0].set_yscale("log")
     for panel, metric in zip(axes[1:], drawn, strict=False):
         _draw(panel, rows, f"inputs/{metric}", "input views", "--", "tab:orange")
-        _draw(panel, rows, f"held_out/{metric}", "held-out views", "-", _OURS)
+        _draw(panel, rows, f"held_out/{metric}", "held-out views", "-", _HELD_OUT)
         panel.set_title(f"{metric}, dB" if metric.startswith("psnr") else metric)
 
 
-def _draw_watch(axes: Sequence[Axes], rows: Rows) -> None:
-    for panel, shown in zip(axes, _WATCHED, strict=False):
+def _draw_monitor(axes: Sequence[Axes], rows: Rows) -> None:
+    for panel, spec in zip(axes, _MONITOR_PANELS, strict=False):
         truth = np.nan
-        if shown.truth is not None:
-            low, high = _span(rows, shown.truth)
+        if spec.truth is not None:
+            low, high = _span(rows, spec.truth)
             panel.axhspan(low, high, color=_TRUTH, alpha=0.25, label="ground truth")
             truth = (low + high) / 2
-        for name in shown.names:
+        for name in spec.names:
             _draw(panel, rows, name, name.partition("/")[2])
-        limits = shown.limits(truth) if callable(shown.limits) else shown.limits
+        limits = spec.limits(truth) if callable(spec.limits) else spec.limits
         for number, limit in enumerate(limits):
             label = "alarm" if number == 0 else None
             panel.axhline(limit, ls=":", color=_ALARM, label=label)
-        panel.set_title(f"watch: {shown.title}")
+        panel.set_title(f"monitor: {spec.title}")
 
 
 def _span(rows: Rows, key: str) -> tuple[float, float]:
-    """Smallest and largest value of a column; NaN where it has none."""
+    """Smallest and largest value of a column; NaN if it has no values."""
     values = [row[key] for row in rows if row.get(key) is not None]
     return (min(values), max(values)) if values else (np.nan, np.nan)
 
 
 def _latest(rows: Rows) -> str:
-    notes = {
+    texts = {
         "gap": "latest gap in psnr_fg, inputs minus held-out: {:.2f} dB",
         "inputs/coverage": "coverage of input views {:.3f}",
         "held_out/coverage": "of held-out views {:.3f}",
     }
     latest = {
-        key: row[key] for row in rows for key in notes if row.get(key) is not None
+        key: row[key] for row in rows for key in texts if row.get(key) is not None
     }
     return ",  ".join(
-        note.format(latest[key]) for key, note in notes.items() if key in latest
+        text.format(latest[key]) for key, text in texts.items() if key in latest
     )
 
 
 def _alarms(rows: Rows) -> list[str]:
-    """What the watch said, the last three of it."""
-    said = [f"step {row['step']}: {x}" for row in rows for x in row.get("notes", [])]
-    return [textwrap.fill(line, _LETTERS) for line in said[-3:]]
+    """The last three alarms, one text each."""
+    alarms = [f"step {row['step']}: {x}" for row in rows for x in row.get("alarms", [])]
+    return [textwrap.fill(line, _LINE_LENGTH) for line in alarms[-3:]]
 
 
 def _draw(

@@ -62,11 +62,9 @@ def append_metrics(
     directory: str | Path,
     step: int,
     measurements: Mapping[str, Any],
-    notes: Sequence[str] = (),
+    alarms: Sequence[str] = (),
 ) -> None:
     """Add one line, {"step": step, **measurements}, to `metrics.jsonl`.
-
-    Sentences go in as "notes".
 
     Values are numbers or arrays of one number. JSON has no NaN or infinity: such a
     value is null, and "nonfinite" holds it by name as a string. Steps must ascend: all
@@ -82,8 +80,8 @@ def append_metrics(
     line |= {name: None if name in nonfinite else v for name, v in numbers.items()}
     if nonfinite:
         line["nonfinite"] = nonfinite
-    if notes:
-        line["notes"] = list(notes)
+    if alarms:
+        line["alarms"] = list(alarms)
     with path.open("a") as file:
         file.write(json.dumps(line, allow_nan=False) + "\n")
 

@@ -44,6 +44,7 @@ from facelift_jax.losses import (
     validate_weights,
 )
 from facelift_jax.training import collapse_monitor, curves, optim, run_dir
+from facelift_jax.training.example_checks import check_examples
 from facelift_jax.training.sharding import (
     SCENES,
     make_mesh,
@@ -118,7 +119,7 @@ def summarize(
     line["train/skipped"] = len(skipped)
     line["train/over_norm"] = int(sum(row["is_over_norm"] for _, row in rows))
     not_taken = line["train/skipped"] + line["train/over_norm"]
-    if len(rows) >= collapse_monitor.LEAST_STEPS:
+    if len(rows) >= collapse_monitor.MIN_STEPS:
         line["monitor/not_taken"] = not_taken / len(rows)
     return line, skipped
 
@@ -214,12 +215,10 @@ def train(
     turn = make_turntable(render_fn, config.eval.turntable_frames)
     shape_step = make_shape_step(render_fn, turn)
     scenes = NamedSharding(mesh, SCENES)
-    setting, examples = (
-        collapse_monitor.setting_of(config),
-        collapse_monitor.look_at(source, options),
-    )
+    monitor = collapse_monitor.monitor_settings(config)
+    example_metrics = check_examples(source, options)
     known = run_dir.latest(workdir)
-    alarms = collapse_monitor.find_alarms(start, known, setting)
+    alarms = collapse_monitor.find_alarms(start, known, monitor)
     evaluation, window, clock = None, [], time.monotonic()
 
     # loop: step, then what is due; a step's line is written before its checkpoint
@@ -239,7 +238,8 @@ def train(
         rate = (step - start) / (time.monotonic() - clock)
         line["train/scenes_per_second"] = rate * run.batch_size
         line["train/bad_scenes"] = len(bad_scenes)
-        line |= examples
+        line |= example_metrics  # constants: in the first line only
+        example_metrics = {}
         if is_evaluated:
             sheets = workdir / "images" / f"step_{step:06d}" if is_writer else None
             evaluation = evaluate(
@@ -253,8 +253,8 @@ def train(
             )
             line |= evaluation.metrics
         known |= line
-        told, alarms = alarms, collapse_monitor.find_alarms(step, known, setting)
-        new = collapse_monitor.describe_new(alarms, told)
+        previous, alarms = alarms, collapse_monitor.find_alarms(step, known, monitor)
+        new = collapse_monitor.describe_new(alarms, previous)
         if is_writer:
             run_dir.append_metrics(workdir, step, line, new)
             seconds = time.monotonic() - clock

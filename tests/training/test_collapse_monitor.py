@@ -1,4 +1,4 @@
-"""The collapse watch: sound runs are left alone, each mistake is called by its name."""
+"""The collapse monitor: healthy runs raise no alarm, and each mistake is named."""
 
 import dataclasses
 
@@ -6,8 +6,10 @@ import pytest
 
 from facelift_jax.training import collapse_monitor
 
-SETTING = collapse_monitor.Setting(num_inputs=6, has_silhouettes=True, patience=100)
-SOUND = {
+SETTINGS = collapse_monitor.MonitorSettings(
+    num_inputs=6, has_silhouettes=True, patience=100
+)
+HEALTHY = {
     "monitor/contrast": 0.2,
     "monitor/contrast_truth": 0.25,
     "monitor/color_distance": 0.22,
@@ -28,24 +30,25 @@ GAP = {"inputs/psnr_fg": 34.7, "held_out/psnr_fg": 7.0}
 INPUTS_ONLY = {"monitor/unseen_targets": 0.0}
 
 
-def alarms_of(changes, step=1000, **setting):
-    found = collapse_monitor.find_alarms(
-        step, SOUND | changes, dataclasses.replace(SETTING, **setting)
+def alarms_of(changes, step=1000, **settings):
+    """Name -> cause."""
+    alarms = collapse_monitor.find_alarms(
+        step, HEALTHY | changes, dataclasses.replace(SETTINGS, **settings)
     )
-    return {alarm.name: alarm.cause for alarm in found}
+    return {alarm.name: alarm.cause for alarm in alarms}
 
 
-def test_a_sound_run_and_one_that_knows_nothing_raise_no_alarm():
+def test_healthy_and_missing_metrics_raise_no_alarm():
     assert alarms_of({}) == {}
-    assert collapse_monitor.find_alarms(1000, {}, SETTING) == []
+    assert collapse_monitor.find_alarms(1000, {}, SETTINGS) == []
     large = {"monitor/coverage": 0.72, "monitor/coverage_truth": 0.7}
     assert alarms_of(large) == {}
-    nothing = dict.fromkeys(SOUND, 0.0) | {"monitor/agreement": float("nan")}
-    assert collapse_monitor.find_alarms(1000, nothing, SETTING) == []
+    nothing = dict.fromkeys(HEALTHY, 0.0) | {"monitor/agreement": float("nan")}
+    assert collapse_monitor.find_alarms(1000, nothing, SETTINGS) == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "setting", "name", "cause"),
+    ("changes", "settings", "name", "cause"),
     [
         ({"monitor/agreement": 0.5}, {}, "cameras", collapse_monitor.WRONG_CAMERAS),
         (
@@ -54,18 +57,18 @@ def test_a_sound_run_and_one_that_knows_nothing_raise_no_alarm():
             "background",
             collapse_monitor.OTHER_BACKGROUND,
         ),
-        ({"monitor/not_taken": 0.9}, {}, "not_taken", collapse_monitor.TOO_LARGE),
+        ({"monitor/not_taken": 0.9}, {}, "not_taken", collapse_monitor.LARGE_GRADIENTS),
         (
             FILLED | INPUTS_ONLY,
             {"has_silhouettes": False},
             "frustums",
-            collapse_monitor.UNCHECKED,
+            collapse_monitor.INPUTS_ONLY_NO_SILHOUETTES,
         ),
         (
             FLAT | INPUTS_ONLY,
             {"has_silhouettes": False},
             "flat",
-            collapse_monitor.UNCHECKED,
+            collapse_monitor.INPUTS_ONLY_NO_SILHOUETTES,
         ),
         (GAP | INPUTS_ONLY, {}, "gap", collapse_monitor.INPUTS_ONLY),
         (GAP, {"num_inputs": 1}, "gap", collapse_monitor.ONE_INPUT),
@@ -73,38 +76,38 @@ def test_a_sound_run_and_one_that_knows_nothing_raise_no_alarm():
         ({"monitor/contrast": 0.01}, {}, "blob", collapse_monitor.UNKNOWN),
     ],
 )
-def test_each_symptom_has_its_likely_cause(changes, setting, name, cause):
-    assert alarms_of(changes, **setting) == {name: cause}
+def test_each_symptom_has_its_likely_cause(changes, settings, name, cause):
+    assert alarms_of(changes, **settings) == {name: cause}
 
 
-def test_a_mistake_in_the_data_is_the_first_cause_of_what_it_leads_to():
-    found = alarms_of(FLAT | INPUTS_ONLY | {"monitor/agreement": 0.5})
-    assert list(found) == ["cameras", "flat"]
-    assert found["flat"].startswith(collapse_monitor.WRONG_CAMERAS)
-    assert found["flat"].endswith(collapse_monitor.INPUTS_ONLY)
+def test_a_fault_of_the_data_is_the_first_cause_of_other_symptoms():
+    causes = alarms_of(FLAT | INPUTS_ONLY | {"monitor/agreement": 0.5})
+    assert list(causes) == ["cameras", "flat"]
+    assert causes["flat"].startswith(collapse_monitor.WRONG_CAMERAS)
+    assert causes["flat"].endswith(collapse_monitor.INPUTS_ONLY)
 
 
-def test_frustums_around_an_object_that_nearly_fills_the_picture():
-    found = alarms_of({"monitor/coverage": 0.99, "monitor/coverage_truth": 0.7})
-    assert list(found) == ["frustums"]
+def test_filled_frustums_around_an_object_that_nearly_fills_the_image():
+    causes = alarms_of({"monitor/coverage": 0.99, "monitor/coverage_truth": 0.7})
+    assert list(causes) == ["frustums"]
 
 
-def test_what_is_painted_is_not_judged_before_the_warm_up_is_over():
+def test_renderings_are_not_checked_before_the_patience_is_over():
     assert alarms_of(FILLED, step=99) == {}
     assert "frustums" in alarms_of(FILLED, step=100)
 
 
-def test_one_input_paints_all_there_is_and_that_is_no_symptom():
+def test_with_one_input_a_high_own_view_share_is_no_symptom():
     assert alarms_of(FLAT, num_inputs=1) == {}
 
 
-def test_an_alarm_is_told_once_until_it_is_over():
-    first = collapse_monitor.find_alarms(1000, SOUND | FILLED, SETTING)
-    second = collapse_monitor.find_alarms(1025, SOUND | FILLED | GAP, SETTING)
+def test_an_alarm_is_reported_once_until_it_is_over():
+    first = collapse_monitor.find_alarms(1000, HEALTHY | FILLED, SETTINGS)
+    second = collapse_monitor.find_alarms(1025, HEALTHY | FILLED | GAP, SETTINGS)
     (line,) = collapse_monitor.describe_new(first, [])
-    assert line.startswith("mean opacity 0.90 where the object covers 0.08 of the")
+    assert line.startswith("mean alpha is 0.90 but the object covers 0.08 of the image")
     assert "; likely cause: none of the known ones" in line
     (line,) = collapse_monitor.describe_new(second, first)
     assert line.startswith(
-        "psnr_fg 34.7 dB from the input cameras, 7.0 dB from cameras"
+        "psnr_fg is 34.7 dB at the input cameras but 7.0 dB at held-out cameras"
     )
