@@ -117,6 +117,8 @@ def run_section(num_steps: int, batch_size: int) -> ConfigDict:
             "keep_checkpoints": 2,
             # what to do when the collapse monitor raises an alarm: "warn" or "stop"
             "on_collapse": "warn",
+            # "START:STOP": the first and last step of a JAX profile; "" is none
+            "profile": "",
             # a checkpoint to start from; regexes of parameters that may differ from it
             "init_from": "",
             "init_ignore": (),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from facelift_jax.checkpoints.checkpoint import load_params
+from facelift_jax.checkpoints.run_format import require_run_format
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.scenes import FolderSource
 from facelift_jax.models import get_model
@@ -128,9 +129,11 @@ def restore(
     It receives `num_inputs` views; None means as many as it was trained with.
 
     Raises:
-      ValueError, OSError: no checkpoint, or one whose metadata names no network.
+      ValueError, OSError: no checkpoint, one whose metadata names no network, or a run
+        directory of another format version.
     """
     params, config = load_params(checkpoint)
+    require_run_format(checkpoint, config)
     if "model" not in config:
         raise ValueError(
             f"{checkpoint}: the metadata names no network: give a run directory or the "

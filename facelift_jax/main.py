@@ -25,25 +25,38 @@ from facelift_jax.io import command
 from facelift_jax.losses import uses_lpips
 from facelift_jax.metrics import load_lpips
 from facelift_jax.training import cost_estimate
-from facelift_jax.training.train import check_settings, plain, train
+from facelift_jax.training.settings import check_settings, plain
+from facelift_jax.training.train import train
 
-config_flags.DEFINE_config_file(
-    "config",
-    "configs/lgm.py",
-    "Config file, with its argument after a colon; its fields are flags of their own, "
-    "--config.run.seed=1: configs/README.md lists them.",
-)
-flags.DEFINE_string("workdir", "", "Run directory; default runs/<config>-<argument>.")
-flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate only.")
 FLAGS = flags.FLAGS
 NAME = "main"
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of this command."""
+    config_flags.DEFINE_config_file(
+        "config",
+        "configs/lgm.py",
+        "Config file, with its argument after a colon. Each of its fields is a flag "
+        "too, for example --config.run.seed=1: configs/README.md lists them.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "workdir",
+        "",
+        "Run directory; default runs/<config>-<argument>.",
+        flag_values=values,
+    )
+    modes = ["train", "eval"]
+    text = "Train, or evaluate only."
+    flags.DEFINE_enum("mode", "train", modes, text, flag_values=values)
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Runs the mode that the flags ask for; bad input ends with one line, exit 2."""
+    """Trains or evaluates; bad input ends with one line on stderr and exit code 2."""
     if len(arguments) > 1:
         command.fail(
-            NAME, f"unexpected argument {arguments[1]!r}; a config is given by --config"
+            NAME, f"unexpected argument {arguments[1]!r}; set the config with --config"
         )
     config = FLAGS.config
     workdir = Path(FLAGS.workdir or default_workdir())
@@ -61,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
         command.fail(NAME, error)
     print(table(evaluation))
     print(
-        f"{workdir}: report.html, config, metrics, checkpoints, pictures, scene.ply, "
+        f"{workdir}: report.html, config, metrics, checkpoints, images, scene.ply, "
         "turntable.mp4"
     )
 
@@ -92,7 +105,7 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
     ]
     if changed:
         raise ValueError(
-            f"{workdir}: trained with another {', '.join(changed)}; give the config it "
+            f"{workdir}: trained with another {', '.join(changed)}; use the config it "
             "was started with"
         )
     parts = open_parts(config.data)
@@ -112,20 +125,21 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
-    """absl's parser, but bad flags and configs end like any other bad input."""
+    """Parses the flags; bad flags and configs end like any other bad input."""
     try:
         return FLAGS(arguments)
-    except (KeyError, AttributeError) as error:  # ml_collections' for unknown keys
+    except (KeyError, AttributeError) as error:  # ml_collections: unknown keys
         key = str(error).strip("\"'")
         command.fail(
-            NAME, f"unknown config key '{key}'; the config file has the known ones"
+            NAME, f"unknown config key '{key}'; configs/README.md lists the fields"
         )
     except (flags.Error, ValueError, OSError) as error:
-        # a config's own error comes last, behind a traceback and its class
+        # the error of a config file is the last line, after a traceback
         line = str(error).strip().splitlines()[-1]
         command.fail(NAME, line.removeprefix("ValueError: "))
 
 
 if __name__ == "__main__":
+    define_flags(FLAGS)
     command.log_own_lines()
     app.run(main, flags_parser=parse_flags)

@@ -14,6 +14,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from absl import logging
+
 from facelift_jax.losses import is_used
 from facelift_jax.metrics import MONITOR_DEFINITIONS
 from facelift_jax.training.example_checks import EXAMPLE_DEFINITIONS
@@ -99,6 +101,29 @@ class Alarm(NamedTuple):
     name: str
     symptom: str
     cause: str
+
+
+class CollapseMonitor:
+    """The latest metrics of a run and its current alarms.
+
+    Attributes:
+      alarms: of the last update; at first those of the earlier metrics of the run, so
+        that a resumed run does not report them again.
+    """
+
+    def __init__(self, config: Any, step: int, metrics: Mapping[str, float]):
+        self._settings = monitor_settings(config)
+        self._latest = dict(metrics)
+        self.alarms = find_alarms(step, self._latest, self._settings)
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """Takes new metrics; logs and returns the new alarms, one line for each."""
+        previous, self._latest = self.alarms, {**self._latest, **metrics}
+        self.alarms = find_alarms(step, self._latest, self._settings)
+        new = describe_new(self.alarms, previous)
+        for text in new:
+            logging.warning("step %d: %s", step, text)
+        return new
 
 
 def monitor_settings(config: Any) -> MonitorSettings:

@@ -1,6 +1,6 @@
-"""The run directory: config, source revision, metrics, progress, completion marker.
+"""The run directory: config, source revisions, metrics and the completion marker.
 
-In a run on several hosts only process 0 calls these.
+In a run on several hosts, only process 0 calls these functions.
 """
 
 import json
@@ -10,41 +10,42 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from facelift_jax.checkpoints.run_format import PROGRAM, format_fields, require_format
 from facelift_jax.io import atomic
 from facelift_jax.io.revision import source_revision
 
 CONFIG = "config.json"
-SOURCE = "source.json"  # also says that the directory is ours
+SOURCE = "source.json"  # also marks the directory as a run directory
 METRICS = "metrics.jsonl"
 COMPLETE = "complete.json"
-PROGRAM = "facelift_jax"
 
 
 def open_run(
     directory: str | Path, config: Mapping[str, Any], may_change: Sequence[str] = ()
 ) -> list[str]:
-    """Create or reopen a run directory; returns what changed since the last start.
+    """Creates or reopens a run directory; returns what changed since the last start.
 
-    Writes `config.json` (plain nested dictionaries) and `source.json` (program and
-    the revisions it was started from). A reopened run must have the same config, but
-    for dotted names that a regular expression of `may_change` matches whole. Raises
-    ValueError if it has not, or if the directory holds something else.
+    Writes `config.json` (plain nested dictionaries) and `source.json` (program, format
+    version and the source revisions it was started from). A reopened run must have the
+    same config, except for dotted names that match a regular expression of
+    `may_change`.
+
+    Raises:
+      ValueError: another config, a run directory of another format version, or a
+        directory with other contents.
     """
     directory = Path(directory)
-    new = json.loads(json.dumps(config, allow_nan=False))
+    new_config = json.loads(json.dumps(config, allow_nan=False))
     changes = []
     revisions = []
     if directory.is_dir() and any(
         p.name != SOURCE + atomic.SUFFIX for p in directory.iterdir()
     ):
-        if not _is_ours(directory):
-            raise ValueError(
-                f"{directory}: exists and is not a run directory: choose another "
-                "--workdir or empty it"
-            )
-        revisions = _read(directory / SOURCE)["revisions"]
+        source = _read_source(directory)
+        require_format(directory, source)
+        revisions = source["revisions"]
         if (directory / CONFIG).is_file():
-            changes = _config_changes(directory, new, may_change)
+            changes = _config_changes(directory, new_config, may_change)
     elif directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory}: not a directory: choose another --workdir")
     directory.mkdir(parents=True, exist_ok=True)
@@ -53,8 +54,9 @@ def open_run(
         changes.append(f"source: {revisions[-1]} is now {revision}")
     if not revisions or revisions[-1] != revision:
         revisions = [*revisions, revision]
-    _write(directory / SOURCE, {"program": PROGRAM, "revisions": revisions})
-    _write(directory / CONFIG, new)
+    source = {"program": PROGRAM, **format_fields(), "revisions": revisions}
+    _write(directory / SOURCE, source)
+    _write(directory / CONFIG, new_config)
     return changes
 
 
@@ -64,16 +66,23 @@ def append_metrics(
     measurements: Mapping[str, Any],
     alarms: Sequence[str] = (),
 ) -> None:
-    """Add one line, {"step": step, **measurements}, to `metrics.jsonl`.
+    """Appends one line, {"step": step, **measurements}, to `metrics.jsonl`.
 
     Values are numbers or arrays of one number. JSON has no NaN or infinity: such a
-    value is null, and "nonfinite" holds it by name as a string. Steps must ascend: all
-    of a step goes into its one line, written before its checkpoint.
+    value is null, and "nonfinite" holds its name and text. `alarms` is a list of texts
+    under that key. Steps ascend: a step has one line, which is written before its
+    checkpoint.
+
+    Raises:
+      ValueError: the step is not larger than that of the last line.
     """
     path = Path(directory) / METRICS
     last = _last_step(path)
     if last is not None and step <= last:
-        raise ValueError(f"{path}: step {step} after step {last}: steps must ascend")
+        raise ValueError(
+            f"{path}: step {step} after step {last}: steps must ascend; choose another "
+            "--workdir"
+        )
     numbers = {name: _number(value) for name, value in measurements.items()}
     nonfinite = {k: str(v) for k, v in numbers.items() if not math.isfinite(v)}
     line: dict[str, Any] = {"step": step}
@@ -87,9 +96,10 @@ def append_metrics(
 
 
 def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; without a last one that a kill left half-written.
+    """The lines of `metrics.jsonl`, without an incomplete last line of a killed run.
 
-    Raises ValueError where any other line is not one JSON object with a step.
+    Raises:
+      ValueError: another line is not a JSON object with a step.
     """
     path = Path(directory) / METRICS
     if not path.is_file():
@@ -109,19 +119,19 @@ def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-def latest(directory: str | Path) -> dict[str, Any]:
-    """The latest known value of everything in `metrics.jsonl`."""
-    known = {}
+def latest_metrics(directory: str | Path) -> dict[str, Any]:
+    """The latest value of every key in `metrics.jsonl` that is not null."""
+    latest = {}
     for line in read_metrics(directory):
-        known |= {name: value for name, value in line.items() if value is not None}
-    return known
+        latest |= {name: value for name, value in line.items() if value is not None}
+    return latest
 
 
 def cut_metrics(directory: str | Path, step: int) -> int:
-    """Remove the lines after `step`, atomically; returns how many lines went.
+    """Removes the lines after `step`, atomically; returns the number of them.
 
-    Call it on resume with the restored step (0 when starting over), so that no step is
-    in the file twice.
+    Call it on resume with the restored step (0 for a new start), so that no step is in
+    the file twice.
     """
     path = Path(directory) / METRICS
     if not path.is_file():
@@ -134,15 +144,22 @@ def cut_metrics(directory: str | Path, step: int) -> int:
 
 
 def mark_complete(directory: str | Path, summary: Mapping[str, Any]) -> None:
-    """Write `complete.json`, the last thing a finished run does; strict JSON."""
+    """Writes `complete.json`, the last file of a finished run."""
     _write(Path(directory) / COMPLETE, summary)
 
 
-def _is_ours(directory: Path) -> bool:
+def _read_source(directory: Path) -> dict[str, Any]:
     try:
-        return _read(directory / SOURCE)["program"] == PROGRAM
+        source = _read(directory / SOURCE)
+        is_run = source["program"] == PROGRAM
     except (OSError, ValueError, TypeError, KeyError):
-        return False
+        is_run = False
+    if not is_run:
+        raise ValueError(
+            f"{directory}: exists and is not a run directory: choose another --workdir "
+            "or empty it"
+        )
+    return source
 
 
 def _config_changes(
@@ -169,7 +186,7 @@ def _config_changes(
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted names of the settings and their values as JSON."""
+    """Dotted name of each setting -> its value as JSON."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
@@ -184,7 +201,7 @@ def _number(value: Any) -> float | int:
 
 
 def _last_step(path: Path) -> int | None:
-    """Step of the last line; reads no more than the end of the file."""
+    """Step of the last line; reads only the end of the file."""
     if not path.is_file() or path.stat().st_size == 0:
         return None
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""How work and state lie on devices: a mesh of two axes, (data, fsdp)."""
+"""How batches and state are split over devices: a mesh of two axes, (data, fsdp)."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,11 +10,15 @@ Tree = TypeVar("Tree")
 Render = TypeVar("Render", bound=Callable[..., Any])
 
 SCENES = PartitionSpec(("data", "fsdp"))
-MIN_SHARDED_SIZE = 2**16  # smaller leaves cost more to gather than to keep
+MIN_SHARDED_SIZE = 2**16  # entries; smaller leaves are replicated
 
 
 def make_mesh(fsdp: int, batch_size: int) -> Mesh:
-    """All devices as (data, fsdp); scenes are split over both, parameters over fsdp."""
+    """All devices as (data, fsdp); scenes are split over both, parameters over fsdp.
+
+    Raises:
+      ValueError: the number of devices does not fit; one line.
+    """
     num_devices = jax.device_count()
     if num_devices % fsdp:
         raise ValueError(
@@ -31,7 +35,7 @@ def make_mesh(fsdp: int, batch_size: int) -> Mesh:
 
 
 def state_shardings(mesh: Mesh, state: Tree) -> Tree:
-    """Large leaves split over `fsdp` along their longest axis that divides evenly."""
+    """Splits large leaves over `fsdp`, along their longest axis that divides evenly."""
     size = mesh.shape["fsdp"]
 
     def sharding(leaf: Any) -> NamedSharding:
@@ -44,12 +48,20 @@ def state_shardings(mesh: Mesh, state: Tree) -> Tree:
     return jax.tree.map(sharding, state)
 
 
+def shard_batch(batch: Tree, mesh: Mesh) -> Tree:
+    """This process's part of a batch as global arrays, split by scene."""
+    sharding = NamedSharding(mesh, SCENES)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+    )
+
+
 def shard_scenes(render_fn: Render, mesh: Mesh) -> Render:
-    """The same renderer with each device rendering its own scenes."""
+    """The renderer, with each device rendering its own scenes."""
     return jax.shard_map(
         render_fn,
         mesh=mesh,
         in_specs=(SCENES, SCENES),
         out_specs=SCENES,
-        check_vma=False,  # its loops start from constants, which vary over no axis
+        check_vma=False,  # its loops start from constants, which are not split
     )

@@ -23,7 +23,7 @@ from facelift_jax.losses import TERMS, network_terms
 from facelift_jax.metrics import METRICS, load_lpips, view_metrics
 from facelift_jax.metrics import lpips as module
 from facelift_jax.metrics.lpips import check_lpips, lpips_distance
-from facelift_jax.training.train import check_settings
+from facelift_jax.training.settings import check_settings
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 2e-5  # relative: float32 sums of thousands in another order, 13 layers deep
@@ -334,12 +334,13 @@ def test_packages_are_imported_only_if_the_loss_has_the_term(argument, lpips_fol
     script = (
         "import sys\n"
         "from configs.lgm import get_config\n"
-        "from facelift_jax.training import train\n"
+        "from facelift_jax.losses import load_networks\n"
+        "from facelift_jax.training.settings import check_settings\n"
         f"config = get_config({argument!r}).unlock()\n"
         f"if config.loss.lpips: config.loss.lpips_weights = {str(lpips_folder)!r}\n"
         "config.run.batch_size = 8\n"
-        "train.check_settings(config)\n"
-        "print(sorted(train.load_networks(config.loss)))\n"
+        "check_settings(config)\n"
+        "print(sorted(load_networks(config.loss)))\n"
         "names = {'lpips_j', 'flaxmodels', 'h5py', 'huggingface_hub'}\n"
         "print(sorted(names & sys.modules.keys()))\n"
     )

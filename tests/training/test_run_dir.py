@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import facelift_jax
 from facelift_jax.training import run_dir
 
 CONFIG = {
@@ -27,7 +28,10 @@ def test_a_new_run(tmp_path):
     run = tmp_path / "runs/x"
     assert run_dir.open_run(run, CONFIG) == []
     assert read(run / "config.json")["model"] == {"name": "lgm", "sizes": [1, 2]}
-    assert read(run / "source.json")["program"] == "facelift_jax"
+    source = read(run / "source.json")
+    assert source["program"] == "facelift_jax"
+    assert source["format_version"] == 2
+    assert source["written_by"] == f"facelift_jax {facelift_jax.__version__}"
     assert len(read(run / "source.json")["revisions"]) == 1
 
 
@@ -49,7 +53,7 @@ def test_another_config_is_refused(tmp_path):
     assert read(tmp_path / "config.json")["optim"] == CONFIG["optim"]
 
 
-def test_what_may_change_is_reported(tmp_path):
+def test_allowed_changes_are_reported(tmp_path):
     run_dir.open_run(tmp_path, CONFIG)
     changed = CONFIG | {"run": {"num_steps": 10, "keep": 3}}
     changes = run_dir.open_run(tmp_path, changed, may_change=[r"run\.keep"])
@@ -57,7 +61,7 @@ def test_what_may_change_is_reported(tmp_path):
     assert read(tmp_path / "config.json")["run"]["keep"] == 3
 
 
-def test_another_revision_is_reported_and_kept(tmp_path, monkeypatch):
+def test_another_revision_is_reported_and_stored(tmp_path, monkeypatch):
     monkeypatch.setattr(run_dir, "source_revision", lambda: "aaa")
     run_dir.open_run(tmp_path, CONFIG)
     monkeypatch.setattr(run_dir, "source_revision", lambda: "bbb")
@@ -66,7 +70,7 @@ def test_another_revision_is_reported_and_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "source.json", "config.json"])
-def test_a_directory_of_somebody_else_is_refused(tmp_path, name):
+def test_a_directory_with_other_contents_is_refused(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(ValueError) as error:  # noqa: PT011  (the line is compared)
         run_dir.open_run(tmp_path, CONFIG)
@@ -83,8 +87,26 @@ def test_a_file_is_not_a_directory(tmp_path):
         run_dir.open_run(tmp_path / "x", CONFIG)
 
 
+def test_a_run_of_another_format_is_refused(tmp_path):
+    """Version 0.1.0 wrote no format version; later ones write their own name."""
+    run_dir.open_run(tmp_path, CONFIG)
+    old = {"program": "facelift_jax", "revisions": [None]}
+    new = old | {"format_version": 3, "written_by": "facelift_jax 0.9.0"}
+    for source, version, writer in ((old, 1, "0.1.0"), (new, 3, "0.9.0")):
+        (tmp_path / "source.json").write_text(json.dumps(source))
+        with pytest.raises(ValueError) as error:  # noqa: PT011  (the line is compared)
+            run_dir.open_run(tmp_path, CONFIG)
+        writer = f"facelift_jax {writer}"
+        assert str(error.value) == (
+            f"{tmp_path}: a run directory of format {version}, written by {writer}; "
+            f"this version needs format 2: use {writer} for it, or start a new run "
+            f"from its weights with --config.run.init_from={tmp_path}"
+        )
+        assert read(tmp_path / "source.json") == source
+
+
 @pytest.mark.parametrize("kept", [("source.json.partial",), ("source.json",)])
-def test_a_start_killed_half_way_is_ours(tmp_path, kept):
+def test_a_start_that_was_killed_can_be_reopened(tmp_path, kept):
     run_dir.open_run(tmp_path, CONFIG)
     shutil.copy(tmp_path / "source.json", tmp_path / "source.json.partial")
     for path in tmp_path.iterdir():
@@ -113,7 +135,7 @@ def test_metrics_are_lines_of_json(tmp_path):
     assert run_dir.read_metrics(tmp_path)[1]["train/loss"] == 0.25
 
 
-def test_what_json_cannot_say_is_null_and_named(tmp_path):
+def test_nonfinite_values_are_null_and_named(tmp_path):
     values = {"a": math.nan, "b": np.float32(-np.inf), "c": 1.0}
     run_dir.append_metrics(tmp_path, 1, values)
     text = (tmp_path / "metrics.jsonl").read_text()
@@ -136,7 +158,7 @@ def test_steps_ascend(tmp_path):
         run_dir.append_metrics(tmp_path, 5, {})
 
 
-def test_resuming_cuts_what_comes_after_the_step(tmp_path):
+def test_resuming_removes_later_lines(tmp_path):
     for step in (10, 20, 30, 40):
         run_dir.append_metrics(tmp_path, step, {"loss": 1 / step})
     first = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)[:2]
@@ -150,7 +172,7 @@ def test_resuming_cuts_what_comes_after_the_step(tmp_path):
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
 
 
-def test_a_line_half_written_is_cut(tmp_path):
+def test_an_incomplete_last_line_is_removed(tmp_path):
     run_dir.append_metrics(tmp_path, 10, {"loss": 1.0})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "lo')
@@ -166,7 +188,7 @@ def test_no_metrics_yet(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["{", "3", '{"loss": 1}', "[]", '{"step": null}'])
-def test_a_line_that_is_not_ours(tmp_path, line):
+def test_other_lines_are_refused(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n')
     with pytest.raises(ValueError, match="line 2 is not a JSON object with a step"):

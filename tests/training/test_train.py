@@ -17,8 +17,11 @@ from facelift_jax.checkpoints.tree import flatten_names
 from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.losses import term_weights
 from facelift_jax.structs import Batch
-from facelift_jax.training import optim, train
+from facelift_jax.training import optim
 from facelift_jax.training import sharding as mesh_of
+from facelift_jax.training.metrics_line import progress_text, summarize
+from facelift_jax.training.restart import restart_advice
+from facelift_jax.training.settings import check_settings
 from facelift_jax.training.step import make_initializer, make_train_step
 
 NUM_SCENES, NUM_VIEWS, SIZE = 8, 2, 16
@@ -188,7 +191,7 @@ def test_a_window_is_summarised_without_its_skipped_steps():
     row = {"total": 1.0, "dropped": 0, "is_skipped": False, "is_over_norm": False}
     window = [(1, row), (2, row | {"total": np.nan, "is_skipped": True})]
     window.append((3, row | {"total": 3.0, "dropped": 5, "is_over_norm": True}))
-    line, skipped = train.summarize(window)
+    line, skipped = summarize(window)
     counts = {"train/dropped": 5, "train/skipped": 1, "train/over_norm": 1}
     assert line == {"train/total": 2.0, **counts}
     assert skipped == [2]
@@ -198,14 +201,14 @@ def test_the_share_of_steps_not_taken_is_of_enough_steps_to_be_one():
     row = {"total": 1.0, "dropped": 0, "is_skipped": False, "is_over_norm": False}
     over = row | {"is_over_norm": True}
     window = [(step, over if step % 5 == 0 else row) for step in range(10)]
-    assert train.summarize(window)[0]["monitor/not_taken"] == pytest.approx(0.2)
-    assert "monitor/not_taken" not in train.summarize(window[:9])[0]
+    assert summarize(window)[0]["monitor/not_taken"] == pytest.approx(0.2)
+    assert "monitor/not_taken" not in summarize(window[:9])[0]
 
 
 def test_the_progress_line_tells_of_steps_left_out():
     line = {"train/total": 0.25, "train/skipped": 0, "train/over_norm": 3}
-    assert train.brief(line) == "loss 0.2500  3 steps over skip_norm, not taken"
-    assert train.brief(line | {"train/over_norm": 0}) == "loss 0.2500"
+    assert progress_text(line) == "loss 0.2500  3 steps not taken: over skip_norm"
+    assert progress_text(line | {"train/over_norm": 0}) == "loss 0.2500"
 
 
 def test_the_last_good_checkpoint_is_from_before_the_nonfinite_steps(tmp_path):
@@ -214,13 +217,13 @@ def test_the_last_good_checkpoint_is_from_before_the_nonfinite_steps(tmp_path):
         save_checkpoint(tmp_path, step, {"a": np.ones(1)}, metadata={}, keep=5)
     reason = optim.stop_reason(12, range(2, 12))
     assert reason is not None
-    assert train.restart_advice(tmp_path, reason.first_step) == (
+    assert restart_advice(tmp_path, reason.first_step) == (
         f"no checkpoint is good: {tmp_path} holds none from before step 2: start again "
         "with another --workdir"
     )
     reason = optim.stop_reason(16, range(6, 16))
     assert reason is not None
-    assert train.restart_advice(tmp_path, reason.first_step) == (
+    assert restart_advice(tmp_path, reason.first_step) == (
         "the last good checkpoint is step 5: to resume from it, delete the later ones "
         f"in {tmp_path}"
     )
@@ -271,6 +274,6 @@ def test_a_recipe_that_starts_from_weights_requires_their_path(argument):
     with pytest.raises(
         ValueError, match=r"run\.init_from: this recipe starts from trai"
     ):
-        train.check_settings(config)
+        check_settings(config)
     config.run.init_from = ""
-    train.check_settings(config)
+    check_settings(config)
