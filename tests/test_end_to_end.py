@@ -4,86 +4,30 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from runs import (
+    ROOT,
+    assert_same_params,
+    command,
+    finish,
+    kill_after_first_checkpoint,
+    last_line,
+    lines_of,
+    refused,
+    smoke,
+)
 
 from facelift_jax.checkpoints.checkpoint import all_steps, load_params, save_params
-from facelift_jax.checkpoints.tree import flatten_names
 from facelift_jax.data import rodent
 from facelift_jax.evaluation import results
 from facelift_jax.export.ply import read_ply
 from facelift_jax.metrics import DEFINITIONS
 
-ROOT = Path(__file__).parent.parent
 METRICS = tuple(name for name in DEFINITIONS if name != "lpips_vgg16")
-
-
-def command(*arguments, cwd, module="main", code=None, largest_file=None):
-    """A started process of one of our commands, on one device, as a user has it.
-
-    `code` is run in its place. Where given, it can write no file of more than
-    `largest_file` bytes, as on a disk that is nearly full.
-    """
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = str(ROOT)
-    limit = []
-    if largest_file is not None:
-        blocks = largest_file // 1024
-        limit = ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "limited"]
-    what = ["-m", f"facelift_jax.{module}"] if code is None else ["-c", code]
-    return subprocess.Popen(
-        [*limit, sys.executable, *what, *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process):
-    """(exit code, stdout, stderr); no user ever sees a traceback."""
-    out, err = process.communicate(timeout=900)
-    assert "Traceback" not in err, err
-    return process.returncode, out, err.strip()
-
-
-def last_line(err):
-    return err.splitlines()[-1]
-
-
-def smoke(workdir, data, *flags, recipe="lgm", argument="smoke", **how):
-    return command(
-        f"--config={ROOT}/configs/{recipe}.py:{argument}",
-        f"--workdir={workdir}",
-        f"--config.data.path={data}",
-        *flags,
-        **how,
-    )
-
-
-def kill_after_first_checkpoint(process, run):
-    """Kills a run of the smoke recipe when step 5, its first checkpoint, is saved."""
-    saved = run / "checkpoints" / "5" / "_CHECKPOINT_METADATA"
-    while not saved.exists():
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()  # also closes its pipes
-
-
-def assert_same_params(run, expected):
-    ours, theirs = (flatten_names(load_params(x)[0]) for x in (run, expected))
-    assert ours.keys() == theirs.keys()
-    for name, leaf in theirs.items():
-        np.testing.assert_array_equal(ours[name], leaf, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +45,6 @@ def run(rodents, tmp_path_factory):
     assert code == 0, err
     assert "held-out views" in out
     return here / "run"
-
-
-def lines_of(run):
-    text = (run / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.mark.slow
@@ -378,10 +317,13 @@ def test_a_run_directory_keeps_to_its_config(run, rodents, tmp_path):
 
 
 BAD_FLAGS = {
-    "--config.run.steps=1": "unknown config key 'steps'; the config file has the known",
+    "--config.run.steps=1": "unknown config key 'steps'; configs/README.md lists the f",
     "--config.run.save_every=0": "run.save_every=0: must be at least 1",
+    "--config.run.profile=5:3": "run.profile='5:3': expected START:STOP, the first and",
+    "--config.run.profile=5:11": "run.profile='5:11': expected START:STOP, the first",
+    "--config.run.profile=all": "run.profile='all': expected START:STOP, the first and",
     "--config.model.dtype=float99": "model: data type 'float99' not understood",
-    "configs/lgm.py:demo": "unexpected argument 'configs/lgm.py:demo'; a config is gi",
+    "configs/lgm.py:demo": "unexpected argument 'configs/lgm.py:demo'; set the config",
     "--config.run.seed=abc": "flag --config.run.seed=abc: invalid literal for int()",
     "--config.model.variant=tinny": "unknown lgm variant 'tinny'; known: big, lrm, min",
     "--config.loss.rgb_mse=-1": "loss.rgb_mse: expected a finite weight >= 0, found",
@@ -391,30 +333,30 @@ BAD_FLAGS = {
     "--config.data.path=nowhere": "nowhere: there is no such folder or list",
     "--mode=test": "flag --mode=test: value should be one of <train|eval>",
     "--verbos": "Unknown command line flag 'verbos'",
+    "--mode=eval": "runs/lgm-smoke: ",
 }
+SMOKE = f"--config={ROOT}/configs/lgm.py:smoke"
 
 
 @pytest.mark.parametrize("flag", BAD_FLAGS)
-def test_bad_flags_end_with_one_line(flag, tmp_path):
-    config = f"--config={ROOT}/configs/lgm.py:smoke"
-    code, _, err = finish(command(config, flag, cwd=tmp_path))
+def test_bad_flags_end_with_one_line(flag, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = refused([SMOKE, flag], monkeypatch, capsys)
+    assert line.startswith(f"main: {BAD_FLAGS[flag]}")
+    assert not list(tmp_path.iterdir())  # nothing was written
+
+
+@pytest.mark.parametrize("flag", ["--config.run.save_every=0", "--verbos"])
+def test_bad_flags_end_the_process_without_a_traceback(flag, tmp_path):
+    code, _, err = finish(command(SMOKE, flag, cwd=tmp_path))
     assert code == 2
     assert last_line(err).startswith(f"main: {BAD_FLAGS[flag]}")
-    assert not list(tmp_path.iterdir())  # nothing was made
-
-
-def test_eval_mode_without_a_run_makes_nothing(tmp_path):
-    config = f"--config={ROOT}/configs/lgm.py:smoke"
-    code, _, err = finish(command(config, "--mode=eval", cwd=tmp_path))
-    assert code == 2
-    assert last_line(err).startswith("main: runs/lgm-smoke: ")
     assert not list(tmp_path.iterdir())
 
 
-def test_unknown_config_argument_lists_the_known_ones(tmp_path):
-    code, _, err = finish(command(f"--config={ROOT}/configs/lgm.py:bigg", cwd=tmp_path))
-    assert code == 2
-    assert last_line(err) == (
+def test_unknown_config_argument_lists_the_known_ones(monkeypatch, capsys):
+    line = refused([f"--config={ROOT}/configs/lgm.py:bigg"], monkeypatch, capsys)
+    assert line == (
         "main: unknown config argument 'bigg'; variants: lrm, small, big, "
         "tiny, mini; options: demo, smoke, lpips"
     )

@@ -8,7 +8,7 @@ import plyfile
 import pytest
 from gslrm_recipe import TINY, random_params
 from lgm_recipe import random_views
-from test_end_to_end import ROOT, command, finish
+from runs import ROOT, command, finish
 
 from facelift_jax.builders import build_model, data_options, make_renderer
 from facelift_jax.checkpoints.checkpoint import load_params, save_params

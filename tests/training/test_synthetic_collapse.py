@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_end_to_end import finish, last_line, smoke
+from runs import finish, last_line, smoke
 
 from facelift_jax.checkpoints.checkpoint import all_steps
 from facelift_jax.data import rodent
