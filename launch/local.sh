@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on every accelerator of this machine: bash launch/local.sh --config configs/lgm.py:big [flags]
+# Trains on all accelerators of this machine: bash launch/local.sh --config configs/lgm.py:big [flags]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh gpu

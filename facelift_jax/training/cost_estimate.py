@@ -1,9 +1,9 @@
-"""What a training step will cost, before anything expensive is made.
+"""Memory and time of a training step, estimated before anything expensive is built.
 
-Memory is what the backward pass keeps, found by tracing shapes: no compilation. On a
-CPU that is nearly what a step takes; elsewhere compilers fuse much of it away, and only
-the results of convolutions and matrix products are counted. Time is estimated for CPUs
-only.
+The memory is that of the values which the backward pass keeps. It follows from tracing
+shapes, without compilation. On a CPU this is close to what a step needs. On other
+devices compilers fuse most operations, so only the results of convolutions and matrix
+products are counted. Time is estimated for CPUs only.
 """
 
 import dataclasses
@@ -23,24 +23,24 @@ from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.losses import is_used, load_networks, term_weights, weighted_loss
 from facelift_jax.structs import Batch, RenderOutput
 
-PARAM_COPIES = 4  # the parameters, their gradients and Adam's two moments
-EFFICIENCY = 0.35  # of a matrix product's rate, for a whole network on a CPU
+PARAM_COPIES = 4  # the parameters, their gradients and the two moments of Adam
+EFFICIENCY = 0.35  # of a whole network on a CPU, relative to a matrix product
 BLEND_SECONDS = 2.5e-7  # per rendered pixel, forward and backward, on a CPU
-MEMORY_SHARE = 0.9  # of the machine's memory that a run may take
+MEMORY_SHARE = 0.9  # share of the machine's memory that a step may need
 
 
 def announce(config: Any) -> None:
-    """Logs a step's memory, and on a CPU its seconds.
+    """Logs the memory that a step needs, and its seconds on a CPU.
 
     Raises:
-      ValueError: the step does not fit this machine's memory.
+      ValueError: the step does not fit the memory of this machine.
     """
     num_bytes, flops = step_cost(config)
     available = memory_bytes()
     device = jax.devices()[0]
     demo = f"--config configs/{config.model.name}.py:demo"
-    what = f"{config.model.name} {config.model.variant}, {config.run.batch_size} scenes"
-    text = f"{what}: a step takes about {num_bytes / 2**30:.1f} GiB"
+    name = f"{config.model.name} {config.model.variant}, {config.run.batch_size} scenes"
+    text = f"{name}: a step needs about {num_bytes / 2**30:.1f} GiB"
     if device.platform == "cpu":
         pixels = config.run.batch_size * config.data.num_targets
         pixels *= config.data.target_size**2
@@ -52,15 +52,15 @@ def announce(config: Any) -> None:
             f"{demo} fits two CPU cores"
         )
     if device.platform == "cpu":
-        text += f"; {demo} is made for two CPU cores"
+        text += f"; {demo} is meant for two CPU cores"
     logging.info(text)
 
 
 def step_cost(config: Any) -> tuple[int, float]:
-    """Bytes on one device and floating-point operations of one step's networks.
+    """Bytes and floating-point operations of one step on one device.
 
     Raises:
-      ValueError: a loss term that the network does not give what it needs.
+      ValueError: a loss term whose inputs the network does not return.
     """
     data, run = config.data, config.run
     model = build_model(config.model)
@@ -92,36 +92,36 @@ def step_cost(config: Any) -> tuple[int, float]:
         targets.images, targets.masks, targets.masks, np.zeros(targets.masks.shape[:2])
     )
 
-    # of the loss, the terms that look through networks of their own
+    # loss terms with a network of their own
     terms = {name: 1.0 for name in ("lpips", "perceptual") if name in weights}
 
-    def perceive(drawn: RenderOutput, networks: Any):
+    def perceptual_loss(drawn: RenderOutput, networks: Any):
         return weighted_loss(drawn, targets, networks, terms)[0]
 
     forward = count_flops(network, params, batch)
-    forward += count_flops(perceive, drawn, networks) if terms else 0
-    return num_bytes, 3 * forward / share  # a backward pass is two forward passes
+    forward += count_flops(perceptual_loss, drawn, networks) if terms else 0
+    return num_bytes, 3 * forward / share  # a backward pass costs two forward passes
 
 
 def count_flops(function: Any, *arguments: Any) -> float:
-    """Floating-point operations of a call; NaN where the compiler does not say."""
+    """Floating-point operations of a call; NaN if the compiler does not report them."""
     analysis = jax.jit(function).lower(*arguments).cost_analysis()
     return analysis["flops"] if analysis else math.nan
 
 
 def is_product(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether a primitive's result is dear enough that a compiler keeps it."""
+    """Whether a primitive is so expensive that a compiler keeps its result."""
     return primitive.name in ("conv_general_dilated", "dot_general")
 
 
 def size_in_bytes(tree: Any) -> int:
-    """Bytes of all arrays of a tree of arrays or shapes."""
+    """Bytes of all leaves of a tree of arrays or shapes."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def memory_bytes() -> int:
-    """Memory of the first device; of the machine where that is a CPU."""
+    """Memory of the first device, or of the machine if it is a CPU."""
     stats = jax.devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
@@ -132,7 +132,7 @@ def memory_bytes() -> int:
 
 
 def matmul_rate(size: int = 1024) -> float:
-    """Floating-point operations a second of a float32 matrix product, best of three."""
+    """Floating-point operations per second of a float32 matrix product, best of 3."""
     x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(lambda x: x @ x)
     product(x).block_until_ready()

@@ -59,7 +59,7 @@ def unseen_share(example: Batch) -> float:
     targets, inputs = jax.tree.map(
         lambda x: x[None], (example.targets.cameras, example.inputs.cameras)
     )
-    return (nearest_input_angles(targets, inputs) > SAME_CAMERA).mean()
+    return float((nearest_input_angles(targets, inputs) > SAME_CAMERA).mean())
 
 
 def worst_agreement(example: Batch) -> float:

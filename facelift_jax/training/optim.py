@@ -1,7 +1,7 @@
-"""AdamW with LGM's one-cycle or a warm-up-cosine schedule, and frozen parameters.
+"""AdamW with a one-cycle or warm-up-cosine schedule, and frozen parameters.
 
-Schedules count optimizer steps from zero: the first step uses the value at 0.
-A skipped step does not count (see `where_taken`).
+Schedules count optimizer steps from zero: the first step uses the value at 0. Skipped
+steps do not count (see `where_taken`).
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ from facelift_jax.checkpoints import tree
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 
-# torch's OneCycleLR: the rate starts at peak / 25 and ends at start / 10,000.
+# PyTorch's OneCycleLR: the rate starts at peak / 25 and ends at start / 10,000.
 START_DIVISOR = 25.0
 END_DIVISOR = 1e4
 
-# A run stops at this many skipped steps in a row, or at more than this in a window.
+# A run stops after so many skipped steps in a row, or more than that in a window.
 MAX_SKIPPED_IN_A_ROW = 10
 SKIP_WINDOW = 1000
 MAX_SKIPPED_IN_WINDOW = 10
@@ -31,13 +31,22 @@ MAX_SKIPPED_IN_WINDOW = 10
 class OptimConfig:
     """Settings of the optimizer; the `optim` section of a config.
 
-    `warmup_steps` need not be whole (torch gives a fraction of the total). `beta1_peak`
-    is the beta1 in force at the peak rate (one_cycle only; None keeps beta1 constant).
-    `decay` says what weight_decay shrinks: "all" parameters or "matrices" (two or more
-    dimensions). `clip_norm` bounds the global norm of the trained gradients; a step
-    whose norm, before that, is over `skip_norm` is not taken (None: no bound). `rules`
-    are ordered (regex, value) pairs over whole parameter names: None freezes, a number
-    scales the learning rate.
+    Attributes:
+      schedule: of the learning rate, "one_cycle" or "warmup_cosine".
+      learning_rate: the peak.
+      total_steps: length of the schedule.
+      beta1: of AdamW.
+      beta2: of AdamW.
+      eps: of AdamW.
+      weight_decay: of AdamW.
+      clip_norm: bound on the global norm of the trained gradients; None is no bound.
+      warmup_steps: may be fractional, as a share of the total is in PyTorch.
+      beta1_peak: beta1 at the peak rate, "one_cycle" only; None keeps beta1 constant.
+      decay: parameters that decay: "all", or "matrices" (two or more dimensions).
+      skip_norm: a step whose norm before clipping is larger is not taken; None is no
+        bound.
+      rules: (regex, value) pairs in order, matched against whole parameter names. A
+        number scales the learning rate, None freezes the parameter.
     """
 
     schedule: str
@@ -84,10 +93,10 @@ class OptimConfig:
 
 
 def learning_rate(config: OptimConfig) -> Schedule:
-    """The learning rate in force at optimizer step `count` (a function of it).
+    """The learning rate as a function of the optimizer step.
 
-    "one_cycle" is torch's OneCycleLR with cosine phases. "warmup_cosine" rises on a
-    line from zero and falls on a cosine to zero at total_steps.
+    "one_cycle" is PyTorch's OneCycleLR with cosine phases. "warmup_cosine" rises
+    linearly from zero and falls along a cosine to zero at total_steps.
     """
     peak = config.learning_rate
     if config.schedule == "one_cycle":
@@ -105,7 +114,7 @@ def learning_rate(config: OptimConfig) -> Schedule:
 
 
 def beta1(config: OptimConfig) -> Schedule:
-    """AdamW's beta1 in force at optimizer step `count` (a function of it)."""
+    """AdamW's beta1 as a function of the optimizer step."""
     if config.beta1_peak is None:
         return lambda count: config.beta1
     return _one_cycle(config, config.beta1, config.beta1_peak, config.beta1)
@@ -116,8 +125,10 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, str]:
     """AdamW over the trained leaves of `params`, and the freeze report to log.
 
-    Frozen leaves keep every bit, carry no moments and do not count in the clipping
-    norm. Raises ValueError where the rules do not fit the names of `params`.
+    Frozen leaves keep every bit, have no moments and are not part of the clipping norm.
+
+    Raises:
+      ValueError: rules that do not match the names of `params`.
     """
     values = tree.first_match(tree.flatten_names(params), config.rules)
     if all(value is None for value in values.values()):
@@ -138,10 +149,10 @@ def make_optimizer(
 def select_trained(
     params: Any, rules: Sequence[tuple[str, float | None]]
 ) -> dict[str, Any]:
-    """The leaves that train, by name, of any tree with the structure of the parameters.
+    """The trained leaves, by name, of a tree with the structure of the parameters.
 
-    Norms and finiteness are measured on these alone, so that the compiler can drop
-    the backward pass of frozen leaves.
+    Norms and finiteness use only these, so that the compiler can remove the backward
+    pass of frozen leaves.
     """
     named = tree.flatten_names(params)
     values = tree.first_match(named, rules)
@@ -149,7 +160,7 @@ def select_trained(
 
 
 def freeze_report(params: Any, rules: Sequence[tuple[str, float | None]]) -> str:
-    """A table: rule, tensors, parameters, share of all parameters, rate multiplier."""
+    """A table of the rules: tensors, parameters, share of all, rate multiplier."""
     sizes = {
         name: math.prod(leaf.shape) for name, leaf in tree.flatten_names(params).items()
     }
@@ -174,13 +185,13 @@ def freeze_report(params: Any, rules: Sequence[tuple[str, float | None]]) -> str
 
 
 def all_finite(*trees: Any) -> jax.Array:
-    """Scalar bool: whether every entry of every leaf is finite."""
+    """Scalar bool: whether all entries of all leaves are finite."""
     leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trees)]
     return jnp.stack(leaves).all()
 
 
 def where_taken(is_taken: jax.Array, new: Any, old: Any) -> Any:
-    """`new` where the step is taken, else `old`, leaf by leaf and bit for bit."""
+    """`new` if the step is taken, else `old`, bit for bit."""
     return jax.tree.map(lambda n, o: jnp.where(is_taken, n, o), new, old)
 
 
@@ -224,10 +235,10 @@ class AdamState(NamedTuple):
 def scale_by_adam(
     beta1: Schedule, beta2: float, eps: float
 ) -> optax.GradientTransformation:
-    """Adam whose beta1 follows a schedule, as torch's AdamW under OneCycleLR.
+    """Adam with a schedule for beta1, like PyTorch's AdamW under OneCycleLR.
 
-    The bias correction takes the beta1 in force: 1 - beta1(now)^steps
-    (Kingma and Ba, arXiv:1412.6980, section 3, with a beta1 that varies).
+    The bias correction uses the current beta1: 1 - beta1(count)^steps (Kingma and Ba,
+    arXiv:1412.6980, section 3, with a variable beta1).
     """
 
     def init(params):
@@ -251,7 +262,7 @@ def scale_by_adam(
 
 
 def _adamw(config: OptimConfig) -> optax.GradientTransformation:
-    """Clip, Adam, decoupled decay, rate; the order of torch's AdamW."""
+    """Clipping, Adam, decoupled decay, rate: the order of PyTorch's AdamW."""
 
     def decayed(params):
         return jax.tree.map(lambda p: config.decay == "all" or p.ndim >= 2, params)
@@ -270,7 +281,7 @@ def _adamw(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def _freeze() -> optax.GradientTransformation:
-    """Updates of minus zero: adding plus zero would turn a -0.0 parameter into 0.0."""
+    """Updates of -0.0, because adding 0.0 turns a parameter of -0.0 into 0.0."""
     return optax.stateless(
         lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates)
     )
@@ -284,7 +295,7 @@ def _scale_leaves(multipliers: Any) -> optax.GradientTransformation:
 
 def _one_cycle(config: OptimConfig, start: float, peak: float, end: float) -> Schedule:
     """Cosine from start to peak over the warm-up, then to end at the last step."""
-    # torch counts ticks: a warm-up of W steps peaks at W - 1, T steps end at T - 1.
+    # PyTorch's count: a warm-up of W steps peaks at W - 1, T steps end at T - 1.
     top = config.warmup_steps - 1
     last = config.total_steps - 1
 
@@ -298,7 +309,7 @@ def _one_cycle(config: OptimConfig, start: float, peak: float, end: float) -> Sc
 
 
 def _cosine(start: float, end: float, left: jax.Array) -> jax.Array:
-    """Half a cosine from start (1 left) to end (0 left), exact near its end too."""
+    """Half a cosine from start (1 left) to end (0 left); accurate near the end too."""
     return end + (start - end) * jnp.sin(math.pi / 2 * jnp.clip(left, 0, 1)) ** 2
 
 

@@ -1,4 +1,4 @@
-"""The training step: loss, gradients, update, and what is measured of them."""
+"""The training step: loss, gradients, update and measurements."""
 
 import dataclasses
 import math
@@ -18,14 +18,15 @@ from facelift_jax.training import optim
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a step reads and writes; what a checkpoint holds.
+    """Everything that a step reads and writes, and that a checkpoint holds.
 
     Attributes:
-      step: int32, batches seen; skipped ones count.
-      num_skipped: int32, steps not taken: not finite, or of too large gradients.
+      step: int32, number of batches so far, including skipped ones.
+      num_skipped: int32, number of steps that were not taken because they were not
+        finite or their gradients were too large.
       params: the network's parameters, float32.
       opt_state: the optimizer's state.
-      key: PRNG key of the run; each step folds its number in.
+      key: PRNG key of the run; each step folds its number into it.
     """
 
     step: jax.Array
@@ -45,12 +46,13 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """The pure function (state, batch, networks) -> (state, measurements).
 
-    `networks` are the weights that loss terms ask for by name, {} for most. A step
-    whose loss or gradients are not finite changes nothing but the step count and
-    reports `is_skipped`, one whose gradients are too large `is_over_norm`.
-    Measurements: every loss term, the total, norms over the trained leaves, the
-    learning rate, dropped list entries, and `monitor/...` for the collapse watch;
-    `background` is the colour that targets are to have around the object.
+    `networks` holds the parameters of the perceptual networks by name; most runs use
+    {}. `weights` are those of the loss terms. `background` is the color that the
+    targets should have around the object. A step whose loss or gradients are not finite
+    changes only the step counts and reports `is_skipped`; a step whose gradients are
+    too large does the same and reports `is_over_norm`. The measurements are the total
+    loss, every loss term, norms over the trained leaves, the learning rate, the number
+    of dropped list entries, and the `monitor/...` metrics of the collapse monitor.
     """
     rate = optim.learning_rate(optim_config)
     limit = math.inf if optim_config.skip_norm is None else optim_config.skip_norm
@@ -66,7 +68,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         trained = optim.select_trained(grads, optim_config.rules)
         norm = optax.tree.norm(trained)
-        is_finite = optim.all_finite(total, norm)  # which has every entry
+        is_finite = optim.all_finite(total, norm)  # the norm covers every gradient
         is_over_norm = is_finite & (norm > limit)
         is_taken = is_finite & ~is_over_norm
         new, old = (params, opt_state), (state.params, state.opt_state)
@@ -96,18 +98,18 @@ def _make_loss(
     weights: Mapping[str, Any],
     background: jax.Array,
 ) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    """(params, batch, networks, key, step) -> (total, what is measured beside it)."""
+    """(params, batch, networks, key, step) -> (total, measurements)."""
 
     def loss_fn(params: Any, batch: Batch, networks: Any, key: jax.Array, step):
         gaussians, aux = model.apply(
             {"params": params}, batch.inputs, rngs={"dropout": key}
         )
         output = render_fn(gaussians, batch.targets.cameras)
-        aux, now = {**aux, **networks}, weights_at(weights, step)
-        total, terms = weighted_loss(output, batch.targets, aux, now)
-        watched = monitor_metrics(output, gaussians, batch.targets, background)
-        watched = {f"monitor/{name}": value for name, value in watched.items()}
-        return total, {**terms, "dropped": output.dropped.sum(), **watched}
+        aux, current = {**aux, **networks}, weights_at(weights, step)
+        total, terms = weighted_loss(output, batch.targets, aux, current)
+        monitored = monitor_metrics(output, gaussians, batch.targets, background)
+        monitored = {f"monitor/{name}": value for name, value in monitored.items()}
+        return total, {**terms, "dropped": output.dropped.sum(), **monitored}
 
     return loss_fn
 
@@ -115,7 +117,7 @@ def _make_loss(
 def make_initializer(
     model: Any, views: Views, optim_config: optim.OptimConfig, seed: int
 ) -> tuple[Callable[[], TrainState], optax.GradientTransformation, str]:
-    """A function that draws the state at step 0, its optimizer, the freeze report."""
+    """A function that draws the state at step 0, the optimizer, the freeze report."""
     param_key, run_key = jax.random.split(jax.random.key(seed))
 
     def init_params():

@@ -1,5 +1,6 @@
 """Scalars for TensorBoard, for processes that have the package `tensorboard`."""
 
+import importlib
 import math
 import os
 import socket
@@ -18,7 +19,7 @@ def open_events(directory: str | Path, step: int) -> Path | None:
     discards what earlier files hold of steps after `step`.
     """
     try:
-        from tensorboard.compat.proto import event_pb2
+        event_pb2 = _messages("event")
     except ModuleNotFoundError as error:
         logging.info("no TensorBoard files: the package %s is missing", error.name)
         return None
@@ -36,8 +37,7 @@ def append_scalars(path: Path | None, step: int, metrics: Mapping[str, Any]) -> 
     """Appends the finite metrics of one step to an event file; nothing for None."""
     if path is None:
         return
-    from tensorboard.compat.proto import event_pb2, summary_pb2
-
+    event_pb2, summary_pb2 = _messages("event"), _messages("summary")
     values = [
         summary_pb2.Summary.Value(tag=name, simple_value=float(value))
         for name, value in metrics.items()
@@ -45,6 +45,11 @@ def append_scalars(path: Path | None, step: int, metrics: Mapping[str, Any]) -> 
     ]
     summary = summary_pb2.Summary(value=values)
     _append(path, event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+
+
+def _messages(name: str) -> Any:
+    """A module of TensorBoard's messages; generated code without types."""
+    return importlib.import_module(f"tensorboard.compat.proto.{name}_pb2")
 
 
 def _append(path: Path, event: Any) -> None:

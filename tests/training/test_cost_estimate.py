@@ -1,4 +1,4 @@
-"""What a step costs is said before anything is made."""
+"""The cost of a step is reported before anything is built."""
 
 import logging
 
@@ -9,8 +9,8 @@ from facelift_jax.training import cost_estimate
 
 
 @pytest.fixture
-def figures(monkeypatch):
-    """A step of 10 GiB and 1 TFLOP, on a machine of 10 GFLOP/s."""
+def machine(monkeypatch):
+    """A step of 10 GiB and 1 TFLOP on a machine of 10 GFLOP/s; sets its memory."""
     monkeypatch.setattr(cost_estimate, "step_cost", lambda config: (10 * 2**30, 1e12))
     monkeypatch.setattr(cost_estimate, "matmul_rate", lambda: 1e10)
     return lambda gigabytes: monkeypatch.setattr(
@@ -18,21 +18,21 @@ def figures(monkeypatch):
     )
 
 
-def test_a_step_that_fits_is_announced(figures, caplog):
-    figures(12)
+def test_a_step_that_fits_is_announced(machine, caplog):
+    machine(12)
     with caplog.at_level(logging.INFO, logger="absl"):
         cost_estimate.announce(get_config("demo"))
-    assert "lgm mini, 4 scenes: a step takes about 10.0 GiB and about" in caplog.text
-    assert "configs/lgm.py:demo is made for two CPU cores" in caplog.text
+    assert "lgm mini, 4 scenes: a step needs about 10.0 GiB and about" in caplog.text
+    assert "configs/lgm.py:demo is meant for two CPU cores" in caplog.text
 
 
-def test_a_step_that_does_not_fit_is_refused(figures):
-    figures(11)
+def test_a_step_that_does_not_fit_is_refused(machine):
+    machine(11)
     with pytest.raises(
         ValueError, match=r"about 10\.0 GiB .* this machine has 11\.0"
     ) as e:
         cost_estimate.announce(get_config("big"))
-    assert str(e.value).startswith("lgm big, 8 scenes: a step takes about 10.0 GiB")
+    assert str(e.value).startswith("lgm big, 8 scenes: a step needs about 10.0 GiB")
     assert str(e.value).endswith("--config configs/lgm.py:demo fits two CPU cores")
 
 
@@ -45,8 +45,8 @@ def test_big_needs_more_than_a_small_machine():
     assert small < 2**30
 
 
-def test_the_networks_of_the_loss_count(lpips_folder):
-    """VGG-16 on 16 pictures of 256 px takes 41 GFLOP each, twice that backwards."""
+def test_the_networks_of_the_loss_are_included(lpips_folder):
+    """VGG-16 takes 41 GFLOP per image of 256 px, twice that backwards; 16 images."""
     config = get_config("smoke,lpips").unlock()
     config.loss.lpips_weights = str(lpips_folder)
     num_bytes, flops = cost_estimate.step_cost(config)
@@ -55,12 +55,12 @@ def test_the_networks_of_the_loss_count(lpips_folder):
     assert flops - few == pytest.approx(3 * 16 * 40e9, rel=0.05)
 
 
-def test_a_term_that_the_network_cannot_give_is_refused():
+def test_a_term_without_its_inputs_is_refused():
     config = get_config("smoke").unlock()
     config.loss.points_distance = 0.1
     with pytest.raises(ValueError, match="points_distance"):
         cost_estimate.step_cost(config)
 
 
-def test_memory_is_at_most_the_machines():
+def test_memory_is_that_of_a_machine():
     assert 2**28 < cost_estimate.memory_bytes() < 2**45

@@ -1,8 +1,9 @@
-"""The training step: the same on one and on eight devices, frozen, skipped, exact."""
+"""The training step: equal on one and eight devices, deterministic, frozen, skipped."""
 
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ from facelift_jax.checkpoints.checkpoint import save_checkpoint
 from facelift_jax.checkpoints.tree import flatten_names
 from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.losses import term_weights
-from facelift_jax.structs import Batch
+from facelift_jax.structs import Batch, Gaussians, RenderOutput, Views
 from facelift_jax.training import optim
 from facelift_jax.training import sharding as mesh_of
 from facelift_jax.training.metrics_line import progress_text, summarize
@@ -31,7 +32,7 @@ SIZES = {
     "up_channels": (32,),
     "up_attention": (False,),
 }
-# float32 sums in another order, through a network: of the largest entry of each array
+# float32 sums in another order, through a network; relative to the largest entry
 TOLERANCE = 2e-3
 
 
@@ -55,6 +56,41 @@ def random_batch(seed=0):
         return dataclasses.replace(views, images=images, masks=masks)
 
     return Batch(views(NUM_VIEWS), views(2), np.arange(NUM_SCENES, dtype=np.int32))
+
+
+class OneColor(nn.Module):
+    """One Gaussian per scene whose color is the only parameter; compiles fast."""
+
+    @nn.compact
+    def __call__(self, views: Views):
+        color = self.param("color", nn.initializers.zeros, (3,))
+        ones = jnp.ones((views.images.shape[0], 1))
+        gaussians = Gaussians(
+            means=jnp.zeros((*ones.shape, 3)),
+            quats=jnp.ones((*ones.shape, 4)),
+            scales=jnp.ones((*ones.shape, 3)),
+            opacities=ones,
+            sh=ones[..., None, None] * color.reshape(1, 1, 1, 3),
+        )
+        return gaussians, {}
+
+
+def paint(gaussians, cameras):
+    """A renderer that fills each image with the first Gaussian's color."""
+    shape = (*cameras.viewmats.shape[:2], cameras.height, cameras.width)
+    colors = jnp.broadcast_to(gaussians.sh[:, :, :1, None], (*shape, 3))
+    alphas = jnp.ones((*shape, 1))
+    return RenderOutput(colors, alphas, alphas, jnp.zeros(shape[:2], jnp.int32))
+
+
+def build_one_color(config):
+    """(jitted step, state) of `OneColor` on one device."""
+    settings, weights = optim_config(config), term_weights(config.loss)
+    model, views = OneColor(), dummy_views(1, NUM_VIEWS, SIZE)
+    init, optimizer, _ = make_initializer(model, views, settings, seed=0)
+    background = config.data.background
+    step = make_train_step(model, paint, weights, optimizer, settings, background)
+    return functools.partial(jax.jit(step), networks={}), jax.jit(init)()
 
 
 def build(config, mesh):
@@ -86,7 +122,7 @@ def put(mesh, batch):
 
 @pytest.fixture(scope="module")
 def single():
-    """Mesh of one device, its step, state, batch and what one step makes of it."""
+    """(step, state, batch, result of one step) on one device."""
     mesh = make_mesh(1, 1)
     step, state = build(small_config(), mesh)
     batch = put(mesh, random_batch())
@@ -95,7 +131,7 @@ def single():
 
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_eight_devices_take_the_same_step(single, fsdp, monkeypatch):
-    monkeypatch.setattr(mesh_of, "MIN_SHARDED_SIZE", 2**10)  # so that leaves are split
+    monkeypatch.setattr(mesh_of, "MIN_SHARDED_SIZE", 2**10)  # splits some leaves
     mesh = make_mesh(8, fsdp)
     step, state = build(small_config(), mesh)
     specs = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params)}
@@ -104,8 +140,8 @@ def test_eight_devices_take_the_same_step(single, fsdp, monkeypatch):
     expected_state, expected = single[3]
     for name in expected:
         np.testing.assert_allclose(measurements[name], expected[name], rtol=1e-4)
-    # the moments are the gradients and their squares: Adam's first update is the rate
-    # times the sign of the gradient, which rounding may flip where it is nearly zero
+    # the moments are the gradients and their squares. Adam's first update is the rate
+    # times the sign of the gradient; rounding can flip it if the gradient is near zero
     moments = zip(
         jax.tree.leaves(new_state.opt_state),
         jax.tree.leaves(expected_state.opt_state),
@@ -151,26 +187,27 @@ def test_a_nonfinite_step_changes_nothing_and_is_counted(single):
         np.testing.assert_array_equal(actual, wanted)
 
 
-def test_gradients_whose_norm_overflows_are_not_finite(single):
-    """Clipping would divide finite gradients by infinity: a step of decay alone."""
+def test_gradients_whose_norm_overflows_are_not_finite():
+    """Clipping would divide finite gradients by infinity and leave only the decay."""
     config = small_config()
     config.loss.rgb_mse = 1e26
-    step, state = build(config, make_mesh(1, 1))
-    new_state, measurements = step(state, single[2])
+    step, state = build_one_color(config)
+    new_state, measurements = step(state, random_batch())
     assert np.isfinite(measurements["total"])
     assert bool(measurements["is_skipped"])
     assert int(new_state.num_skipped) == 1
 
 
-def test_a_step_of_too_large_gradients_changes_nothing_and_is_counted(single):
-    """The limit lies between two norms that are a few hundredths apart."""
-    step, state, batch, (_, measurements) = single
-    paler = dataclasses.replace(batch.targets, images=0.95 * batch.targets.images)
-    paler = dataclasses.replace(batch, targets=paler)
-    norms = [float(x["grad_norm"]) for x in (measurements, step(state, paler)[1])]
+def test_a_step_of_too_large_gradients_changes_nothing_and_is_counted():
+    """The limit is between two norms that differ by a few percent."""
+    step, state = build_one_color(small_config())
+    batch = random_batch()
+    darker = dataclasses.replace(batch.targets, images=0.97 * batch.targets.images)
+    darker = dataclasses.replace(batch, targets=darker)
+    norms = [float(step(state, x)[1]["grad_norm"]) for x in (batch, darker)]
     assert 1e-3 < abs(norms[0] / norms[1] - 1) < 0.05
-    step, state = build(small_config(skip_norm=sum(norms) / 2), make_mesh(1, 1))
-    for x, norm in zip((batch, paler), norms, strict=True):
+    step, state = build_one_color(small_config(skip_norm=sum(norms) / 2))
+    for x, norm in zip((batch, darker), norms, strict=True):
         is_taken = norm < sum(norms) / 2
         new_state, measurements = step(state, x)
         assert not bool(measurements["is_skipped"])
@@ -187,7 +224,7 @@ def test_a_step_of_too_large_gradients_changes_nothing_and_is_counted(single):
         assert any(moved) == is_taken
 
 
-def test_a_window_is_summarised_without_its_skipped_steps():
+def test_means_of_a_line_leave_out_nonfinite_steps():
     row = {"total": 1.0, "dropped": 0, "is_skipped": False, "is_over_norm": False}
     window = [(1, row), (2, row | {"total": np.nan, "is_skipped": True})]
     window.append((3, row | {"total": 3.0, "dropped": 5, "is_over_norm": True}))
@@ -197,7 +234,7 @@ def test_a_window_is_summarised_without_its_skipped_steps():
     assert skipped == [2]
 
 
-def test_the_share_of_steps_not_taken_is_of_enough_steps_to_be_one():
+def test_the_share_of_steps_not_taken_needs_ten_steps():
     row = {"total": 1.0, "dropped": 0, "is_skipped": False, "is_over_norm": False}
     over = row | {"is_over_norm": True}
     window = [(step, over if step % 5 == 0 else row) for step in range(10)]
@@ -205,7 +242,7 @@ def test_the_share_of_steps_not_taken_is_of_enough_steps_to_be_one():
     assert "monitor/not_taken" not in summarize(window[:9])[0]
 
 
-def test_the_progress_line_tells_of_steps_left_out():
+def test_the_progress_text_counts_steps_not_taken():
     line = {"train/total": 0.25, "train/skipped": 0, "train/over_norm": 3}
     assert progress_text(line) == "loss 0.2500  3 steps not taken: over skip_norm"
     assert progress_text(line | {"train/over_norm": 0}) == "loss 0.2500"
@@ -229,7 +266,7 @@ def test_the_last_good_checkpoint_is_from_before_the_nonfinite_steps(tmp_path):
     )
 
 
-def test_freezing_leaves_the_encoder_alone(single):
+def test_freezing_the_encoder_changes_all_other_parameters(single):
     config = small_config(freeze="encoder_mid")
     mesh = make_mesh(1, 1)
     step, state = build(config, mesh)
@@ -241,7 +278,7 @@ def test_freezing_leaves_the_encoder_alone(single):
     assert any(name.startswith(frozen) for name in before)
 
 
-def test_lora_trains_adapters_and_no_other_bit():
+def test_lora_changes_only_the_adapters():
     config = gslrm.get_config("smoke,lora").unlock()
     config.data.update({"num_inputs": NUM_VIEWS, "input_size": SIZE})
     config.data.update({"target_size": SIZE, "num_targets": 2})
@@ -270,7 +307,7 @@ def test_bad_settings_say_what_to_change():
 @pytest.mark.parametrize("argument", ["pretrain512", "finetune", "smoke,lora"])
 def test_a_recipe_that_starts_from_weights_requires_their_path(argument):
     config = gslrm.get_config(argument).unlock()
-    config.run.batch_size = 8  # the tests have as many devices
+    config.run.batch_size = 8  # tests have eight devices
     with pytest.raises(
         ValueError, match=r"run\.init_from: this recipe starts from trai"
     ):
