@@ -135,24 +135,24 @@ def test_running_totals_saturate_below_int32():
     np.testing.assert_array_equal(totals, [2**29] + [2**30 - 1] * 4)
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0, 100.0])
-def test_drop_farthest_keeps_what_fits(share):
-    """A cap of a share of all entries; from 1 on nothing is dropped."""
+@pytest.mark.parametrize("excess", [-1, 0, 1])
+@pytest.mark.parametrize("num_fitting", [1, N // 2, N])
+def test_drop_farthest_keeps_what_fits(num_fitting, excess):
+    """Caps at, just below and just above the entries of the nearest Gaussians."""
     splats = splats_of(0, 0.4, 0.5, 0.5)
     x0, y0, x1, y1 = np.asarray(tiling.tile_rectangles(splats, GRID)).T
-    entries = (x1 - x0) * (y1 - y0)
-    cap = int(share * entries.sum())
-    kept, dropped = tiling.drop_farthest(splats, GRID, cap)
-    is_kept = np.asarray(kept.is_visible)
-    depths = np.asarray(splats.depths)
-    assert int(dropped) == entries[~is_kept].sum()
-    assert entries[is_kept].sum() <= cap
-    if share >= 1:
-        jax.tree.map(np.testing.assert_array_equal, kept, splats)
-    else:
-        left_out = ~is_kept & np.asarray(splats.is_visible)
-        assert depths[is_kept].max() <= depths[left_out].min()
-        assert (np.asarray(kept.opacities)[left_out] == 0).all()
+    order = np.asarray(tiling.depth_order(splats))
+    ends = np.cumsum(((x1 - x0) * (y1 - y0))[order])
+    cap = int(ends[num_fitting - 1]) + excess
+    capped, dropped = tiling.drop_farthest(splats, GRID, cap)
+    fits = np.zeros(N, bool)
+    fits[order[ends <= cap]] = True
+    is_visible = np.asarray(splats.is_visible)
+    np.testing.assert_array_equal(capped.is_visible, is_visible & fits)
+    expected = np.where(is_visible & fits, splats.opacities, 0)
+    np.testing.assert_array_equal(capped.opacities, expected)
+    assert int(dropped) == ends[-1] - max(ends[ends <= cap], default=0)
+    assert capped.is_visible.sum() < is_visible.sum() or cap >= ends[-1]
 
 
 def test_wide_keys_sort_like_narrow_ones():
