@@ -8,6 +8,8 @@ COMMANDS = {
     "main": "train a network from a config file, or evaluate its last checkpoint",
     "evaluate": "metrics, images and a report on held-out views of a data set",
     "reconstruct": "images and cameras of a scene to 3D Gaussians",
+    "render": "images or a video of a PLY file of Gaussians",
+    "view": "show a PLY file of Gaussians in the browser",
     "prepare": "calibration, masks, and images or videos of a recording to scenes",
     "check_data": "check whether a data set is fit to train on",
     "data.rodent": "make the synthetic six-view rodent data set",

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "__main__": {"io"},
     "export": {"structs", "geometry", "io"},
     "render": {"structs", "geometry"},
+    "render.__main__": {"structs", "geometry", "io", "export", "data", "render"},
     "models": {"structs", "geometry"},
     "metrics": {"structs", "geometry"},
     "losses": {"structs", "geometry", "metrics"},
@@ -48,6 +49,7 @@ MAY_IMPORT = {
     "prepare": {"io", "data"},
     "check_data": {"io", "data"},
     "evaluate": {"io", "data", "metrics", "builders", "evaluation"},
+    "view": {"geometry", "io", "export"},
     "reconstruct": {
         *("structs", "io", "data", "metrics", "builders", "evaluation", "export"),
     },
