@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,6 +26,9 @@ from facelift_jax.metrics import (
 )
 from facelift_jax.models import get_model
 
+ROOT = Path(__file__).parent.parent
+OPTIONAL = """array_record embreex grain jinja2 lpips_j matplotlib ml_collections
+    tensorboard tensorflow tensorflow_datasets trimesh viser"""
 SIZES = {"width": 32, "depth": 1, "head_dim": 16}
 MODEL = {"name": "gslrm", "variant": "mini", "dtype": "float32", "overrides": SIZES}
 DATA = {"input_size": 16, "target_size": 16, "radius": 2.7, "frame": "world"}
@@ -138,6 +144,26 @@ def test_a_complete_scene_is_kept_and_other_folders_are_refused(
     into_data = [*arguments, "--out", str(scenes[0].parent)]
     with pytest.raises(ValueError, match=r"scene_000000: holds depths, which is not"):
         reconstruct.main(into_data)
+
+
+@pytest.mark.slow
+def test_a_base_installation_reconstructs(weights, scenes, tmp_path):
+    """Without the packages of any extra."""
+    arguments = [str(scenes[0]), "--checkpoint", str(weights[0]), "--inputs", "2"]
+    arguments += ["--turntable-frames", "2", "--out", str(tmp_path)]
+    script = f"""
+import sys
+for name in {OPTIONAL.split()}:
+    sys.modules[name] = None
+from facelift_jax import reconstruct
+reconstruct.main({arguments})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "scene_000000").iterdir()}
+    assert {"metrics.json", "scene.ply", "turntable.mp4"} < names
 
 
 def test_the_digest_changes_with_any_weight():
