@@ -5,8 +5,8 @@ b * v + view belongs to that view. Parameters are float32, arithmetic is in the 
 `dtype`, normalization statistics and softmax are float32. The precision of matrix
 products follows `jax_default_matmul_precision`.
 
-`conv`, `dense` and `group_norm` apply the layers of `flax.linen` with PyTorch's
-defaults, inside the `nn.compact` method of the module that owns their parameters.
+`conv` and `dense` apply the layers of `flax.linen` with PyTorch's defaults, inside the
+`nn.compact` method of the module that owns their parameters.
 """
 
 from typing import Any
@@ -77,19 +77,34 @@ def dense(
     return layer(x)
 
 
-def group_norm(
-    x: Float[Array, "m h w c"], num_groups: int, *, dtype: Any = jnp.float32, name: str
-) -> Float[Array, "m h w c"]:
-    """Group normalization over the pixels of one map; two-pass float32 statistics."""
-    # float32 inside: Flax would mix types, which `jax_numpy_dtype_promotion` may forbid
-    layer = nn.GroupNorm(
-        num_groups,
-        epsilon=NORM_EPS,
-        dtype=jnp.float32,
-        use_fast_variance=False,
-        name=name,
-    )
-    return layer(x.astype(jnp.float32)).astype(dtype)
+class GroupNorm(nn.Module):
+    """Group normalization over the pixels of one map; two-pass float32 statistics.
+
+    Not `flax.linen.GroupNorm`: with it LGM's forward pass on 8 scenes takes 5.2 GiB
+    instead of 2.7 and the gradients 14.9 instead of 14.2 (one H200).
+    """
+
+    num_groups: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "m h w c"]) -> Float[Array, "m h w c"]:
+        """Normalizes each of `num_groups` runs of channels, then scales and shifts."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x - self._group_mean(x)
+        variance = self._group_mean(x * x)
+        scale = scale[None, None, None] * jax.lax.rsqrt(variance + NORM_EPS)
+        return (x * scale + bias[None, None, None]).astype(self.dtype)
+
+    def _group_mean(self, x: Float[Array, "m h w c"]) -> Float[Array, "m 1 1 c"]:
+        """Mean over pixels and the channels of a group, repeated for its channels."""
+        m, _, _, channels = x.shape
+        means = x.mean((1, 2)).reshape(m, self.num_groups, -1)
+        means = jnp.broadcast_to(means.mean(-1, keepdims=True), means.shape)
+        return means.reshape(m, 1, 1, channels)
 
 
 @jax.custom_vjp
@@ -127,9 +142,9 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "m h w c"]) -> Float[Array, "m h w c2"]:
         """Maps [m h w c] to [m h w features]; the shortcut is the identity if equal."""
-        h = nn.silu(group_norm(x, self.num_groups, dtype=self.dtype, name="norm1"))
+        h = nn.silu(GroupNorm(self.num_groups, self.dtype, name="norm1")(x))
         h = conv(h, self.features, dtype=self.dtype, name="conv1")
-        h = nn.silu(group_norm(h, self.num_groups, dtype=self.dtype, name="norm2"))
+        h = nn.silu(GroupNorm(self.num_groups, self.dtype, name="norm2")(h))
         h = conv(h, self.features, dtype=self.dtype, name="conv2")
         if x.shape[-1] != self.features:
             x = conv(x, self.features, 1, dtype=self.dtype, name="shortcut")
@@ -165,7 +180,7 @@ class MultiViewAttention(nn.Module):
     ) -> Float[Array, "m h w c"]:
         """Attends within each run of `num_views` maps; scenes never mix."""
         m, h, w, c = x.shape
-        tokens = group_norm(x, self.num_groups, dtype=self.dtype, name="norm")
+        tokens = GroupNorm(self.num_groups, self.dtype, name="norm")(x)
         tokens = tokens.reshape(m // num_views, num_views * h * w, c)
         tokens = SelfAttention(self.num_heads, self.dtype, name="attn")(tokens)
         return (tokens.reshape(m, h, w, c) + x) * RESIDUAL_SCALE

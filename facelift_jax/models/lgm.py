@@ -234,7 +234,7 @@ class UNet(nn.Module):
             skips = [stack.pop() for _ in range(self.layers_per_block + 1)]
             x = block(x, skips, num_views)
         # float32 from here on: half precision would put Gaussians on a coarse grid
-        x = nn.silu(layers.group_norm(x, self.num_groups, name="norm_out"))
+        x = nn.silu(layers.GroupNorm(self.num_groups, name="norm_out")(x))
         return layers.conv(x, self.out_channels, name="conv_out")
 
 
