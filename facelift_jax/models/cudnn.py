@@ -21,10 +21,14 @@ from jaxtyping import Float
 RESULT = "attention"  # name of attention's result and statistics in `jax.checkpoint`
 BLOCK = 128  # keys in one block of cuDNN
 MAX_APART = 8  # more remaining keys cost more here than inside cuDNN
-_BACKWARD = (  # parameters of JAX's backward rule
+_SETTINGS = (  # first parameters of JAX's backward rule
     *("scale", "seed", "dropout_rate", "variadic_args", "mask_type", "layout"),
-    *("sliding_window_length", "is_training", "return_residual"),
-    *("res", "grad_output"),
+    "sliding_window_length",
+)
+_BACKWARD = (*_SETTINGS, "is_training", "return_residual", "res", "grad_output")
+_BACKWARD_WITH_SCORE_MOD = (  # from JAX 0.12 on: a function may change the logits
+    *(*_SETTINGS, "score_mod", "cudnn_version"),
+    *("return_residual", "res", "grad_output"),
 )
 
 Tokens = Float[Array, "b l heads c"]
@@ -134,15 +138,19 @@ def jax_module() -> Any:
     try:
         from jax._src.cudnn import fused_attention_stablehlo as fused
 
-        rule = inspect.signature(fused._dot_product_attention_bwd_rule)
+        is_known = _backward_parameters(fused) in (_BACKWARD, _BACKWARD_WITH_SCORE_MOD)
     except (ImportError, AttributeError):
-        rule = None
-    if rule is None or tuple(rule.parameters) != _BACKWARD:
+        is_known = False
+    if not is_known:
         raise ImportError(
             f"jax {jax.__version__} has no cuDNN attention as facelift_jax expects it: "
-            "install jax 0.10 or 0.11, or adapt facelift_jax/models/cudnn.py"
+            "install jax 0.10 to 0.12, or adapt facelift_jax/models/cudnn.py"
         )
     return fused
+
+
+def _backward_parameters(fused: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(fused._dot_product_attention_bwd_rule).parameters)
 
 
 def _cudnn_forward(q, k, v):
@@ -154,12 +162,13 @@ def _cudnn_forward(q, k, v):
 
 def _cudnn_backward(q, k, v, result, statistics, d_result):
     fused, unused = jax_module(), jnp.zeros(0, q.dtype)
-    kept = (q, k, v, *[unused] * 7, jnp.swapaxes(statistics, 1, 2), result)
+    kept = (q, k, v, *[unused] * 7)
     static = (q.shape[-1] ** -0.5, 0, 0.0, (False, False), fused.MaskType.NO_MASK)
-    layout = fused.AttentionLayout.BTNH.value
-    return fused._dot_product_attention_bwd_rule(
-        *static, layout, None, 0, False, kept, d_result
-    )[:3]
+    static += (fused.AttentionLayout.BTNH.value, None)
+    if _backward_parameters(fused) == _BACKWARD_WITH_SCORE_MOD:
+        kept, static = (*kept, ()), (*static, None)  # no function, so no arguments
+    kept += (jnp.swapaxes(statistics, 1, 2), result)
+    return fused._dot_product_attention_bwd_rule(*static, 0, False, kept, d_result)[:3]
 
 
 CUDNN = Kernel(_cudnn_forward, _cudnn_backward)

@@ -180,7 +180,7 @@ def cudnn_without_gpu(monkeypatch):
     """JAX's module of cuDNN's attention, made to trace without a GPU."""
     fused = cudnn.jax_module()
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
-    monkeypatch.setattr(fused, "check_is_flash_attention", lambda *_: None)
+    monkeypatch.setattr(fused, "check_is_flash_attention", lambda *_, **__: None)
     return fused
 
 
@@ -191,7 +191,7 @@ def test_another_jax_is_reported_and_not_split(monkeypatch, cudnn_without_gpu, c
     monkeypatch.setattr(attention, "_can_split", attention._can_split.__wrapped__)
     line = (
         f"jax {jax.__version__} has no cuDNN attention as facelift_jax expects it: "
-        "install jax 0.10 or 0.11, or adapt facelift_jax/models/cudnn.py"
+        "install jax 0.10 to 0.12, or adapt facelift_jax/models/cudnn.py"
     )
     args = (jax.ShapeDtypeStruct((1, 258, 2, 64), jnp.bfloat16),) * 3
     with pytest.raises(ImportError) as caught:
