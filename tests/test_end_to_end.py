@@ -94,7 +94,7 @@ def test_a_missing_perceptual_network_is_said_at_once(rodents, tmp_path):
 
 
 @pytest.mark.slow
-def test_lpips_is_a_loss_and_a_figure(rodents, lpips_folder, tmp_path):
+def test_lpips_is_a_loss_and_a_metric(rodents, lpips_folder, tmp_path):
     """As the recipe has it, but for the counts: its pictures are 256 px large."""
     counts = {"run.num_steps": 2, "optim.warmup_steps": 1, "run.batch_size": 1}
     counts |= {"data.num_targets": 1, "data.min_held_out": 1, "eval.num_targets": 1}
@@ -114,7 +114,10 @@ def test_lpips_is_a_loss_and_a_figure(rodents, lpips_folder, tmp_path):
     arguments += ["--lpips", lpips_folder]
     code, out, err = finish(command(*arguments, cwd=tmp_path, module="evaluate"))
     assert code == 0, err
-    assert f"{'lpips_vgg16':<28}{results.number(last['inputs/lpips_vgg16']):>12}" in out
+    assert (
+        f"{'lpips_vgg16':<28}{results.format_number(last['inputs/lpips_vgg16']):>12}"
+        in out
+    )
 
 
 @pytest.mark.slow
