@@ -2,9 +2,9 @@
 
     python examples/train_on_your_scenes.py data/mouse runs/mouse
 
-A scene is a folder with RGBA images and opencv_cameras.json (docs/data.md); `prepare`
-makes such scenes from a calibrated recording (docs/recording.md). The same as a command:
-`python -m facelift_jax.main --config configs/lgm.py:tiny --config.data.path=data/mouse`.
+A scene is a folder with RGBA images and opencv_cameras.json (docs/data.md). `prepare`
+makes such scenes from a calibrated recording (docs/recording.md). The command line does
+the same with `--config configs/lgm.py:tiny --config.data.path=data/mouse`.
 """
 
 import argparse
@@ -23,7 +23,9 @@ def main() -> None:
     """The example."""
     parser = argparse.ArgumentParser(description="Train LGM on your own scenes.")
     parser.add_argument("data", type=Path, help="folder of scenes")
-    parser.add_argument("workdir", type=Path, help="run directory; resumed if it exists")
+    parser.add_argument(
+        "workdir", type=Path, help="run directory; resumed if it is there"
+    )
     parser.add_argument("--recipe", default="tiny", help="as in configs/lgm.py:RECIPE")
     parser.add_argument("--held-out", type=int, default=8, help="the last N scenes")
     parser.add_argument("--inputs", type=int, default=4, help="views given")

@@ -1,12 +1,14 @@
 """What the documents say a user can type is what the program takes."""
 
 import argparse
+import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -14,17 +16,21 @@ from ml_collections import config_flags
 from benchmarks import networks, render, synthetic_failures
 from configs import gslrm
 from configs.lgm import get_config
-from facelift_jax import check_data, evaluate, prepare, reconstruct
+from facelift_jax import check_data, evaluate, metrics, prepare, reconstruct
 from facelift_jax.builders import build_model
 from facelift_jax.convert import __main__ as convert
 from facelift_jax.convert import merge_lora
-from facelift_jax.data import pack
-from facelift_jax.data.rodent import __main__ as rodent
+from facelift_jax.data import pack, rodent
+from facelift_jax.data.rodent import __main__ as rodent_command
+from facelift_jax.export.ply import write_ply
 from facelift_jax.losses import term_weights, validate_weights
+from facelift_jax.structs import Gaussians
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "configs/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").glob("*.py")),
     *sorted((ROOT / "configs").glob("*.py")),
     *sorted((ROOT / "benchmarks").glob("*.py")),
     *sorted((ROOT / "facelift_jax").rglob("*.py")),
@@ -40,7 +46,7 @@ COMMANDS = {
     "facelift_jax.prepare": prepare.main,
     "facelift_jax.reconstruct": reconstruct.main,
     "facelift_jax.data.pack": pack.main,
-    "facelift_jax.data.rodent": rodent.main,
+    "facelift_jax.data.rodent": rodent_command.main,
     "benchmarks.render": render.main,
     "benchmarks.networks": networks.main,
     "benchmarks.synthetic_failures": synthetic_failures.main,
@@ -154,3 +160,86 @@ def test_help_names_every_flag():
     assert not done.stderr
     assert set(re.findall(r"^  --(\w+)", done.stdout, re.M)) == set(FLAGS)
     assert "configs/README.md lists them" in " ".join(done.stdout.split())
+
+
+def python_snippets():
+    """(document, code) of every Python block in the README and the pages."""
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for number, code in enumerate(
+            re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.M | re.S)
+        ):
+            yield pytest.param(code, id=f"{path.stem}-{number}")
+
+
+@pytest.mark.parametrize("code", list(python_snippets()))
+def test_python_snippets_run_as_pasted(code, capsys):
+    exec(compile(code, "snippet", "exec"), {})
+    assert capsys.readouterr().out.strip(), "a snippet shows its result"
+
+
+def test_every_metric_is_defined_in_the_pages():
+    page = (ROOT / "docs/evaluation.md").read_text()
+    tables = (
+        metrics.DEFINITIONS,
+        metrics.OWN_VIEW_DEFINITIONS,
+        metrics.HEALTH_DEFINITIONS,
+        metrics.TURNTABLE_DEFINITIONS,
+        metrics.SURFACE_DEFINITIONS,
+    )
+    missing = [name for table in tables for name in table if f"`{name}`" not in page]
+    assert not missing
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_links_between_documents_lead_somewhere():
+    for path in DOCUMENTS:
+        if path.suffix != ".md":
+            continue
+        for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
+            if not target.startswith("http"):
+                assert (path.parent / target).exists(), (path, target)
+
+
+def test_a_turntable_of_a_ply_file(tmp_path):
+    rng = np.random.default_rng(0)
+    gaussians = Gaussians(
+        means=rng.normal(0, 0.2, (30, 3)).astype(np.float32),
+        quats=rng.normal(size=(30, 4)).astype(np.float32),
+        scales=np.full((30, 3), 0.05, np.float32),
+        opacities=np.full(30, 0.9, np.float32),
+        sh=np.zeros((30, 1, 3), np.float32),
+    )
+    write_ply(tmp_path / "scene.ply", gaussians)
+    arguments = [tmp_path / "scene.ply", tmp_path / "turntable.mp4"]
+    example = [sys.executable, ROOT / "examples/render_ply.py", *arguments]
+    sizes = ["--size", "32", "--frames", "3"]
+    done = subprocess.run(
+        [*example, *sizes],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 frames of 30 Gaussians" in done.stdout
+    assert (tmp_path / "turntable.mp4").stat().st_size > 500
+
+
+@pytest.mark.slow
+def test_training_on_scenes_of_ones_own(tmp_path):
+    rodent.generate(tmp_path / "data", 6, 32, workers=1)
+    example = [sys.executable, ROOT / "examples/train_on_your_scenes.py"]
+    arguments = [tmp_path / "data", tmp_path / "run", "--recipe", "smoke"]
+    done = subprocess.run(
+        [*example, *arguments, "--held-out", "2", "--steps", "2"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "psnr_fg" in done.stdout
+    assert (tmp_path / "run" / "complete.json").is_file()
