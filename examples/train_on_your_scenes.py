@@ -10,6 +10,7 @@ the same with `--config configs/lgm.py:tiny --config.data.path=data/mouse`.
 import argparse
 import functools
 from pathlib import Path
+from typing import Any
 
 from configs.lgm import get_config
 from facelift_jax.builders import data_options
@@ -33,7 +34,7 @@ def main() -> None:
     flags = parser.parse_args()
     command.log_own_lines()
 
-    config = get_config(flags.recipe)
+    config: Any = get_config(flags.recipe)
     config.data.update(path=str(flags.data), num_held_out_scenes=flags.held_out)
     config.data.update(num_inputs=flags.inputs, min_held_out=1)
     if flags.steps:

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from benchmarks import networks, render, synthetic_failures
 from configs import gslrm
 from configs.lgm import get_config
-from facelift_jax import check_data, evaluate, metrics, prepare, reconstruct
+from facelift_jax import check_data, evaluate, metrics, prepare, reconstruct, view
 from facelift_jax.builders import build_model
 from facelift_jax.convert import __main__ as convert
 from facelift_jax.convert import merge_lora
@@ -24,16 +24,18 @@ from facelift_jax.data import pack, rodent
 from facelift_jax.data.rodent import __main__ as rodent_command
 from facelift_jax.export.ply import write_ply
 from facelift_jax.losses import term_weights, validate_weights
+from facelift_jax.render import __main__ as render_command
 from facelift_jax.structs import Gaussians
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [
+DOCUMENTS = [  # facelift_jax/__main__.py, the list of commands, has its own test
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "examples").glob("*.py")),
     *sorted((ROOT / "configs").glob("*.py")),
     *sorted((ROOT / "benchmarks").glob("*.py")),
-    *sorted((ROOT / "facelift_jax").rglob("*.py")),
+    *sorted((ROOT / "facelift_jax").rglob("[!_]*.py")),
+    *sorted((ROOT / "facelift_jax").glob("*/**/__main__.py")),
     *sorted((ROOT / "facelift_jax").rglob("*.md")),
 ]
 FLAGS = ("config", "workdir", "mode")  # of facelift_jax.main
@@ -45,6 +47,8 @@ COMMANDS = {
     "facelift_jax.convert.merge_lora": merge_lora.main,
     "facelift_jax.prepare": prepare.main,
     "facelift_jax.reconstruct": reconstruct.main,
+    "facelift_jax.render": render_command.main,
+    "facelift_jax.view": view.main,
     "facelift_jax.data.pack": pack.main,
     "facelift_jax.data.rodent": rodent_command.main,
     "benchmarks.render": render.main,
@@ -73,7 +77,13 @@ def of_module(name):
 
 
 def test_every_documented_command_exists():
-    known = {*COMMANDS, "facelift_jax.main", "benchmarks.gsplat_baseline", "pytest"}
+    known = {
+        *COMMANDS,
+        "facelift_jax",
+        "facelift_jax.main",
+        "benchmarks.gsplat_baseline",
+        "pytest",
+    }
     for path, words in documented():
         if words[0] == "bash":
             assert (ROOT / words[1]).is_file(), (path, words)
