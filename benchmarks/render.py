@@ -115,8 +115,8 @@ def measure(name: str, flags) -> dict[str, float]:
 def stages(gaussians, cameras, config, repeats) -> dict[str, float]:
     """Milliseconds of each stage of the first slice, and the entries of its lists.
 
-    Stages that overwrite an input copy it first here, so blend, differentiate and
-    sum_rows are faster inside a whole call.
+    Stages that overwrite an input copy it first when they are timed alone, so blend,
+    differentiate and sum_rows are faster inside a whole call.
     """
 
     @jax.jit

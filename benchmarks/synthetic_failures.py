@@ -198,7 +198,7 @@ def parse(arguments: list[str]):
     parser.add_argument("--size", type=int, default=96, help="side of images, pixels")
     parser.add_argument("--scenes", type=int, default=1, help="number of rodents")
     parser.add_argument("--frames", type=int, default=40, help="of the turntable")
-    parser.add_argument("--images", type=Path, help="folder for sheets")
+    parser.add_argument("--images", type=Path, help="folder for image sheets")
     return parser.parse_args(arguments)
 
 

@@ -105,7 +105,7 @@ def eval_section() -> ConfigDict:
 
 
 def run_section(num_steps: int, batch_size: int) -> ConfigDict:
-    """Length of the run, batch size, devices, and what is written how often."""
+    """Length of the run, batch size, devices, and how often files are written."""
     return ConfigDict(
         {
             "seed": 0,
@@ -132,7 +132,7 @@ def fit_two_cores(config: Any, num_steps: int) -> None:
     The color loss is weighted by the object's coverage, so that small objects count.
     """
     config.model.dtype = "float32"
-    config.model.overrides.scale_factor = 0.25  # as many steps, 1 dB more
+    config.model.overrides.scale_factor = 0.25  # 1 dB better after as many steps
     config.loss.update({"rgb_mse": 0.0, "rgb_mse_fg": 1.0, "alpha_mse": 1.0})
     config.data.update({"num_scenes": 200, "num_held_out_scenes": 8})
     config.data.update({"num_targets": 4, "min_held_out": 2})

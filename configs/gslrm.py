@@ -8,8 +8,8 @@ held-out IoU of .679.
 
 The argument names one variant (facelift, small, mini; default facelift), one stage of
 FaceLift's training and options. The stages are `pretrain256` (the default),
-`pretrain512`, which starts from its weights, and `finetune`, which starts from those of
-the second; the last two need --config.run.init_from. The options are:
+`pretrain512`, which starts from the weights of the first, and `finetune`, which starts
+from those of the second; the last two need --config.run.init_from. The options are:
 
   demo: the mini network at 32 px for 600 steps.
   smoke: ten steps of the demo, to check that everything runs; about a minute.
@@ -123,14 +123,14 @@ def get_config(argument: str = "") -> ConfigDict:
     if short:
         common.fit_two_cores(config, num_steps=600)
         config.data.update({"size": 32, "input_size": 32, "target_size": 32})
-        # few steps: give them all sides of the object
+        # with few steps, every example shows all sides of the object
         config.data.update({"num_inputs": 6, "max_angle": 180.0})
     else:
         _schedule_losses(config.loss, name, "perceptual" in options)
     if "smoke" in short:
         common.reduce_to_smoke_test(config)
     if name != "pretrain256" or "lora" in options:
-        # no value: check_settings asks for one. A required placeholder cannot be locked
+        # None: check_settings requires a value. A required placeholder cannot be locked
         config.run.init_from = config_dict.placeholder(str)
     if "lora" in options:
         config.model.update({"overrides": {"adapter_rank": ADAPTER_RANK}})

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up and runs every check but the slow tests; arguments go to pytest: bash launch/check.sh [-m slow]
+# Sets up and runs every check except the slow tests; arguments go to pytest: bash launch/check.sh [-m slow]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh cpu

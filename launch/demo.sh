@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a bare checkout: set up, then train the demo on synthetic rodents and judge it from unseen cameras.
+# From a bare checkout: set up, then train the demo on synthetic rodents and evaluate it from held-out cameras.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh cpu

@@ -7,9 +7,9 @@
      "depth_unit"?, "recording"?, "time"?, "part"?: "train" | "val" | "test"}
 
 `w2c` is world to camera with OpenCV axes; lengths are in pixels and world units. A
-frame's "split" is its role. "recording" (a name), "time" (seconds in the recording) and
-"part" (of the data set) describe a scene of a video; files of earlier versions hold the
-part as "split".
+frame's "split" is its role. For a scene from a recording, "recording" is its name,
+"time" the seconds since its start, and "part" the part of the data set that the scene
+belongs to. Files written by earlier versions store the part under "split".
 
 `transforms.json` (NeRF): "frames" with "file_path" (the file extension may be missing),
 "transform_matrix" (camera to world, OpenGL axes), "mask_path"?, "split"?. Intrinsics
@@ -41,7 +41,7 @@ NERF_FILE = "transforms.json"
 CAMERA_FILES = (OPENCV_FILE, NERF_FILE)
 _DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 _PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV")
-# the values of a camera stay finite in float32, their squares in float64
+# keeps camera values finite in float32, and their squares finite in float64
 MAX_NUMBER = 1e30
 FRAME_ROLES = ("input", "novel")
 PARTS = ("train", "val", "test")  # of a data set

@@ -236,10 +236,10 @@ def _refuse_orientation(image: Image.Image) -> None:
 
 
 def _open_file(path: ScenePath) -> _File:
-    is_disk = isinstance(path, Path)
+    is_on_disk = isinstance(path, Path)
     # opening a pipe would block forever
-    if not (os.path.isfile(path) if is_disk else path.is_file()):
-        exists = is_disk and os.path.lexists(path)
+    if not (os.path.isfile(path) if is_on_disk else path.is_file()):
+        exists = is_on_disk and os.path.lexists(path)
         what = "not a file" if exists else "the image file does not exist"
         raise DataError(f"{what}; every camera needs its own image")
     try:

@@ -55,10 +55,10 @@ def check_mix(mix: Sequence[Any]) -> tuple[tuple[Path, float], ...]:
 
 
 def join(parts: Sequence[Part]) -> tuple[FolderSource, FolderSource]:
-    """The scenes to train on, and the held-out scenes, of all sets in sequence.
+    """The training scenes and the held-out scenes of all sets, one set after another.
 
     Scene names are prefixed with the name of their set. If one set has no depth maps,
-    depth is ignored in all of them, because the scenes of a batch must be alike.
+    depth is ignored in all of them, because a batch has depth for all scenes or none.
     """
     if len(parts) == 1:
         return parts[0].train, parts[0].held_out
@@ -100,7 +100,7 @@ def _has_depth(source: FolderSource) -> bool:
 def check_data_settings(section: Any) -> None:
     """Raises if a set in a config's `data` section does not exist.
 
-    A section may give no set; the synthetic set is generated then.
+    If a section names no set, `open_parts` generates the synthetic set.
 
     Raises:
       ValueError: a set is missing, or both `path` and `mix` are given.
@@ -147,7 +147,7 @@ def open_checked(
     The result of the checks is written to `data_checks.json` in `workdir`.
 
     Raises:
-      DataError: a check fails; gives the first reason and the command that shows all.
+      DataError: a check fails; with the first reason and the command that lists all.
     """
     parts = open_parts(section)
     is_writer = jax.process_index() == 0

@@ -20,7 +20,7 @@ from facelift_jax.geometry.rigid import (
 )
 from facelift_jax.structs import Cameras
 
-MIN_AXES_SPREAD = 1e-3  # radians; below it the distance of the center is noise
+MIN_AXES_SPREAD = 1e-3  # radians; below it, the distance to the center is noise
 
 
 class Similarity(NamedTuple):
@@ -45,7 +45,7 @@ def normalize_rig(
 ) -> tuple[Scene, Scene]:
     """Both scenes in the normalized world of the input cameras, with scaled depths.
 
-    `scene_cameras` are all cameras of the scene that both are taken from.
+    `scene_cameras` are all cameras of the scene that both come from.
 
     Raises:
       DataError: as `rig_similarity`, with the name of the scene.
@@ -78,10 +78,10 @@ def rig_similarity(
     if frame not in RIG_FRAMES:
         raise ValueError(f"frame must be one of {RIG_FRAMES}, found {frame!r}")
     axes = np.asarray(cameras.viewmats)[:, 2, :3]
-    rig, whose = (cameras, "input") if len(axes) > 1 else (scene_cameras, "scene's")
+    rig, owner = (cameras, "input") if len(axes) > 1 else (scene_cameras, "scene's")
     if are_parallel(np.asarray(rig.viewmats)[:, 2, :3]):
         raise DataError(
-            f"{where}: the optical axes of the {len(rig.viewmats)} {whose} cameras are "
+            f"{where}: the optical axes of the {len(rig.viewmats)} {owner} cameras are "
             "parallel and have no nearest point; a rig needs two axes that are not"
         )
     center = np.asarray(rig_center(rig))

@@ -26,8 +26,10 @@ class DataOptions:
         units.
       frame: "first_camera": the world has the axes of input camera 0 (x right, y up, z
         towards the camera); "world": the stored axes.
-      grid_distortion: probability of LGM's grid distortion of the inputs but the first.
-      camera_jitter: probability of LGM's jitter of the input poses but the first.
+      grid_distortion: probability that LGM's grid distortion is applied to all inputs
+        except the first.
+      camera_jitter: probability that LGM's jitter is applied to all input poses except
+        the first.
       bad_scenes_allowed: number of unreadable scenes that may be skipped; each is
         counted and logged, and one more ends the run.
       violations_allowed: number of scenes that may be used although they fail the data

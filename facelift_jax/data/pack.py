@@ -131,7 +131,7 @@ def pack(
     }
     staging = out.with_name(out.name + atomic.SUFFIX)
     if staging.exists():  # left by a killed run
-        expected = {NAME, "downloads"}  # TFDS makes the second one, empty
+        expected = {NAME, "downloads"}  # TFDS leaves the second one empty
         if {child.name for child in staging.iterdir()} - expected:
             raise ValueError(
                 f"{staging}: exists and was not written by this command; remove it or "
@@ -155,7 +155,7 @@ def pack(
             names = with_progress(source.names, "pack", len(source), progress)
             builder = PackedSceneBuilder(source, metadata, names, staging)
             builder.download_and_prepare()
-            next(names, None)  # past the last scene: reports the total time
+            next(names, None)  # reports the total time after the last scene
         os.replace(builder.data_dir, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -172,7 +172,7 @@ def main(arguments: list[str]) -> None:
     parser = command.Parser(
         prog="python -m facelift_jax.data.pack",
         description="Packs a set of scenes into a few ArrayRecord files, which can be "
-        "used wherever a set can. The folder appears when it is complete; after an "
+        "used in place of the set. The folder appears when it is complete; after an "
         "interruption, run the same command again.",
     )
     add = parser.add_argument

@@ -71,7 +71,7 @@ class PackedScene:
                 name = example["name"].decode()
                 files = example["files"]
                 paths = [content.decode() for content in files["path"]]
-            except Exception as error:  # three libraries, no documented error classes
+            except Exception as error:  # the libraries document no error classes
                 raise DataError(f"the record cannot be read ({error})") from error
             root = PackedPath(self.root / self.name, PurePosixPath(), {})
             inner = [path_inside(root, path).inner for path in paths]
@@ -119,17 +119,17 @@ def open_packed(root: Path) -> tuple[PackedScene, ...]:
 
     with located(str(root / METADATA)):
         document = read_json(root / METADATA)
-        names, marks = (_strings(document, key) for key in ("names", "fingerprints"))
+        names, stored = (_strings(document, key) for key in ("names", "fingerprints"))
         for name in names:
             is_plain = (
                 "/" not in name and "\0" not in name and name[:1] not in ("", ".")
             )
             if not is_plain or len(name) > 255:
                 raise DataError(f"{name[:40]!r} is not a valid scene name")
-        if len(set(names)) < len(names) or len(marks) != len(names):
+        if len(set(names)) < len(names) or len(stored) != len(names):
             raise DataError(
                 f"{len(names)} names, {len(set(names))} of them different, and "
-                f"{len(marks)} fingerprints; every scene needs one of each"
+                f"{len(stored)} fingerprints; every scene needs one of each"
             )
     shards = sorted(root.glob(f"{_SHARD}*"))
     expected = [f"{_SHARD}{i:05}-of-{len(shards):05}" for i in range(len(shards))]
@@ -144,7 +144,7 @@ def open_packed(root: Path) -> tuple[PackedScene, ...]:
         raise DataError(
             f"{root}: {count} records for {len(names)} scenes; pack the set again"
         )
-    pairs = enumerate(zip(names, marks, strict=True))
+    pairs = enumerate(zip(names, stored, strict=True))
     return tuple(PackedScene(root, records, i, *pair) for i, pair in pairs)
 
 

@@ -61,8 +61,8 @@ def training_batches(
     For a mix, with `shares` as in `FolderSource`, the sets alternate according to their
     weights, and each set has its own epochs and random draws.
 
-    Scenes that cannot be used are added to `bad_scenes` when they are met, at most
-    `bad_scenes_allowed` of them; scenes that are in it already count.
+    Scenes that cannot be used are added to `bad_scenes` when they are first read. At
+    most `bad_scenes_allowed` are allowed, including those already in `bad_scenes`.
 
     `get_state` and `set_state` save and restore the exact position, also through
     `grain.checkpoint.CheckpointSave`; `close` stops the threads.
@@ -88,7 +88,7 @@ def training_batches(
     ]
     stream = grain.MapDataset.mix(streams, [weight for _, weight in shares])
     examples: grain.MapDataset[Any] = stream[process_index::process_count]
-    # threads read examples ahead; one more thread stacks them to batches
+    # threads read examples ahead; one more thread stacks them into batches
     ahead = max(num_threads, 2 * batch_size) if num_threads else 0
     reading = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
     batches = examples.to_iter_dataset(reading).batch(
@@ -144,10 +144,11 @@ def require_evaluation_views(source: Source, options: DataOptions) -> None:
 
 
 def stack_examples(examples: Sequence[Batch]) -> Batch:
-    """Stacks examples without a batch axis to one batch over [b].
+    """Stacks examples without a batch axis into one batch over [b].
 
     Raises:
-      DataError: the examples differ in their number of target views or in having depth.
+      DataError: the examples differ in their number of target views, or only some of
+        them have depth.
     """
     first = examples[0]
     for other in examples[1:]:
@@ -158,8 +159,8 @@ def stack_examples(examples: Sequence[Batch]) -> Batch:
             if one != two:
                 raise DataError(
                     f"scenes {first.scene_id} and {other.scene_id} cannot share a "
-                    f"batch: {what}: {one} and {two}; make them equal, or use batches "
-                    "of one scene"
+                    f"batch: they differ in {what} ({one} and {two}); make them equal, "
+                    "or use batches of one scene"
                 )
     return jax.tree.map(lambda *arrays: np.stack(arrays), *examples)
 

@@ -81,7 +81,7 @@ def resize(views: Views, width: int, height: int) -> Views:
     A pixel of a smaller image is the mean over the area it covers, which is what a
     camera with larger pixels records. (LGM's bilinear sampling is equal at half the
     size; at smaller sizes it skips pixels.) Enlarging is bilinear. Depths use the
-    nearest pixel, so that no depth between the object and the background arises.
+    nearest pixel, so that object and background depths are never blended.
     """
     cameras = views.cameras
     if (width, height) == (cameras.width, cameras.height):
@@ -146,8 +146,8 @@ def sample_bilinear(
 ) -> Float[np.ndarray, "h2 w2 c"]:
     """Samples the image at columns `xs` and rows `ys` in [-1, 1], from edge to edge.
 
-    Bilinear between pixel centers; outside the outermost centers their color. (The
-    original LGM pads with black there, which does not occur on a white background.)
+    Bilinear between pixel centers; beyond the outermost centers, their color repeats.
+    (The original LGM pads with black there, which does not fit a white background.)
     """
     for axis, coordinates in ((0, ys), (1, xs)):
         size = image.shape[axis]

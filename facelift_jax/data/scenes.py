@@ -1,7 +1,7 @@
 """Scenes on disk as a random-access source: `open_source(path)[i]` is one scene.
 
-Opening a scene reads its cameras and image headers; images are decoded when a view is
-taken. Camera poses stay float64, as they are stored, until an example is made.
+Opening a scene reads its cameras and image headers; `take` decodes its images. Camera
+poses stay float64, as they are stored, until an example is made.
 """
 
 import collections

@@ -16,8 +16,8 @@ def select_views(
 
     If more than `num_inputs` views may be inputs, inputs are drawn in random order;
     otherwise they keep the stored order. Then `min_held_out` targets are drawn from the
-    other views within `max_angle` of an input, and the remaining targets from all such
-    views left and the inputs, without repetition.
+    other views within `max_angle` of an input. The remaining targets are drawn from the
+    inputs and the rest of those views, without repetition.
 
     Raises:
       DataError: the scene has too few views, or an image cannot be used.
@@ -42,8 +42,8 @@ def select_views(
             f"min_held_out={options.min_held_out} need more"
         )
     held_out = others[: options.min_held_out]
-    left = np.concatenate([inputs, others[options.min_held_out :]])
-    rest = rng.choice(left, options.num_targets - len(held_out), replace=False)
+    remaining = np.concatenate([inputs, others[options.min_held_out :]])
+    rest = rng.choice(remaining, options.num_targets - len(held_out), replace=False)
     return _take(scene, inputs, np.concatenate([held_out, rest]))
 
 
@@ -148,9 +148,9 @@ def _near(
 ) -> Int[np.ndarray, "n"]:
     """The views of `others` within `max_angle` degrees of some input.
 
-    By GS-LRM's rule, a target sees what some input sees. FaceLift's program uses
-    products of positions of another length than one as cosines: at its distance of
-    2.7, its 60 degrees are 86 degrees.
+    As in GS-LRM, a target should see what some input sees. FaceLift's code uses the dot
+    product of two camera positions as the cosine without normalizing them: at its
+    camera distance of 2.7, its limit of 60 degrees is in fact 86 degrees.
     """
     cameras = scene.cameras
     where = f"scene {scene.name} ({scene.path})"

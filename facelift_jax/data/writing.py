@@ -1,4 +1,4 @@
-"""Writes data sets: marks a folder as one of ours, and writes complete files only.
+"""Writes data sets: marks their folders, and writes files that are always complete.
 
 A file appears under its name when it is complete. The camera file of a scene is written
 last: a scene without it is unfinished.
@@ -21,6 +21,8 @@ _PNG_LEVEL = 3  # of 9: files 10 % larger than with 9, written much faster
 
 def claim_folder(out: Path, settings: dict[str, Any], what: str) -> dict[str, Any]:
     """The contents of the folder's marker file; {} if the folder is new.
+
+    `what` names the expected kind of folder in error messages.
 
     Raises:
       ValueError: the folder was made with other `settings`, or is not `what`.

@@ -17,7 +17,7 @@ from facelift_jax.metrics.lpips import lpips_distance
 from facelift_jax.structs import RenderOutput, Views
 
 RELATIVE_SPREAD = 0.5  # target standard deviation in `points_distance`
-MIN_DEVIATION = 1e-8  # added to the standard deviation that it divides by
+MIN_DEVIATION = 1e-8  # added to the standard deviation before division
 LPIPS_SIZE = 256  # side in pixels of the images that LGM's LPIPS compares
 
 
@@ -61,8 +61,8 @@ def points_distance(
     variance = ((fixed - mean) ** 2).sum(axis=(-2, -1), keepdims=True) / (count - 1)
     standardized = (fixed - mean) / (safe_sqrt(variance) + MIN_DEVIATION)
     to_origin = safe_sqrt((origins**2).sum(axis=-1))[..., None, None]
-    wanted = standardized * RELATIVE_SPREAD + to_origin
-    return ((distances - wanted) ** 2).mean(axis=(-3, -2, -1))
+    goal = standardized * RELATIVE_SPREAD + to_origin
+    return ((distances - goal) ** 2).mean(axis=(-3, -2, -1))
 
 
 def pixel_align(

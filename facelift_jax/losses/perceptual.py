@@ -117,7 +117,7 @@ def perceptual_distance(
     pair = (images, jax.lax.stop_gradient(jnp.asarray(targets)))
     features = [vgg19_features(weights, x.reshape(-1, *x.shape[2:])) for x in pair]
     total = jnp.zeros(num_scenes, images.dtype)
-    for weight, rendered, wanted in zip(TERM_WEIGHTS, *features, strict=True):
-        difference = jnp.abs(rendered - wanted).reshape(num_scenes, -1)
+    for weight, rendered, target in zip(TERM_WEIGHTS, *features, strict=True):
+        difference = jnp.abs(rendered - target).reshape(num_scenes, -1)
         total = total + weight * difference.mean(axis=-1)
     return total / 255

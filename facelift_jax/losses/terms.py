@@ -127,7 +127,7 @@ def weighted_loss(
     """
     require_known(weights)
     require_same_shapes(render, targets)
-    total = nothing = jnp.zeros((), render.colors.dtype)
+    total = zero = jnp.zeros((), render.colors.dtype)
     terms = {}
     for name, weight in weights.items():
         if isinstance(weight, float | int) and weight == 0:
@@ -139,7 +139,7 @@ def weighted_loss(
         if isinstance(weight, float | int):
             terms[name] = term()
         else:
-            terms[name] = lax.cond(weight > 0, term, lambda: nothing)
+            terms[name] = lax.cond(weight > 0, term, lambda: zero)
         total = total + weight * terms[name]
     return total, terms
 
@@ -149,7 +149,7 @@ def require_known(weights: Mapping[str, Any]) -> None:
     unknown = [name for name in weights if name not in TERMS]
     if unknown:
         raise ValueError(
-            f"loss: unknown term {', '.join(unknown)}; known are {', '.join(TERMS)}"
+            f"loss: unknown term {', '.join(unknown)}; known terms: {', '.join(TERMS)}"
         )
 
 

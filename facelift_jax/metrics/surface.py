@@ -8,7 +8,8 @@ SURFACE_DEFINITIONS = {
     "chamfer": "half the sum of two mean distances, in units of the object's radius: "
     "centres to mesh, weighted by blend weight, and mesh to centres",
     "f_01": "F-score at .01 of the object's radius: 2 P R / (P + R), P the share of "
-    "blend weight that near to the mesh, R the share of the mesh that near to a centre",
+    "blend weight within this distance of the mesh, R the share of the mesh within "
+    "this distance of a centre",
     "f_005": "F-score at .005 of the object's radius",
 }
 """Name -> definition, per scene."""

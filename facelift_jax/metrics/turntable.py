@@ -27,7 +27,8 @@ TURNTABLE_DEFINITIONS = {
 }
 """Name -> definition, per scene."""
 
-HIDDEN = 0.05  # of the object's radius: larger differences from D_{t+1} mean hidden
+# of the object's radius; points farther than this from D_{t+1} are hidden
+HIDDEN = 0.05
 EVEN_DEGREES = 5.0  # tolerance for evenly spaced cameras
 
 

@@ -1,1 +1,1 @@
-"""Machinery of a training run that knows pytrees and files, and nothing about 3D."""
+"""The training loop and its parts: step, optimizer, run directory, collapse monitor."""

@@ -37,8 +37,8 @@ MIN_CONTRAST = 0.25  # share of the ground truth's contrast
 MAX_OWN_VIEW_SHARE, MAX_LOVO_DROP = 0.9, 10.0  # share; dB
 MAX_GAP = 3.0  # dB between input and held-out views; healthy runs have .8 to 1.5
 MAX_NOT_TAKEN = 0.2  # share of the steps
-MIN_STEPS = 10  # for a share of steps not taken
-PATIENCE = 2  # warm-ups; after one, the renderings of a healthy run may still be fog
+MIN_STEPS = 10  # needed to compute the share of steps not taken
+PATIENCE = 2  # warm-up lengths; after one, a healthy run may still render a fog
 
 USED_METRICS = (
     *(f"monitor/{name}" for name in DEFINITIONS),
@@ -75,8 +75,8 @@ LARGE_GRADIENTS = (
     "smaller weights"
 )
 UNKNOWN = (
-    "none of the known ones (cameras, background, inputs, targets): look at the images "
-    "and compare the config with the unchanged recipe"
+    "not one that the monitor recognizes (cameras, background, inputs, targets): look "
+    "at the images and compare the config with the unchanged recipe"
 )
 
 
@@ -87,7 +87,8 @@ class MonitorSettings:
     Attributes:
       num_inputs: number of input views of the network.
       has_silhouettes: whether a loss term compares silhouettes.
-      patience: first step whose renderings are checked; most networks begin with fog.
+      patience: first step whose renderings are checked; before, most networks render a
+        half-transparent fog.
     """
 
     num_inputs: int

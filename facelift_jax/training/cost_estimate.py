@@ -1,9 +1,9 @@
 """Memory and time of a training step, estimated before anything expensive is built.
 
-The memory is that of the values which the backward pass keeps. It follows from tracing
-shapes, without compilation. On a CPU this is close to what a step needs. On other
-devices compilers fuse most operations, so only the results of convolutions and matrix
-products are counted. Time is estimated for CPUs only.
+The memory estimate counts the values that are kept for the backward pass, which follow
+from tracing shapes, without compilation. On a CPU the estimate is close to what a step
+needs. On other devices, compilers fuse most operations, so only the results of
+convolutions and matrix products are counted. Time is estimated for CPUs only.
 """
 
 import dataclasses
@@ -88,18 +88,18 @@ def step_cost(config: Any) -> tuple[int, float]:
     share = 1 if is_cpu else jax.device_count()
     num_bytes = PARAM_COPIES * size_in_bytes(params) // run.fsdp
     num_bytes += (size_in_bytes(kept) + size_in_bytes(batch)) // share
-    drawn = RenderOutput(
+    rendered = RenderOutput(
         targets.images, targets.masks, targets.masks, np.zeros(targets.masks.shape[:2])
     )
 
     # loss terms with a network of their own
     terms = {name: 1.0 for name in ("lpips", "perceptual") if name in weights}
 
-    def perceptual_loss(drawn: RenderOutput, networks: Any):
-        return weighted_loss(drawn, targets, networks, terms)[0]
+    def perceptual_loss(rendered: RenderOutput, networks: Any):
+        return weighted_loss(rendered, targets, networks, terms)[0]
 
     forward = count_flops(network, params, batch)
-    forward += count_flops(perceptual_loss, drawn, networks) if terms else 0
+    forward += count_flops(perceptual_loss, rendered, networks) if terms else 0
     return num_bytes, 3 * forward / share  # a backward pass costs two forward passes
 
 

@@ -63,10 +63,10 @@ def unseen_share(example: Batch) -> float:
 
 
 def worst_agreement(example: Batch) -> float:
-    """Share of a view's object rays with a point that all other masks contain; minimum.
+    """Smallest share of a view's object rays with a point that all other masks contain.
 
-    The minimum is over the inputs and targets of an example without a batch axis, as
-    far as their masks are not empty.
+    The minimum is over all input and target views whose masks are not empty. The
+    example has no batch axis.
 
     Raises:
       DataError: the cameras of these views do not look at a common point.

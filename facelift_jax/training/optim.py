@@ -40,7 +40,7 @@ class OptimConfig:
       eps: of AdamW.
       weight_decay: of AdamW.
       clip_norm: bound on the global norm of the trained gradients; None is no bound.
-      warmup_steps: may be fractional, as a share of the total is in PyTorch.
+      warmup_steps: may be fractional: PyTorch's warm-up is a share of all steps.
       beta1_peak: beta1 at the peak rate, "one_cycle" only; None keeps beta1 constant.
       decay: parameters that decay: "all", or "matrices" (two or more dimensions).
       skip_norm: a step whose norm before clipping is larger is not taken; None is no
@@ -207,7 +207,7 @@ def stop_reason(step: int, skipped_steps: Sequence[int]) -> StopReason | None:
 
     `skipped_steps` are all steps so far, ascending, that were not finite. Ten in a
     row, or more than 1 % of any 1,000 in a row, stop the run. All steps are examined
-    at every call, so calling it only now and then misses nothing.
+    at every call, so nothing is missed between calls.
     """
     runs = (
         (MAX_SKIPPED_IN_A_ROW, MAX_SKIPPED_IN_A_ROW),

@@ -19,7 +19,7 @@ class RunRecord:
     """What a checkpoint holds besides the state and the position in the data.
 
     Attributes:
-      trained_on: fingerprints of the scenes to train on.
+      trained_on: fingerprints of the training scenes.
       skipped_steps: steps so far that were not finite, ascending.
       bad_scenes: indices of the scenes that could not be used.
     """
@@ -46,9 +46,9 @@ def restore_or_init(
     batches: grain.DatasetIterator,
     record: RunRecord,
 ) -> TrainState:
-    """The state to start from; `state` is a new one, `run` is that config run.
+    """The state to start from; `state` is a new one, `run` the config's run section.
 
-    If `checkpoints` has one, `batches` and `record` continue from it too.
+    If `checkpoints` contains a checkpoint, `batches` and `record` continue from it too.
     Otherwise the parameters come from `init_from`, if it is given.
 
     Raises:
@@ -96,7 +96,7 @@ def restart_advice(checkpoints: Path, first_bad_step: int) -> str:
     good = checkpoint.last_step_before(checkpoints, first_bad_step)
     if good is None:
         return (
-            f"no checkpoint is good: {checkpoints} holds none from before step "
+            f"no good checkpoint: {checkpoints} contains none from before step "
             f"{first_bad_step}: start again with another --workdir"
         )
     return (

@@ -69,9 +69,9 @@ def append_metrics(
     """Appends one line, {"step": step, **measurements}, to `metrics.jsonl`.
 
     Values are numbers or arrays of one number. JSON has no NaN or infinity: such a
-    value is null, and "nonfinite" holds its name and text. `alarms` is a list of texts
-    under that key. Steps ascend: a step has one line, which is written before its
-    checkpoint.
+    value is null, and "nonfinite" holds its name and text. The texts of `alarms` are a
+    list under the key "alarms". Steps ascend: a step has one line, which is written
+    before its checkpoint.
 
     Raises:
       ValueError: the step is not larger than that of the last line.

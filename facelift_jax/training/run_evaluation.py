@@ -27,7 +27,7 @@ class RunEvaluator:
     Attributes:
       evaluate: (step, params, with_shape) -> evaluation; writes the images of that step
         to the run directory. `with_shape` adds the metrics of shape, which are slow.
-      write: evaluation -> evaluation with the visual hull's; writes the report, the PLY
+      write: adds the visual hull's metrics to an evaluation; writes the report, the PLY
         file and the turntable. For process 0 only.
     """
 
@@ -44,7 +44,10 @@ def make_run_evaluator(
     options: DataOptions,
     lpips: Any,
 ) -> RunEvaluator:
-    """Compiles nothing yet; `lpips` are the parameters of LPIPS, or None."""
+    """The evaluator of a run; `lpips` are the parameters of LPIPS, or None.
+
+    Its functions are compiled when they are first called.
+    """
     eval_step = make_eval_step(model, render_fn, lpips)
     turntable = make_turntable(render_fn, config.eval.turntable_frames)
     shape_step = make_shape_step(render_fn, turntable)

@@ -63,5 +63,5 @@ def shard_scenes(render_fn: Render, mesh: Mesh) -> Render:
         mesh=mesh,
         in_specs=(SCENES, SCENES),
         out_specs=SCENES,
-        check_vma=False,  # its loops start from constants, which are not split
+        check_vma=False,  # the renderer's loops start from unsplit constants
     )

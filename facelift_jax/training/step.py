@@ -52,7 +52,7 @@ def make_train_step(
     changes only the step counts and reports `is_skipped`; a step whose gradients are
     too large does the same and reports `is_over_norm`. The measurements are the total
     loss, every loss term, norms over the trained leaves, the learning rate, the number
-    of dropped list entries, and the `monitor/...` metrics of the collapse monitor.
+    of dropped tile entries, and the `monitor/...` metrics of the collapse monitor.
     """
     rate = optim.learning_rate(optim_config)
     limit = math.inf if optim_config.skip_norm is None else optim_config.skip_norm

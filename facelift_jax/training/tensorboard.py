@@ -48,7 +48,7 @@ def append_scalars(path: Path | None, step: int, metrics: Mapping[str, Any]) -> 
 
 
 def _messages(name: str) -> Any:
-    """A module of TensorBoard's messages; generated code without types."""
+    """A module of TensorBoard's protocol buffers: generated code without types."""
     return importlib.import_module(f"tensorboard.compat.proto.{name}_pb2")
 
 

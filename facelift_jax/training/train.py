@@ -62,7 +62,7 @@ def train(
     turntable, and at the end `complete.json`.
 
     Raises:
-      ValueError: settings, data or a checkpoint that do not fit; one line.
+      ValueError: settings, data or a checkpoint cannot be used; one line.
       RuntimeError: too many steps were not finite, or the collapse monitor stops the
         run.
     """
@@ -126,7 +126,7 @@ def train(
         if not (is_evaluated or is_saved or step == 1 or step % run.log_every == 0):
             continue
 
-        # metrics since the last line; `constants` are in the first line of a start
+        # metrics since the last line; `constants` only in the first line after a start
         line, skipped = summarize(window)
         record.skipped_steps, window = [*record.skipped_steps, *skipped], []
         seconds = time.monotonic() - clock

@@ -238,11 +238,15 @@ def test_different_scenes_cannot_share_a_batch(tmp_path):
     write_scene(tmp_path / "b", num_views=6, width=12, height=12)
     write_scene(tmp_path / "c", num_views=6, width=12, height=12, depth=False)
     source = open_source(tmp_path)
-    line = "scenes 0 and 1 cannot share a batch: target views: 5 and 6; make them equal"
+    line = (
+        r"scenes 0 and 1 cannot share a batch: they differ in target views \(5 and 6\)"
+    )
     with pytest.raises(DataError, match=line):
         list(evaluation_batches(source, OPTIONS, 2, num_threads=0))
     rest = FolderSource(source.folders[1:], source.names[1:])
-    line = "scenes 0 and 1 cannot share a batch: depth: True and False; make them equal"
+    line = (
+        r"scenes 0 and 1 cannot share a batch: they differ in depth \(True and False\)"
+    )
     with pytest.raises(DataError, match=line):
         list(evaluation_batches(rest, OPTIONS, 2, num_threads=0))
     assert len(list(evaluation_batches(source, OPTIONS, 1, num_threads=0))) == 3

@@ -23,7 +23,7 @@ TOLERANCES = {
 }
 
 
-# the others, which look at more than pictures: test_network_terms.py, test_lpips.py
+# the others, which use more than images: test_network_terms.py, test_lpips.py
 PICTURE_TERMS = [
     name
     for name in TERMS
@@ -81,7 +81,7 @@ def test_closed_forms(make_scene):
         np.testing.assert_allclose(term(name, render, targets), value, rtol=2e-5)
 
 
-def test_what_is_computed_and_what_is_not_is_said():
+def test_used_and_unused_terms_are_described():
     weights = {"rgb_mse": 1.0, "lpips": 0.0, "perceptual": (0.5, 10), "ssim": 0}
     said = "rgb_mse 1.0, perceptual (0.5, 10); not used: lpips, ssim"
     assert describe_weights(weights) == said
@@ -106,8 +106,8 @@ def test_depth_counts_known_pixels_on_the_object_only(make_scene):
     valid = (masks > 0.5) & (depths > 0)
     error = np.abs(np.asarray(render.depths) - depths)
     expected = [error[b][valid[b]].mean() for b in range(2)]
-    found = term("depth_l1", render, changed)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    actual = term("depth_l1", render, changed)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("side", ["prediction", "target"])
@@ -139,11 +139,11 @@ def test_scale_invariant_depth_is_one_minus_correlation(make_scene):
         )
         for b in range(2)
     ]
-    found = term("depth_scale_invariant", render, targets)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    actual = term("depth_scale_invariant", render, targets)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
     mirrored = dataclasses.replace(render, depths=5 - jnp.asarray(targets.depths))
-    found = term("depth_scale_invariant", mirrored, targets)
-    np.testing.assert_allclose(found, 2, rtol=1e-5)
+    actual = term("depth_scale_invariant", mirrored, targets)
+    np.testing.assert_allclose(actual, 2, rtol=1e-5)
 
 
 def test_scale_invariant_depth_leaves_flat_targets_out(make_scene):
@@ -158,8 +158,8 @@ def test_scale_invariant_depth_leaves_flat_targets_out(make_scene):
     expected = term(
         "depth_scale_invariant", without_view_1(render), without_view_1(targets)
     )
-    found = term("depth_scale_invariant", render, flat)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    actual = term("depth_scale_invariant", render, flat)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", PICTURE_TERMS)
@@ -187,7 +187,7 @@ def test_gradients_match_central_differences(make_scene, name):
 
 
 @pytest.mark.parametrize("name", PICTURE_TERMS)
-def test_values_and_gradients_are_finite_where_nothing_is_known(make_scene, name):
+def test_values_and_gradients_are_finite_without_valid_pixels(make_scene, name):
     render, targets = make_scene(8)
     zeros = jax.tree.map(np.zeros_like, targets)
     nothing = dataclasses.replace(
@@ -253,7 +253,7 @@ def test_a_weight_may_follow_a_schedule(make_scene):
 
 
 def test_weights_in_force_at_a_step():
-    """A schedule of weight zero is the number zero: nothing asks for its networks."""
+    """A schedule of weight zero is the number zero: its networks are not needed."""
     weights = {
         "ssim": (0.5,),
         "perceptual": (0.0, 5),
@@ -303,7 +303,7 @@ def test_shapes_are_compared_before_subtraction(make_scene):
     [
         (
             {"rgb_mse": 1.0, "lpip": 0.1},
-            f"loss: unknown term lpip; known are {KNOWN}",
+            f"loss: unknown term lpip; known terms: {KNOWN}",
         ),
         ({"ssim": -1.0}, "loss.ssim: expected a finite weight >= 0, found -1.0"),
         ({"ssim": "1"}, "loss.ssim: expected a finite weight >= 0, found '1'"),
@@ -345,7 +345,7 @@ def test_good_weights_pass():
 
 
 def test_an_unknown_term_is_refused_in_the_loss_too(make_scene):
-    with pytest.raises(ValueError, match="unknown term lpip; known are rgb_mse"):
+    with pytest.raises(ValueError, match="unknown term lpip; known terms: rgb_mse"):
         weighted_loss(*make_scene(13), {}, {"lpip": 1.0})
 
 

@@ -106,7 +106,7 @@ def test_an_alarm_is_reported_once_until_it_is_over():
     second = collapse_monitor.find_alarms(1025, HEALTHY | FILLED | GAP, SETTINGS)
     (line,) = collapse_monitor.describe_new(first, [])
     assert line.startswith("mean alpha is 0.90 but the object covers 0.08 of the image")
-    assert "; likely cause: none of the known ones" in line
+    assert "; likely cause: not one that the monitor recognizes" in line
     (line,) = collapse_monitor.describe_new(second, first)
     assert line.startswith(
         "psnr_fg is 34.7 dB at the input cameras but 7.0 dB at held-out cameras"

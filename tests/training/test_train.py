@@ -255,7 +255,7 @@ def test_the_last_good_checkpoint_is_from_before_the_nonfinite_steps(tmp_path):
     reason = optim.stop_reason(12, range(2, 12))
     assert reason is not None
     assert restart_advice(tmp_path, reason.first_step) == (
-        f"no checkpoint is good: {tmp_path} holds none from before step 2: start again "
+        f"no good checkpoint: {tmp_path} contains none from before step 2: start again "
         "with another --workdir"
     )
     reason = optim.stop_reason(16, range(6, 16))

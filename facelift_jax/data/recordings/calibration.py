@@ -1,6 +1,7 @@
 """Reads calibration files of three programs into this package's camera convention.
 
-The files differ in the coordinates of the top-left pixel's centre; here (0.5, 0.5).
+The files differ in the coordinates of the top-left pixel's centre; this package uses
+(0.5, 0.5).
 
 `opencv_cameras.json` (this package's format, see `data.formats`): a camera is named
 after its `file_path` without folder and suffix; a frame may have k1, k2, p1, p2, k3.
@@ -141,7 +142,7 @@ def _label3d_entries(path: Path) -> list[tuple[Any, Any]]:
         ) from error
     except KeyError as error:
         raise DataError(f"has no {error}; expected a file of label3d") from error
-    except Exception as error:  # of many types for damaged files
+    except Exception as error:  # damaged files raise many types
         raise DataError(f"not a readable .mat file ({error})") from error
     if len(params) != len(camnames):
         raise DataError(f"{len(params)} params for {len(camnames)} camnames")
@@ -165,7 +166,7 @@ def _viewmat(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
 
 
 def _coefficients(values: np.ndarray) -> np.ndarray:
-    """k1 k2 p1 p2 k3 from four or more values, of which the sixth and on are zero."""
+    """k1 k2 p1 p2 k3 from four or more values; those from the sixth on must be zero."""
     higher = values[NUM_COEFFICIENTS:]
     if len(values) < NUM_COEFFICIENTS - 1 or higher.any():
         raise DataError(

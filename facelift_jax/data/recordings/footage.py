@@ -97,7 +97,7 @@ def open_recording(
       images, masks: folders with a video or a folder of images per camera.
       names: the cameras to use; None for all.
       fps: frames per second of image files; None for videos, which have timestamps.
-      progress: receives lines about what is not used.
+      progress: is called with a line of text for everything that is not used.
 
     Raises:
       DataError: a file is missing or inconsistent with the others; one line.
@@ -122,7 +122,7 @@ def open_recording(
         file_names = {p.name: {p.name, p.stem} for p in folder.iterdir()}
         others = sorted(n for n, x in file_names.items() if x.isdisjoint(calibrated))
         if others:
-            progress(f"{folder}: belong to no calibrated camera: {', '.join(others)}")
+            progress(f"{folder}: files of no calibrated camera: {', '.join(others)}")
     for camera, image, mask in zip(cameras, image_footage, mask_footage, strict=True):
         with located(image.label):
             for what, size in (("masks", mask.size), ("calibration", camera.size)):
@@ -224,7 +224,7 @@ def _common_times(
             raise DataError(
                 f"{difference}; frames with the same number must show the same time"
             )
-        progress(f"{difference}: the last ones are not used")
+        progress(f"{difference}: the last frames are not used")
     clocks = [footage.times for footage in images if footage.times is not None]
     if bool(clocks) == bool(fps):
         raise ValueError(

@@ -2,7 +2,8 @@
 
 `distortion` is (k1, k2, p1, p2, k3) in the order and meaning of OpenCV and MATLAB
 (Brown 1971). A point (x, y) of the plane z = 1 of the camera frame, with
-r2 = x^2 + y^2 and g = 1 + k1 r2 + k2 r2^2 + k3 r2^3, is imaged where a pinhole images
+r2 = x^2 + y^2 and g = 1 + k1 r2 + k2 r2^2 + k3 r2^3, is imaged where a pinhole camera
+would image the point (x', y') of that plane:
 
     x' = g x + 2 p1 x y + p2 (r2 + 2 x^2)
     y' = g y + 2 p2 x y + p1 (r2 + 2 y^2)

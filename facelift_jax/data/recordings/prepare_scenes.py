@@ -62,7 +62,7 @@ def prepare_scenes(
       options: how scenes are made.
       cameras: names of the cameras to use; None for all calibrated cameras.
       workers: number of threads; None for one per core.
-      progress: receives lines of text.
+      progress: is called with lines of text.
 
     Raises:
       ValueError: an input cannot be used (`DataError`), or `out` holds other data.
@@ -132,8 +132,8 @@ def _claim_folder(
 def _digest(footage: Footage) -> str:
     """Sixteen hex digits of SHA-256.
 
-    Of a video: over its size and the bytes at both ends. Of image files: over their
-    names, sizes and modification times; none is opened.
+    For a video, over its size and the bytes at both ends. For image files, over their
+    names, sizes and modification times, without opening them.
     """
     sha = hashlib.sha256()
     for path in footage.paths:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from facelift_jax.geometry.rotations import quat_to_matrix
 
-BODY_LENGTH_METRES = 0.25  # about nose to tail root: the unit of texture coordinates
+BODY_LENGTH_METRES = 0.25  # about nose to tail root; unit of texture coordinates
 REGIONS = ("fur", "pink", "tail", "eye")
 EYE_SUBDIVISIONS = 2
 
@@ -99,9 +99,8 @@ def load_rodent() -> Rodent:
     starts = len(skin) + len(sphere) * np.arange(2)
     faces = [arrays["face"].astype(np.int32), *(sphere_faces + s for s in starts)]
     faces = np.concatenate(faces).astype(np.int32)
-    rest = np.concatenate(
-        [skin, *(sphere + 10 * k for k in (1, 2))]
-    )  # keeps the eyes apart
+    # the offsets keep the eyes apart from each other and from the skin
+    rest = np.concatenate([skin, *(sphere + 10 * k for k in (1, 2))])
     weld = np.unique(rest.round(6), axis=0, return_inverse=True)[1].reshape(-1)
     bone_names = [skeleton.body_names[body] for body in arrays["bone_body"]]
     texture = np.zeros_like(rest)

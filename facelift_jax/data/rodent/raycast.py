@@ -1,4 +1,4 @@
-"""Casts rays against a triangle mesh with Embree, one by one: results repeat exactly.
+"""Casts rays against a triangle mesh with Embree, one by one, so that results repeat.
 
 Embree (the package `embreex`) is imported when the first mesh is built, so that a scene
 can be posed and measured without it.

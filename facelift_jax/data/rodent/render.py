@@ -72,8 +72,8 @@ def render_image(
     """RGBA (straight alpha) and camera-z depth; both are 0 off the animal.
 
     Depth is float32 in world units, exact at pixel centres. Colour and alpha are means
-    over the pixel. Colours are averaged as stored (sRGB), as all readers of the file
-    blend them. `camera` has no batch axes.
+    over the pixel. Colours are averaged in sRGB, as stored, because the readers of the
+    files blend stored values. `camera` has no batch axes.
     """
     rgba = np.zeros((camera.height, camera.width, 4), np.uint8)
     depth = np.zeros((camera.height, camera.width), np.float32)

@@ -67,5 +67,5 @@ def depth_path(view: int) -> str:
 
 
 def depth_unit(depths: Array) -> float:
-    """World units per step of a 16-bit depth image; a power of two, hence exact."""
+    """World units per step of a 16-bit depth image; a power of two, so it is exact."""
     return 2.0 ** math.ceil(math.log2(max(float(depths.max()), 1.0) / _DEPTH_LEVELS))

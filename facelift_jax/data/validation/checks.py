@@ -119,7 +119,7 @@ def check_scene(
     """Runs all data checks on one scene; `background` is RGB in [0, 1].
 
     If cameras and masks disagree, common mistakes are tried to find the cause, unless
-    `with_diagnosis` is False. This takes longer than all checks.
+    `with_diagnosis` is False. This takes longer than all checks together.
 
     Raises:
       DataError: an image cannot be read.

@@ -90,14 +90,14 @@ def require_data_checks(
 ) -> dict[str, Any]:
     """Checks the sets of a run, and returns the record for the run directory.
 
-    In a run on several hosts, every process checks all sets, so that all raise alike;
-    the process with `is_writer` stores the reports.
+    In a run on several hosts, every process checks all sets, so that all raise the same
+    error; the process with `is_writer` stores the reports.
 
     At most `bad_scenes_allowed` scenes may be unreadable; they are skipped later. At
     most `violations_allowed` scenes may fail the checks; they are used.
 
     Raises:
-      DataError: a set fails; the first reason, and the command that shows all.
+      DataError: a set fails; with the first reason and the command that shows all.
     """
     paths, background = [part.path for part in parts], options.background
     groups: dict[str, list[SceneReport]] = {TRAIN: [], HELD_OUT: []}
@@ -174,7 +174,8 @@ def find_violations(
 ) -> tuple[int, str]:
     """The number of scenes that fail the data checks or cannot be read, and a message.
 
-    The message gives the first reason and the command that shows all; "" if none.
+    The message gives the first reason and the command that shows all; it is "" if no
+    scene fails.
     """
     reports = check_source(path, source, background, progress)
     bad = [report for report in reports if report.problems]

@@ -94,7 +94,7 @@ def smallest_agreement(
 def _wrong_poses(
     viewmats: Float[np.ndarray, "v 4 4"],
 ) -> Iterator[tuple[str, Float[np.ndarray, "v 4 4"]]]:
-    """Poses stored in other conventions, and their conversion to ours."""
+    """Poses stored in other conventions, and their conversion to this package's."""
     inverse = np.asarray(invert_rigid(viewmats))
     yield "w2c contains camera-to-world poses: store their inverses", inverse
     yield (

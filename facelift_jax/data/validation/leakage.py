@@ -18,7 +18,8 @@ from facelift_jax.data.scenes import FolderSource
 from facelift_jax.data.validation.checks import SceneReport
 
 TRAIN, HELD_OUT = "train", "held-out"  # the groups of a run
-MAX_NEIGHBOR_STEPS = 1.5  # closer times of a recording, in its steps, are neighbors
+# scenes closer in time than this, in steps of their recording, are neighbors
+MAX_NEIGHBOR_STEPS = 1.5
 
 
 def check_leakage(
@@ -127,7 +128,7 @@ def leave_out_trained(source: FolderSource, trained_on: list[str]) -> FolderSour
       ValueError: all scenes were trained on.
     """
     trained = set(trained_on)
-    new = [i for i, mark in enumerate(fingerprints(source)) if mark not in trained]
+    new = [i for i, digest in enumerate(fingerprints(source)) if digest not in trained]
     num_trained = len(source) - len(new)
     if not new:
         raise ValueError(

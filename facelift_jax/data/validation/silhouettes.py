@@ -22,10 +22,8 @@ from facelift_jax.geometry.rigid import nearest_point, rig_center
 from facelift_jax.structs import Cameras
 
 MAX_RAYS = 400  # per view; the standard error of a share of .97 is then below .01
-NEAREST, FARTHEST = (
-    0.4,
-    1.6,
-)  # of a ray, relative to its camera's distance to the center
+# ends of a tested ray, relative to its camera's distance to the center
+NEAREST, FARTHEST = 0.4, 1.6
 STEP = 0.5  # pixels between positions on a ray, in the view where they move most
 MIN_FULL_ALPHA, MIN_PARTIAL_ALPHA = 250, 5  # of 255: fully covered, not empty
 MIN_AGREEMENT = 0.97  # share of a view's rays; masks of real images have errors
@@ -150,10 +148,10 @@ def locate(
     rig: Rig,
     point: Float[np.ndarray, "3"] | None = None,
 ) -> Located:
-    """The point where the masks' centroids meet; or their offsets from a given point.
+    """Locates the object by its masks' centroids, or takes `point` as its position.
 
     Raises:
-      DataError: the rays through them are parallel.
+      DataError: the rays through the centroids are parallel.
     """
     _, height, width = alphas.shape
     centroids = np.stack([np.argwhere(alpha > 127).mean(axis=0) for alpha in alphas])
@@ -207,7 +205,7 @@ def agreement_without(masks: Silhouettes, rig: Rig) -> Float[np.ndarray, "v v"]:
     smallest = np.ones((num_views, num_views))
     for view in range(num_views):
         rays = _rays(masks.full[view], rig.cameras, view, MAX_RAYS // 4)
-        # by the two views that exclude a position on a ray; the last index: no view
+        # indexed by ray and the two views that exclude a position; last index: no view
         is_allowed = np.zeros((len(rays), num_views + 1, num_views + 1), bool)
         for ray, _, _, *excluders in _allowed_positions(masks, rig, view, rays, 2):
             is_allowed[ray, *excluders] = True
@@ -253,9 +251,9 @@ def _allowed_positions(
         indices = np.arange(first, min(first + chunk, len(rays)), dtype=np.int32)
         ray, distance = np.repeat(indices, num_positions), np.tile(along, len(indices))
         excluders = [np.full(len(ray), num_views) for _ in range(max_excluders)]
-        left = [ray, distance, np.zeros(len(ray), bool), *excluders]
+        remaining = [ray, distance, np.zeros(len(ray), bool), *excluders]
         for other in np.delete(np.arange(num_views), view):
-            ray, distance, is_seen, *excluders = left
+            ray, distance, is_seen, *excluders = remaining
             pixel = [
                 start + distance * step.take(ray)
                 for start, step in zip(starts[other], steps[other], strict=True)
@@ -269,8 +267,8 @@ def _allowed_positions(
                 excluders[1][is_second] = other
                 excluders[0][is_excluded & ~is_second] = other
             kept = np.flatnonzero(keep)
-            left = [array.take(kept) for array in left]
-        yield left
+            remaining = [array.take(kept) for array in remaining]
+        yield remaining
 
 
 def _look_up(

@@ -33,9 +33,9 @@ def test_unused_cameras_files_and_frames_are_reported(tmp_path):
     assert [camera.name for camera in recording.cameras] == ["A", "B", "F"]
     np.testing.assert_allclose(recording.times, np.arange(7) / 10, atol=1e-9)
     assert lines[0] == "3 calibrated cameras are not used: C, D, E"
-    assert lines[1].endswith("/images: belong to no calibrated camera: G.mp4")
+    assert lines[1].endswith("/images: files of no calibrated camera: G.mp4")
     assert re.fullmatch(
-        r"camera 'B' .* has 7 frames, camera 'A' .* 8: the last ones are not used",
+        r"camera 'B' .* has 7 frames, camera 'A' .* 8: the last frames are not used",
         lines[2],
     )
     assert lines[3].startswith(
