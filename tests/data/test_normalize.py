@@ -62,9 +62,9 @@ def test_a_similarity_moves_points_there_and_back(scene, frame):
     inputs = scene.take(np.array([4, 1, 6]))
     similarity = rig_similarity(inputs.cameras, inputs.cameras, 1.5, frame)
     moved, _ = normalize_rig(inputs, inputs, scene.cameras, 1.5, frame)
-    found = similarity.apply(inputs.cameras.centers)
-    np.testing.assert_allclose(found, moved.cameras.centers, atol=1e-6)
-    back = similarity.inverse().apply(found)
+    actual = similarity.apply(inputs.cameras.centers)
+    np.testing.assert_allclose(actual, moved.cameras.centers, atol=1e-6)
+    back = similarity.inverse().apply(actual)
     np.testing.assert_allclose(back, inputs.cameras.centers, atol=1e-6)
 
 

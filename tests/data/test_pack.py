@@ -71,10 +71,10 @@ def sets(tmp_path_factory):
 
 
 def test_a_packed_set_equals_its_source_bit_for_bit(sets):
-    source, found = sets
-    assert found.names == source.names
-    assert found.digest == source.digest
-    for one, two in zip(source, found, strict=True):
+    source, packed_source = sets
+    assert packed_source.names == source.names
+    assert packed_source.digest == source.digest
+    for one, two in zip(source, packed_source, strict=True):
         assert (one.name, one.index, one.origin) == (two.name, two.index, two.origin)
         assert one.depth_unit == two.depth_unit
         for attribute in ("rgba", "depths", "is_input"):
@@ -89,8 +89,8 @@ def test_a_packed_set_equals_its_source_bit_for_bit(sets):
 
 
 def test_files_are_stored_unchanged_and_tfds_reads_them(sets):
-    source, found = sets
-    root = found.folders[0].root
+    source, packed_source = sets
+    root = packed_source.folders[0].root
     records = tfds.builder_from_directory(root).as_data_source("scenes")
     assert [record["name"].decode() for record in records] == list(source.names)
     for folder, record in zip(source.folders, records, strict=True):
@@ -102,22 +102,26 @@ def test_files_are_stored_unchanged_and_tfds_reads_them(sets):
 
 
 def test_a_packed_set_can_be_packed_again(sets, tmp_path):
-    source, found = sets
-    again = packed(found.folders[0].root, tmp_path / "again")
+    source, packed_source = sets
+    again = packed(packed_source.folders[0].root, tmp_path / "again")
     np.testing.assert_array_equal(again[1].rgba, source[1].rgba)
     assert again.digest == source.digest
 
 
 def test_the_pipeline_gives_the_same_batches(tmp_path):
     source = open_source(write_scenes(tmp_path / "set", 3, **SMALL))
-    found = pickle.loads(pickle.dumps(packed(tmp_path / "set", tmp_path / "packed")))
+    packed_source = pickle.loads(
+        pickle.dumps(packed(tmp_path / "set", tmp_path / "packed"))
+    )
     for threads in (0, 3):
         expected = first_batches(4, source, num_threads=0)
-        assert_same(expected, first_batches(4, found, num_threads=threads))
-    evaluated = [list(evaluation_batches(x, OPTIONS, 2)) for x in (source, found)]
+        assert_same(expected, first_batches(4, packed_source, num_threads=threads))
+    evaluated = [
+        list(evaluation_batches(x, OPTIONS, 2)) for x in (source, packed_source)
+    ]
     assert_same(*evaluated)
-    train, held_out = split_source(found, 1)
-    assert fingerprints(found) == fingerprints(source)
+    train, held_out = split_source(packed_source, 1)
+    assert fingerprints(packed_source) == fingerprints(source)
     marks = fingerprints(split_source(source, 1)[0])
     new = FolderSource(held_out.folders + held_out.folders, ("x", "y"))
     assert leave_out_trained(new, marks).names == ("x", "y")

@@ -33,8 +33,8 @@ def assert_pixels_keep_their_rays(before, after, margin, tolerance=2e-4):
     K, old = (np.float64(v.cameras.Ks[0]) for v in (after, before))
     place = (rays @ np.linalg.inv(K).T @ old.T)[..., :2]
     inside = (slice(margin, height - margin), slice(margin, width - margin))
-    found = after.images[0, ..., :2]
-    np.testing.assert_allclose(found[inside], place[inside], atol=tolerance)
+    actual = after.images[0, ..., :2]
+    np.testing.assert_allclose(actual[inside], place[inside], atol=tolerance)
 
 
 # Old pixels. Means over whole pixels and bilinear sampling keep a ramp to rounding; an

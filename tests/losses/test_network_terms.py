@@ -69,9 +69,9 @@ def scene(golden, vgg19):
     return render, targets, aux
 
 
-def assert_close(found, expected):
+def assert_close(actual, expected):
     largest = np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * largest)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE * largest)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_perceptual_matches_the_original(scene, golden):
     both = np.concatenate([render.colors[0], targets.images[0]])
     features = jax.jit(vgg19_features)(aux["vgg19"], both)
     terms = [np.abs(np.subtract(*np.split(np.asarray(f), 2))).mean() for f in features]
-    found, expected = np.array(terms), golden["perceptual_terms_unweighted"]
-    np.testing.assert_allclose(found, expected, rtol=2e-5)
+    actual, expected = np.array(terms), golden["perceptual_terms_unweighted"]
+    np.testing.assert_allclose(actual, expected, rtol=2e-5)
     assert len(TERM_WEIGHTS) == len(expected)
 
     def loss(colors):
@@ -132,8 +132,8 @@ def test_schedules_match_the_original(golden, stage):
         f"schedule_gslrm{names.get(stage, '')}"
     ]:
         now = weights_at(weights, jnp.int32(step))
-        found = [now["rgb_mse"], now["perceptual"], now["points_distance"]]
-        np.testing.assert_allclose(found, [l2, perceptual, points], rtol=1e-6)
+        actual = [now["rgb_mse"], now["perceptual"], now["points_distance"]]
+        np.testing.assert_allclose(actual, [l2, perceptual, points], rtol=1e-6)
 
 
 def test_what_a_term_lacks_is_named(scene):
@@ -169,6 +169,6 @@ def test_weights_come_from_a_checked_file(tmp_path, vgg19):
         check_vgg19(tmp_path / "other")
 
 
-def test_pictures_too_small_for_the_network_are_refused(vgg19):
+def test_images_too_small_for_the_network_are_refused(vgg19):
     with pytest.raises(ValueError, match="8 x 8 px are too small for VGG-19; data"):
         vgg19_features(vgg19, np.zeros((1, 8, 8, 3), np.float32))

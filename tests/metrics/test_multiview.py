@@ -159,7 +159,7 @@ def test_blend_weights_add_up_to_opacity():
     assert weights.sum() == pytest.approx(float(alphas.sum()), rel=TOLERANCE)
 
 
-def test_health_of_a_handful():
+def test_health_of_five_gaussians():
     """Five Gaussians: one invisible, the others stretched, two half opaque."""
     scales = np.ones((1, 5, 3), np.float32)
     scales[0, :, 1] = [1, 2, 4, 8, 1000]

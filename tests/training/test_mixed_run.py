@@ -35,10 +35,10 @@ def test_a_bad_mix_ends_with_one_line(flags, expected, tmp_path, monkeypatch, ca
 def test_a_run_on_a_packed_and_a_plain_set(tmp_path):
     rodent.generate(tmp_path / "plain", 8, 32, workers=1)
     shutil.copytree(tmp_path / "plain", tmp_path / "other")
-    for picture in (tmp_path / "other").rglob("images/*.png"):  # another animal
-        rgba = np.array(Image.open(picture))
+    for path in (tmp_path / "other").rglob("images/*.png"):  # another animal
+        rgba = np.array(Image.open(path))
         rgba[..., 0] ^= (rgba[..., 3] > 0) * np.uint8(1)
-        Image.fromarray(rgba).save(picture)
+        Image.fromarray(rgba).save(path)
     pack(tmp_path / "other", tmp_path / "packed", (1.0, 1.0, 1.0), print)
     mix = f"--config.data.mix=(('{tmp_path}/plain', 1), ('{tmp_path}/packed', 3.0))"
     flags = (SMOKE, mix, "--workdir=run")

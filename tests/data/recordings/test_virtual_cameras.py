@@ -56,7 +56,7 @@ def test_points_are_resampled_to_where_the_virtual_camera_projects_them(
     cameras, points, masks
 ):
     """Dots at the distorted projections of 3D points, located in the new images."""
-    known = CENTER + np.random.default_rng(1).uniform(-16, 16, (9, 3))
+    world_points = CENTER + np.random.default_rng(1).uniform(-16, 16, (9, 3))
     errors = []
     for view, (viewmat, K) in enumerate(zip(*arena.rig(SHRINK)[:2], strict=True)):
         camera, mask = cameras[view], masks[view]
@@ -64,8 +64,8 @@ def test_points_are_resampled_to_where_the_virtual_camera_projects_them(
         distance = np.linalg.norm(viewmat[:3, :3] @ CENTER + viewmat[:3, 3])
         focal = focal_length(distance, RADIUS, 0.9, SIZE)
         virtual = virtual_camera(camera, CENTER, focal, SIZE)
-        drawn = arena.project(known, viewmat, K, arena.LENSES[view])
-        expected = project(virtual, known)[0]
+        drawn = arena.project(world_points, viewmat, K, arena.LENSES[view])
+        expected = project(virtual, world_points)[0]
         for some in (slice(0, 3), slice(3, 6), slice(6, 9)):  # one colour each
             squares = (columns[..., None] - drawn[some, 0]) ** 2
             squares = squares + (rows[..., None] - drawn[some, 1]) ** 2

@@ -175,13 +175,13 @@ def test_reports_of_other_versions_are_ignored(tmp_path, checked, monkeypatch):
 def test_one_of_several_processes_stores_the_reports(tmp_path, checked):
     make_set(tmp_path)
     lines = []
-    found = check_source(tmp_path, open_source(tmp_path), WHITE, lines.append, False)
+    reports = check_source(tmp_path, open_source(tmp_path), WHITE, lines.append, False)
     assert not (tmp_path / "data_checks.json").exists()
     assert lines[0].startswith(f"check: 3 scenes of {tmp_path}; the results are stored")
-    assert check(tmp_path) == found
+    assert check(tmp_path) == reports
     assert len(checked) == 6
     lines.clear()
-    assert check_source(tmp_path, open_source(tmp_path), WHITE, lines.append) == found
+    assert check_source(tmp_path, open_source(tmp_path), WHITE, lines.append) == reports
     assert not lines
 
 

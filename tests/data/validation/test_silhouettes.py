@@ -58,21 +58,21 @@ def test_a_soft_mask_has_exact_bounds_and_a_binary_one_within_a_pixel():
     soft = np.zeros((1, 8, 8), np.uint8)
     soft[0, 2:6, 2:6] = 255
     soft[0, 2:6, 6] = 100
-    found = silhouettes(soft)
-    np.testing.assert_array_equal(found.full, soft == 255)
-    np.testing.assert_array_equal(found.partial, soft > 0)
+    actual = silhouettes(soft)
+    np.testing.assert_array_equal(actual.full, soft == 255)
+    np.testing.assert_array_equal(actual.partial, soft > 0)
     hard = np.where(soft > 127, 255, 0).astype(np.uint8)
-    found = silhouettes(hard)
+    actual = silhouettes(hard)
     expected = np.zeros((2, 8, 8), bool)
     expected[0, 3:5, 3:5] = True
     expected[1, 1:7, 1:7] = True
-    np.testing.assert_array_equal(found.full[0], expected[0])
-    np.testing.assert_array_equal(found.partial[0], expected[1])
+    np.testing.assert_array_equal(actual.full[0], expected[0])
+    np.testing.assert_array_equal(actual.partial[0], expected[1])
     # no pixel of a line has all neighbors set; no pixel of a haze is fully covered
     for thin in (np.diag([255] * 8), np.diag([140, 200] * 4)):
-        found = silhouettes(thin[None].astype(np.uint8))
-        np.testing.assert_array_equal(found.full[0], thin > 127)
-        np.testing.assert_array_equal(found.partial[0], grown(thin > 127, 1))
+        actual = silhouettes(thin[None].astype(np.uint8))
+        np.testing.assert_array_equal(actual.full[0], thin > 127)
+        np.testing.assert_array_equal(actual.partial[0], grown(thin > 127, 1))
 
 
 def test_dilation_adds_rows_and_columns():
@@ -90,9 +90,9 @@ def test_correct_cameras_agree_exactly_at_every_resolution(size, threshold):
     alphas = scene.rgba[..., 3]
     if threshold:
         alphas = np.where(alphas > threshold, np.uint8(255), np.uint8(0))
-    found = agreement(silhouettes(alphas), look_at_rig(scene.cameras))
-    np.testing.assert_array_equal(found.seen, np.ones(8))
-    assert found.num_rays.min() > 3
+    actual = agreement(silhouettes(alphas), look_at_rig(scene.cameras))
+    np.testing.assert_array_equal(actual.seen, np.ones(8))
+    assert actual.num_rays.min() > 3
 
 
 def test_views_that_contradict_the_others_are_identified():
@@ -121,11 +121,11 @@ def test_the_centroids_locate_the_object():
     rig = look_at_rig(scene.cameras)
     np.testing.assert_allclose(rig.center, 0, atol=1e-6)
     np.testing.assert_allclose(rig.distances, 2.7, rtol=1e-6)
-    found = locate(scene.rgba[..., 3], rig)
-    np.testing.assert_allclose(found.point, ball[0, :3], atol=0.01)
-    assert np.abs(found.offsets).max() < 0.5
-    assert found.is_in_frame.all()
-    moved = locate(scene.rgba[..., 3], rig, found.point + np.array([0, 0, 3.0]))
+    actual = locate(scene.rgba[..., 3], rig)
+    np.testing.assert_allclose(actual.point, ball[0, :3], atol=0.01)
+    assert np.abs(actual.offsets).max() < 0.5
+    assert actual.is_in_frame.all()
+    moved = locate(scene.rgba[..., 3], rig, actual.point + np.array([0, 0, 3.0]))
     assert not moved.is_in_frame.any()
     assert moved.is_in_front.all()
     turned = np.diag([1, -1, -1, 1]) @ scene.cameras.viewmats
@@ -135,9 +135,9 @@ def test_the_centroids_locate_the_object():
 
 def test_positions_of_agreeing_pixels_are_close_to_the_object():
     scene = lump_scene(ring(9, elevations=(20.0, -30.0, 60.0)))
-    found, rig = silhouettes(scene.rgba[..., 3]), look_at_rig(scene.cameras)
-    is_tested, agrees, positions = agreeing_pixels(found, rig, 0, stride=2)
-    np.testing.assert_array_equal(is_tested, found.full[0, ::2, ::2])
+    actual, rig = silhouettes(scene.rgba[..., 3]), look_at_rig(scene.cameras)
+    is_tested, agrees, positions = agreeing_pixels(actual, rig, 0, stride=2)
+    np.testing.assert_array_equal(is_tested, actual.full[0, ::2, ::2])
     np.testing.assert_array_equal(agrees, is_tested)
     camera = Cameras(rig.cameras.viewmats[0], rig.cameras.Ks[0], 48, 48)
     pixels, _ = project(camera, positions)
