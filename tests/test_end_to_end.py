@@ -69,7 +69,7 @@ def test_a_run_leaves_everything_a_user_needs(run):
 
 @pytest.mark.slow
 def test_gslrm_trains_and_resumes_through_the_same_command(rodents, tmp_path):
-    """With every kind of term that its pictures allow, on a schedule."""
+    """With every kind of loss term that works at 32 px, on a schedule."""
     flags = ("--config.loss.points_distance=0.1", "--config.loss.pixel_align=0.1")
     flags += ("--config.optim.skip_norm=1e6",)
     process = smoke("run", rodents, *flags, cwd=tmp_path, recipe="gslrm")
@@ -85,7 +85,7 @@ def test_gslrm_trains_and_resumes_through_the_same_command(rodents, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_missing_perceptual_network_is_said_at_once(rodents, tmp_path):
+def test_a_missing_perceptual_network_is_refused_at_the_start(rodents, tmp_path):
     flags = ("--config.loss.perceptual=0.5", "--config.loss.vgg19_weights=nowhere")
     code, _, err = finish(smoke("run", rodents, *flags, cwd=tmp_path, recipe="gslrm"))
     assert code == 2
@@ -95,7 +95,7 @@ def test_a_missing_perceptual_network_is_said_at_once(rodents, tmp_path):
 
 @pytest.mark.slow
 def test_lpips_is_a_loss_and_a_metric(rodents, lpips_folder, tmp_path):
-    """As the recipe has it, but for the counts: its pictures are 256 px large."""
+    """The recipe with smaller counts, because LPIPS resizes its images to 256 px."""
     counts = {"run.num_steps": 2, "optim.warmup_steps": 1, "run.batch_size": 1}
     counts |= {"data.num_targets": 1, "data.min_held_out": 1, "eval.num_targets": 1}
     counts |= {"data.num_held_out_scenes": 1, "eval.num_image_scenes": 0}
@@ -129,12 +129,12 @@ def test_a_killed_run_ends_bit_identical(run, rodents, tmp_path):
     assert code == 0, err
     assert_same_params(tmp_path / "killed", run)
     timing = "train/scenes_per_second"
-    # the line of a restart's first step is not there in an uninterrupted run, and means
-    # are over the steps since the last line
-    mine = {line["step"]: line for line in lines_of(tmp_path / "killed")}
-    theirs = {line["step"]: line for line in lines_of(run)}
+    # a restart logs its first lines at other steps, and a line has the means over the
+    # steps since the line before
+    resumed = {line["step"]: line for line in lines_of(tmp_path / "killed")}
+    expected = {line["step"]: line for line in lines_of(run)}
     for step in (1, 2, 4, 5, 10):
-        assert {**mine[step], timing: 0} == {**theirs[step], timing: 0}
+        assert {**resumed[step], timing: 0} == {**expected[step], timing: 0}
 
 
 @pytest.mark.slow
@@ -142,15 +142,14 @@ def test_a_full_disk_ends_with_one_line_and_loses_nothing(run, rodents, tmp_path
     full = tmp_path / "full"
     kill_after_first_checkpoint(smoke("full", rodents, cwd=tmp_path), full)
     process = smoke("full", rodents, cwd=tmp_path, largest_file=2**20)
-    # the storage library's threads report the failed write before, behind and beside
-    # our line
+    # the threads of the storage library report the failed write too
     err = process.communicate(timeout=900)[1]
     assert process.returncode == 2
     assert re.search(r"main: \S*/full/checkpoints/10: cannot be saved: ", err)
     assert all_steps(full / "checkpoints") == [5]
     code, _, err = finish(smoke("full", rodents, cwd=tmp_path))
     assert code == 0, err
-    # nothing that the killed and the failed save left
+    # nothing is left of the killed and of the failed save
     steps = all_steps(full / "checkpoints")
     assert {path.name for path in (full / "checkpoints").iterdir()} == {
         *map(str, steps)
@@ -163,8 +162,8 @@ def test_a_full_disk_ends_with_one_line_and_loses_nothing(run, rodents, tmp_path
 def test_bad_scenes_stop_training_unless_allowed(rodents, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(rodents, data)
-    picture = data / "scene_000003" / "images" / "cam_002.png"
-    picture.write_bytes(picture.read_bytes()[:300])
+    damaged = data / "scene_000003" / "images" / "cam_002.png"
+    damaged.write_bytes(damaged.read_bytes()[:300])
     mirrored = data / "scene_000007" / "images" / "cam_002.png"
     Image.fromarray(np.array(Image.open(mirrored))[:, ::-1]).save(mirrored)
     allowed = [
@@ -174,7 +173,7 @@ def test_bad_scenes_stop_training_unless_allowed(rodents, tmp_path):
     shows = rf"python -m facelift_jax\.check_data {data} --held-out 2"
     reasons = (
         r"scene_000003.*cam_002\.png\): truncated or damaged",
-        f"scene_000007: only .*; the picture of view 2 is mirrored.*{shows}",
+        f"scene_000007: only .*; the image of view 2 is mirrored.*{shows}",
     )
     for number, reason in enumerate(reasons):
         code, _, err = finish(smoke(number, data, *allowed[:number], cwd=tmp_path))
@@ -292,8 +291,8 @@ def test_eval_mode_refuses_another_config(run, rodents, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_script_sets_up_makes_data_and_runs():
-    """As written but for the counts: it takes ten minutes on two cores."""
+def test_the_demo_script_installs_generates_data_and_runs():
+    """With smaller counts; the whole demo takes ten minutes on two cores."""
     script = ["bash", "launch/demo.sh", "--workdir=runs/test-demo"]
     counts = ["--config.run.num_steps=12", "--config.optim.warmup_steps=4"]
     counts += ["--config.eval.turntable_frames=8", "--config.eval.num_targets=2"]

@@ -1,4 +1,4 @@
-"""GS-LRM's terms and their schedules against the original's numbers."""
+"""The loss terms of GS-LRM and their schedules against the original's values."""
 
 import zlib
 from pathlib import Path
@@ -136,7 +136,7 @@ def test_schedules_match_the_original(golden, stage):
         np.testing.assert_allclose(actual, [l2, perceptual, points], rtol=1e-6)
 
 
-def test_what_a_term_lacks_is_named(scene):
+def test_a_missing_input_of_a_term_is_named(scene):
     render, targets, _ = scene
     with pytest.raises(ValueError, match="needs") as error:
         weighted_loss(render, targets, {"raw": 0}, {"points_distance": 1.0})
@@ -146,7 +146,7 @@ def test_what_a_term_lacks_is_named(scene):
     )
 
 
-def test_weights_come_from_a_checked_file(tmp_path, vgg19):
+def test_weight_files_are_checked(tmp_path, vgg19):
     path = tmp_path / "vgg19.safetensors"
     save_file(vgg19, path)
     loaded = load_vgg19(path)

@@ -24,14 +24,14 @@ TOLERANCES = {
 
 
 # the others, which use more than images: test_network_terms.py, test_lpips.py
-PICTURE_TERMS = [
+IMAGE_TERMS = [
     name
     for name in TERMS
     if name not in ("lpips", "perceptual", "points_distance", "pixel_align")
 ]
 KNOWN = ", ".join(TERMS)
 
-jitted_terms = {name: jax.jit(TERMS[name]) for name in PICTURE_TERMS}
+jitted_terms = {name: jax.jit(TERMS[name]) for name in IMAGE_TERMS}
 
 
 def term(name: str, render: RenderOutput, targets: Views) -> np.ndarray:
@@ -83,8 +83,8 @@ def test_closed_forms(make_scene):
 
 def test_used_and_unused_terms_are_described():
     weights = {"rgb_mse": 1.0, "lpips": 0.0, "perceptual": (0.5, 10), "ssim": 0}
-    said = "rgb_mse 1.0, perceptual (0.5, 10); not used: lpips, ssim"
-    assert describe_weights(weights) == said
+    text = "rgb_mse 1.0, perceptual (0.5, 10); not used: lpips, ssim"
+    assert describe_weights(weights) == text
     assert describe_weights({"ssim": 1}) == "ssim 1; not used: none"
 
 
@@ -93,7 +93,7 @@ def test_a_perfect_rendering_costs_nothing(make_scene):
     render = RenderOutput(
         targets.images, targets.masks, targets.depths, np.zeros((2, 3), np.int32)
     )
-    for name in PICTURE_TERMS:
+    for name in IMAGE_TERMS:
         value = term(name, render, targets)
         np.testing.assert_allclose(value, 0, atol=TOLERANCES["value"], err_msg=name)
 
@@ -162,7 +162,7 @@ def test_scale_invariant_depth_leaves_flat_targets_out(make_scene):
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", PICTURE_TERMS)
+@pytest.mark.parametrize("name", IMAGE_TERMS)
 def test_gradients_match_central_differences(make_scene, name):
     with jax.enable_x64(True):
         render, targets = make_scene(6)
@@ -186,7 +186,7 @@ def test_gradients_match_central_differences(make_scene, name):
         assert abs(difference - slope) < TOLERANCES["difference"] * max(1, abs(slope))
 
 
-@pytest.mark.parametrize("name", PICTURE_TERMS)
+@pytest.mark.parametrize("name", IMAGE_TERMS)
 def test_values_and_gradients_are_finite_without_valid_pixels(make_scene, name):
     render, targets = make_scene(8)
     zeros = jax.tree.map(np.zeros_like, targets)
@@ -209,9 +209,9 @@ def test_values_and_gradients_are_finite_without_valid_pixels(make_scene, name):
             assert all(np.isfinite(g).all() for g in grads)
 
 
-@pytest.mark.parametrize("name", PICTURE_TERMS)
+@pytest.mark.parametrize("name", IMAGE_TERMS)
 def test_scenes_do_not_mix_and_vmap_agrees(make_scene, name):
-    """They agree to rounding: sums of thousands in another order, 1.5e-6 here."""
+    """Equal up to rounding: thousands of summands in another order, 1.5e-6 here."""
     render, targets = make_scene(9)
     both = term(name, render, targets)
     for b in range(2):
@@ -224,7 +224,7 @@ def test_scenes_do_not_mix_and_vmap_agrees(make_scene, name):
     np.testing.assert_allclose(jax.vmap(one)(render, targets), both, rtol=1e-5)
 
 
-def test_weighted_sum_and_what_is_left_out(make_scene):
+def test_weighted_sum_without_unused_terms(make_scene):
     render, targets = make_scene(10)
     without_depth = dataclasses.replace(targets, depths=None)
     weights = {"rgb_mse": 2, "alpha_mse": 0.5, "depth_l1": 0.0}
@@ -239,7 +239,7 @@ def test_weighted_sum_and_what_is_left_out(make_scene):
     )
 
 
-def test_a_weight_may_follow_a_schedule(make_scene):
+def test_a_weight_can_be_an_array(make_scene):
     render, targets = make_scene(11)
 
     @jax.jit
@@ -269,8 +269,8 @@ def test_weights_in_force_at_a_step():
     assert now["ssim"].tolist() == [0, 0.5, 0.5, 0, 0]
 
 
-def test_a_term_of_array_zero_is_not_computed(make_scene):
-    """Its branch is there, behind a condition."""
+def test_a_term_whose_weight_is_an_array_of_zero_is_not_computed(make_scene):
+    """It is compiled as a branch that is not taken."""
     render, targets = make_scene(11)
     nan = dataclasses.replace(render, colors=jnp.full_like(render.colors, jnp.nan))
 
@@ -344,13 +344,13 @@ def test_good_weights_pass():
     validate_weights({"rgb_mse": (1, 0, 5), "alpha_mse": (0.3, 10)})
 
 
-def test_an_unknown_term_is_refused_in_the_loss_too(make_scene):
+def test_weighted_loss_refuses_an_unknown_term(make_scene):
     with pytest.raises(ValueError, match="unknown term lpip; known terms: rgb_mse"):
         weighted_loss(*make_scene(13), {}, {"lpip": 1.0})
 
 
 @pytest.mark.parametrize("name", ["depth_l1", "depth_scale_invariant"])
-def test_depth_terms_say_that_depths_are_missing(make_scene, name):
+def test_depth_terms_require_depths(make_scene, name):
     render, targets = make_scene(14)
     with pytest.raises(ValueError, match="no depths") as error:
         TERMS[name](render, dataclasses.replace(targets, depths=None), {})

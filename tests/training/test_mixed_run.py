@@ -1,4 +1,4 @@
-"""A run on several sets, one of them packed, from the command line."""
+"""A run on several data sets, one of them packed, from the command line."""
 
 import json
 import shutil

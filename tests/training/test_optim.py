@@ -13,7 +13,7 @@ from facelift_jax.training import optim
 GOLDENS = Path(__file__).parents[1] / "goldens/training"
 
 TOLERANCE = {
-    "rate": 1e-6,  # of the peak; float32 schedule against torch's float64
+    "rate": 1e-6,  # of the peak; float32 schedule against PyTorch's float64
     "end_rate": 1e-5,  # relative, where the rate is 1/250,000 of the peak
     "beta1": 1e-6,
     "adamw": 1e-6,  # five float32 steps of 4e-4
@@ -84,7 +84,7 @@ def as_bytes(tree):
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def test_one_cycle_is_torchs(golden):
+def test_one_cycle_equals_pytorch(golden):
     rate = jax.vmap(optim.learning_rate(LGM))(golden["step"])
     assert np.abs(rate - golden["lr"]).max() <= TOLERANCE["rate"] * 4e-4
     np.testing.assert_allclose(
@@ -92,7 +92,7 @@ def test_one_cycle_is_torchs(golden):
     )
 
 
-def test_beta1_cycles_as_torchs(golden):
+def test_the_cycle_of_beta1_equals_pytorch(golden):
     beta1 = jax.vmap(optim.beta1(LGM))(golden["step"])
     assert np.abs(beta1 - golden["beta1"]).max() <= TOLERANCE["beta1"]
 
@@ -109,7 +109,7 @@ def test_short_runs_have_finite_rates(base, total, warmup):
     assert max(rates) <= config.learning_rate * (1 + 1e-6)
 
 
-def test_warmup_cosine_rises_on_a_line_and_falls_to_zero():
+def test_warmup_cosine_equals_optax():
     rate = optim.learning_rate(COSINE)
     reference = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 10, 100)
     for step in (0, 1, 5, 10, 11, 50, 99, 100, 200):
@@ -118,7 +118,7 @@ def test_warmup_cosine_rises_on_a_line_and_falls_to_zero():
     assert float(rate(10)) == pytest.approx(1e-2)
 
 
-def test_adamw_steps_are_torchs(golden):
+def test_adamw_steps_equal_pytorch(golden):
     config = dataclasses.replace(LGM, total_steps=100, warmup_steps=30)
     params = {"a": jnp.asarray(golden["adamw_params"][0])}
     optimizer, _ = optim.make_optimizer(config, params)
@@ -131,7 +131,7 @@ def test_adamw_steps_are_torchs(golden):
         assert np.abs(params["a"] - expected).max() <= TOLERANCE["adamw"]
 
 
-def test_with_constant_beta1_it_is_optax_adamw():
+def test_with_constant_beta1_adamw_equals_optax():
     config = dataclasses.replace(
         LGM, beta1_peak=None, clip_norm=None, total_steps=20, warmup_steps=6
     )
@@ -200,14 +200,14 @@ def test_frozen_leaves_keep_every_bit():
         assert (after["head"][name] != params["head"][name]).all()
 
 
-def test_frozen_leaves_carry_no_moments():
+def test_frozen_leaves_have_no_moments():
     params = make_params()
     optimizer, _ = optim.make_optimizer(FROZEN, params)
     sizes = [leaf.size for leaf in jax.tree.leaves(optimizer.init(params))]
     assert sorted(sizes) == [1, 1, 2, 2, 6, 6]  # two counts, two moments of the head
 
 
-def test_frozen_gradients_do_not_count_in_the_clipping_norm():
+def test_the_clipping_norm_leaves_out_frozen_gradients():
     params = make_params()
     optimizer, _ = optim.make_optimizer(FROZEN, params)
     alone, _ = optim.make_optimizer(LGM, params["head"])
@@ -233,7 +233,7 @@ def test_clipping_scales_the_global_norm_of_the_trained_leaves():
     assert ratio == pytest.approx(norm, rel=1e-4)
 
 
-def test_no_moment_of_a_frozen_leaf_is_reached_by_nan():
+def test_nan_gradients_of_a_frozen_leaf_have_no_effect():
     params = make_params()
     optimizer, _ = optim.make_optimizer(FROZEN, params)
     grads = make_grads(params)
@@ -263,7 +263,7 @@ def test_freeze_report():
     ]
 
 
-def test_rules_must_fit_the_parameters():
+def test_rules_must_match_the_parameters():
     config = dataclasses.replace(LGM, rules=(("decoder/.*", 1.0), (".*", None)))
     with pytest.raises(
         ValueError, match=r"rule 0 'decoder/\.\*' matches no whole name"
@@ -338,7 +338,7 @@ def test_all_finite(bad):
     assert not optim.all_finite(jnp.float32(bad), make_params())
 
 
-def test_a_step_that_is_not_finite_changes_no_bit():
+def test_a_nonfinite_step_changes_no_bit():
     params = make_params()
     params["head"]["bias"] = jnp.asarray([-0.0, 1e-40])
     optimizer, _ = optim.make_optimizer(LGM, params)
@@ -359,7 +359,7 @@ def test_a_step_that_is_not_finite_changes_no_bit():
     assert as_bytes(taken) != as_bytes((params, state))
 
 
-def test_where_taken_takes_keys_and_integers():
+def test_where_taken_accepts_keys_and_integers():
     new = {"key": jax.random.key(1), "count": jnp.int32(2)}
     old = {"key": jax.random.key(0), "count": jnp.int32(1)}
     kept = optim.where_taken(jnp.asarray(False), new, old)

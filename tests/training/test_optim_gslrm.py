@@ -35,7 +35,7 @@ def recipe(stage, **changes):
     ("stage", "changes"),
     [("pretrain256", {}), ("finetune", {"total_steps": 21125})],  # whole epochs there
 )
-def test_rates_are_facelifts(golden, stage, changes):
+def test_rates_equal_facelift(golden, stage, changes):
     config = recipe(stage, **changes)
     step, expected = golden[f"{stage}_rates"].T
     rates = jax.vmap(optim.learning_rate(config))(step)
@@ -44,8 +44,8 @@ def test_rates_are_facelifts(golden, stage, changes):
     assert error <= TOLERANCE["rate"] * config.learning_rate
 
 
-def test_steps_of_the_gslrm_recipe_are_facelifts(golden):
-    """Decay on the matrix alone, gradients over the clipping norm."""
+def test_steps_of_the_gslrm_recipe_equal_facelift(golden):
+    """Only the matrix decays; the gradients exceed the clipping norm."""
     config = recipe("finetune", learning_rate=1e-2, warmup_steps=0, total_steps=10**9)
     names = ("w", "n")
     rows = {name: golden[f"adamw_{name}"] for name in names}
