@@ -6,15 +6,15 @@ from facelift_jax.io import command
 
 COMMANDS = {
     "main": "train a network from a config file, or evaluate its last checkpoint",
-    "evaluate": "metrics, images and a report on held-out views of a data set",
-    "reconstruct": "images and cameras of a scene to 3D Gaussians",
-    "render": "images or a video of a PLY file of Gaussians",
+    "evaluate": "evaluate a network on held-out views: metrics, images and a report",
+    "reconstruct": "reconstruct 3D Gaussians from the images and cameras of a scene",
+    "render": "render images or a video from a PLY file of Gaussians",
     "view": "show a PLY file of Gaussians in the browser",
-    "prepare": "calibration, masks, and images or videos of a recording to scenes",
+    "prepare": "make scenes from a recording: calibration, masks, images or videos",
     "check_data": "check whether a data set is fit to train on",
     "data.rodent": "make the synthetic six-view rodent data set",
     "data.pack": "pack the scenes of a data set into ArrayRecord files",
-    "convert": "published PyTorch weights to a checkpoint",
+    "convert": "convert published PyTorch weights to a checkpoint",
     "convert.merge_lora": "merge the LoRA adapters of a checkpoint into its weights",
 }
 

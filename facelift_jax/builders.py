@@ -1,4 +1,4 @@
-"""Objects from a config: model, renderer, data options, optimizer settings, checkpoint.
+"""Builds the model, renderer, data options and optimizer settings from a config.
 
 Every command and benchmark builds them here, from the sections of a config (`model`,
 `render`, `data`, `optim`; configs/README.md lists the fields). `restore` builds them
@@ -54,7 +54,7 @@ def make_renderer(
 def data_options(section: Mapping[str, Any], num_held_out_views: int) -> DataOptions:
     """How scenes become examples, from a config's `data` section.
 
-    Evaluation compares `num_held_out_views` views per scene.
+    Evaluation uses `num_held_out_views` held-out views per scene.
     """
     names = {field.name for field in dataclasses.fields(DataOptions)}
     chosen = {name: section[name] for name in section if name in names}
@@ -82,7 +82,7 @@ def baseline_options(
 
 
 def optim_config(config: Any) -> OptimConfig:
-    """Optimizer settings from a whole config (an `ml_collections.ConfigDict`).
+    """Optimizer settings from a complete config (an `ml_collections.ConfigDict`).
 
     The rules of the `optim` section come before those of its freeze preset, which the
     model defines.
@@ -102,15 +102,15 @@ def optim_config(config: Any) -> OptimConfig:
 
 
 class Restored(NamedTuple):
-    """A checkpoint's network, with its data options and its renderer.
+    """The network of a checkpoint, with its data options and its renderer.
 
     Attributes:
       params: nested dictionaries of NumPy arrays.
       model: the Flax module.
-      options: how scenes become its inputs and targets.
-      render_fn: renders its Gaussians on the background it was trained on.
+      options: how scenes become inputs and targets of the network.
+      render_fn: renders the network's Gaussians on the background of its training.
       config: the config stored in the checkpoint's metadata.
-      trained_on: fingerprints of the scenes it was trained on; empty if not stored.
+      trained_on: fingerprints of the training scenes; empty if not stored.
     """
 
     params: Any
@@ -124,13 +124,13 @@ class Restored(NamedTuple):
 def restore(
     checkpoint: str, num_held_out_views: int, num_inputs: int | None = None
 ) -> Restored:
-    """The network of a run directory or of converted weights, from the latest step.
+    """Restores the latest step of a run directory or of converted weights.
 
-    It receives `num_inputs` views; None means as many as it was trained with.
+    The network receives `num_inputs` views; None means as many as in its training.
 
     Raises:
-      ValueError, OSError: no checkpoint, one whose metadata names no network, or a run
-        directory of another format version.
+      ValueError, OSError: there is no checkpoint, its metadata names no network, or the
+        run directory has another format version.
     """
     params, config = load_params(checkpoint)
     require_run_format(checkpoint, config)

@@ -19,7 +19,7 @@ from facelift_jax.data.validation.summary import reasons, summary, table
 from facelift_jax.io import atomic, command
 from facelift_jax.io.progress import show_progress
 
-FIRST_DRAWN = 8  # passing scenes are drawn too, to show what a correct rig looks like
+FIRST_DRAWN = 8  # drawn even if they pass, to show what a correct rig looks like
 
 
 def parse(arguments: list[str]) -> Any:
@@ -35,13 +35,14 @@ def parse(arguments: list[str]) -> Any:
         "data",
         nargs="+",
         type=Path,
-        help="sets (folders or lists of scenes); several are the sides of a split",
+        help="data sets (folders or lists of scenes); several sets are the parts of a "
+        "split, which must share no scenes",
     )
     add(
         "--held-out",
         type=int,
         metavar="N",
-        help="the last N scenes of the set are held out, the others are trained on",
+        help="the last N scenes of the set are held out, the others are for training",
     )
     parser.add_background()
     add("--json", type=Path, metavar="FILE", help="write all results to this file")

@@ -1,9 +1,9 @@
-"""Command: evaluates a checkpoint, or the visual hull, on scenes it has not seen.
+"""Command: evaluates a checkpoint, or the visual hull, on scenes not trained on.
 
     python -m facelift_jax.evaluate --checkpoint runs/x DATA --out evaluation
     python -m facelift_jax.evaluate --baseline hull DATA --out evaluation
 
-Metrics of input views and of held-out views never share a name.
+Metrics of input views and metrics of held-out views have different names.
 """
 
 import dataclasses
@@ -27,42 +27,47 @@ def parse(arguments: list[str]) -> Any:
         "the visual hull, on held-out views.",
     )
     add = parser.add_argument
-    add("data", help="folder or list of scenes; those trained on are left out")
+    add(
+        "data",
+        help="folder or list of scenes; scenes that the checkpoint was trained on are "
+        "left out",
+    )
     add("--checkpoint", help="run directory or converted weights")
     add(
         "--baseline",
         choices=["hull"],
-        help="evaluate the visual hull instead of a network; with --checkpoint, of the "
-        "input images that its network gets",
+        help="evaluate the visual hull instead of a network; with --checkpoint, the "
+        "hull is made from the input images that the network would get",
     )
     add("--out", default="evaluation", help="output folder")
     add(
         "--inputs",
         type=int,
         metavar="N",
-        help="number of input views; default: as trained, or as the data set says",
+        help="number of input views; default: as in training, or as the data set "
+        "defines",
     )
     add(
         "--held-out-views",
         type=int,
         default=12,
         metavar="N",
-        help="held-out views per scene at most; default %(default)s",
+        help="maximum number of held-out views per scene; default %(default)s",
     )
     add(
         "--image-scenes",
         type=int,
         default=4,
         metavar="N",
-        help="number of scenes with images; default %(default)s",
+        help="number of scenes whose images are written; default %(default)s",
     )
     add(
         "--turntable-frames",
         type=int,
         default=120,
         metavar="N",
-        help="frames of the video and of the turntable metrics, which "
-        f"{NUM_SHAPE_SCENES} scenes have; default %(default)s",
+        help="frames of the video and of the turntable metrics (computed for the first "
+        f"{NUM_SHAPE_SCENES} scenes); default %(default)s",
     )
     add(
         "--lpips",
@@ -70,19 +75,21 @@ def parse(arguments: list[str]) -> Any:
         const="",
         metavar="FOLDER",
         help="also compute LPIPS, with the weight files in FOLDER; without FOLDER, "
-        "with those in the cache of the Hugging Face hub",
+        "with the files in the cache of the Hugging Face hub",
     )
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> None:
-    """Evaluates what the flags name, and prints the metrics."""
+    """Evaluates the checkpoint or the visual hull, and prints the metrics."""
     flags = parse(arguments)
     command.log_own_lines()
     if not (flags.checkpoint or flags.baseline):
         raise ValueError("give --checkpoint, or --baseline hull for the visual hull")
     if flags.turntable_frames < 1:
-        raise ValueError(f"--turntable-frames {flags.turntable_frames}: at least 1")
+        raise ValueError(
+            f"--turntable-frames {flags.turntable_frames}: must be at least 1"
+        )
     lpips = None if flags.lpips is None else load_lpips(flags.lpips)
     source = open_source(flags.data)
     params, trained_on, evaluated = None, [], EvaluatedModel(None, {})

@@ -1,4 +1,4 @@
-"""Command: one config, one run directory; trains and evaluates, or evaluates only.
+"""Command: trains a network from a config file and evaluates it, or evaluates only.
 
 python -m facelift_jax.main --config configs/lgm.py:demo --workdir runs/demo
 """
@@ -90,7 +90,8 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
     """Evaluates the run's last checkpoint on the config's held-out scenes.
 
     Raises:
-      ValueError: no checkpoint, one of another config, or scenes it was trained on.
+      ValueError: there is no checkpoint, it was trained with another config, or it was
+        trained on every held-out scene.
     """
     lpips = None
     if uses_lpips(config.loss):
@@ -105,8 +106,8 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
     ]
     if changed:
         raise ValueError(
-            f"{workdir}: trained with another {', '.join(changed)}; use the config it "
-            "was started with"
+            f"{workdir}: trained with a different {', '.join(changed)}; use the config "
+            "of the training run"
         )
     parts = open_parts(config.data)
     return evaluate_held_out(
@@ -125,7 +126,7 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
-    """Parses the flags; bad flags and configs end like any other bad input."""
+    """Parses the flags; reports bad flags and configs like any other bad input."""
     try:
         return FLAGS(arguments)
     except (KeyError, AttributeError) as error:  # ml_collections: unknown keys
@@ -134,7 +135,7 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
             NAME, f"unknown config key '{key}'; configs/README.md lists the fields"
         )
     except (flags.Error, ValueError, OSError) as error:
-        # the error of a config file is the last line, after a traceback
+        # an error in a config file has a traceback; its last line is the message
         line = str(error).strip().splitlines()[-1]
         command.fail(NAME, line.removeprefix("ValueError: "))
 

@@ -7,8 +7,8 @@ For every camera of the calibration, `videos` and `masks` contain a video or a f
 of images with the camera's name. Frames with the same number show the same time. A
 scene is one timestamp: images are undistorted, cameras are rotated about their own
 centres to look at the object, and the whole rig is moved and scaled as one. The first
-timestamps are for training, then val, then test, with gaps between them. Run the same
-command again to resume after an interruption.
+timestamps are for training, the next for validation and the last for testing, with gaps
+between them. Run the same command again to resume after an interruption.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def parse(arguments: list[str]) -> Any:
         dest="images",
         help="folder with a video NAME.mp4 or a folder NAME of images per camera",
     )
-    add("--masks", **path, help="the same for the masks; the object is white")
+    add("--masks", **path, help="folder of masks in the same form; the object is white")
     add("--out", **path, help="folder of the scenes, new or from an earlier run")
     add("--scenes", type=int, required=True, help="number of scenes, evenly spaced")
     default_size = PrepareOptions.size
@@ -48,12 +48,12 @@ def parse(arguments: list[str]) -> Any:
     add("--cameras", nargs="+", metavar="NAME", help="cameras to use; None: all")
     add("--fps", type=float, help="frames per second of image files, not of videos")
     numbers = {
-        "share": "fraction of an image's width that the object fills at most",
+        "share": "largest fraction of an image's width that the object fills",
         "radius": "mean distance of the cameras from the object in the scenes",
         "val": "fraction of the timestamps for validation",
-        "test": "fraction of the timestamps for the final test, the last ones",
+        "test": "fraction of the timestamps, at the end, for the final test",
         "gap": "smallest time between train, val and test in seconds",
-        "max-upscale": "largest upscaling of images that is allowed",
+        "max-upscale": "largest factor by which images may be upscaled",
     }
     for name, text in numbers.items():
         default = getattr(PrepareOptions, name.replace("-", "_"))

@@ -1,4 +1,4 @@
-"""Images and cameras to a 3D scene: a function, and a command for a few scenes.
+"""Reconstructs 3D scenes from images and cameras: a function and a command.
 
     python -m facelift_jax.reconstruct --checkpoint runs/x SCENE --out reconstruction
 
@@ -55,18 +55,18 @@ RELEVANT_OPTIONS += ("background", "radius", "frame")
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """One scene, in the world of its normalised rig.
+    """One reconstructed scene, in the world of its normalised rig.
 
     Attributes:
       gaussians: all Gaussians of the network, [n].
       batch: the input views, also as targets, over [1 v].
       output: the Gaussians rendered at the input cameras, over [1 v].
       view_metrics: per input view, [1 v].
-      radius: of the object, world units.
-      metrics: `inputs/<metric>` means over the input views; `health/...` of the
-        Gaussians; `num_gaussians`; `share_opaque`, the share that the filter "opacity"
-        keeps; `seconds` from images to Gaussians and metrics (the first call includes
-        compilation).
+      radius: radius of the object, world units.
+      metrics: `inputs/<metric>`, means over the input views; `health/...` of the
+        Gaussians; `num_gaussians`; `share_opaque`, the share of Gaussians that the
+        filter "opacity" keeps; `seconds` from images to Gaussians and metrics (the
+        first call includes compilation).
       world: similarity from the stored world to that of the Gaussians, [4 4].
     """
 
@@ -123,10 +123,10 @@ def write_reconstruction(
     layout: str,
     made_by: Mapping[str, Any],
 ) -> dict[str, float]:
-    """Writes sheets, `scene.ply`, `turntable.mp4` and, last, `metrics.json`.
+    """Writes image sheets, `scene.ply`, `turntable.mp4` and finally `metrics.json`.
 
-    `made_by` is stored in that file for `is_complete` to compare. Returns the metrics,
-    with `turntable/...` among them.
+    `made_by` is stored in `metrics.json`, where `is_complete` compares it. Returns the
+    metrics, including `turntable/...`.
     """
     batch, gaussians = reconstruction.batch, reconstruction.gaussians
     psnr_fg = reconstruction.view_metrics["psnr_fg"]
@@ -146,10 +146,11 @@ def write_reconstruction(
 
 
 def is_complete(directory: Path, name: str, made_by: Mapping[str, Any]) -> bool:
-    """Whether a scene's folder is complete, from the same files and settings.
+    """Whether a scene's folder is complete and was made from these files and settings.
 
     Raises:
-      ValueError: it holds other files, or was made from other files or settings.
+      ValueError: the folder holds files that are not of a reconstruction, or it was
+        made from other files or settings.
     """
     for path in sorted(directory.glob("*")):
         file = path.name.removesuffix(atomic.SUFFIX)
@@ -166,8 +167,8 @@ def is_complete(directory: Path, name: str, made_by: Mapping[str, Any]) -> bool:
     changed = [key for key in made_by if stored.get(key) != made_by[key]]
     if changed:
         raise ValueError(
-            f"{directory}: complete, but made with other {', '.join(changed)}; choose "
-            "another --out"
+            f"{directory}: complete, but made with different {', '.join(changed)}; "
+            "choose another --out"
         )
     return True
 
@@ -181,7 +182,7 @@ def digest(params: Any) -> str:
 
 
 def describe(metrics: Mapping[str, float]) -> str:
-    """A few lines of metrics that need no ground truth beyond the input views."""
+    """A few lines with the metrics that need no held-out views."""
     lines = [f"{metrics['num_gaussians']:,} Gaussians, {metrics['seconds']:.2f} s"]
     for kind, names in (
         ("inputs", ("psnr_fg", "iou", "coverage")),
@@ -198,7 +199,8 @@ def parse(arguments: list[str]) -> Any:
     """Flags of the command."""
     parser = command.Parser(
         prog="python -m facelift_jax.reconstruct",
-        description="Images and cameras to PLY, turntable, images and metrics.",
+        description="Reconstructs scenes from images and cameras; writes a PLY file, a "
+        "turntable video, images and metrics.",
     )
     add = parser.add_argument
     add("scenes", nargs="+", help="scene folders, folders of them, or lists of them")
@@ -208,13 +210,13 @@ def parse(arguments: list[str]) -> Any:
         "--inputs",
         type=int,
         metavar="N",
-        help="number of input views; default: as trained",
+        help="number of input views; default: as in training",
     )
     add(
         "--filter",
         default="opacity",
         choices=sorted(ply.FILTERS),
-        help="which Gaussians scene.ply leaves out; its comments state it",
+        help="which Gaussians are left out of scene.ply; the file's comments state it",
     )
     add(
         "--layout",
@@ -242,7 +244,9 @@ def main(arguments: list[str]) -> None:
     flags = parse(arguments)
     command.log_own_lines()
     if flags.turntable_frames < 1:
-        raise ValueError(f"--turntable-frames {flags.turntable_frames}: at least 1")
+        raise ValueError(
+            f"--turntable-frames {flags.turntable_frames}: must be at least 1"
+        )
     restored = restore(flags.checkpoint, 1, flags.inputs)
     options = restored.options
     if flags.filter != "opacity" and options.frame != "world":
@@ -256,7 +260,7 @@ def main(arguments: list[str]) -> None:
         "layout": flags.layout,
         "turntable_frames": flags.turntable_frames,
     }
-    settings = json.loads(json.dumps(settings))  # as `is_complete` reads them
+    settings = json.loads(json.dumps(settings))  # lists for tuples, as in stored JSON
     scenes: dict[str, tuple[FolderSource, int]] = {}
     made_by: dict[str, dict[str, Any]] = {}
     for source in map(open_source, flags.scenes):

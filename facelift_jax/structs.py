@@ -139,7 +139,7 @@ def check(struct: object, name: str = "") -> dict[str, Any]:
     """Verifies one struct and returns its axis sizes ("b" is a tuple).
 
     Shapes are always checked. Values (finite and rigid poses, positive focal lengths,
-    views that differ) are checked where they are concrete, that is outside `jit`.
+    different cameras) are checked where they are concrete, that is outside `jit`.
 
     Raises:
       ValueError: names the field, the expected shape or value and the actual one.
@@ -181,19 +181,20 @@ def _field_shapes(struct: type) -> dict[str, str]:
 
 
 def _check_shape(name: str, array: Array, shape: str, axes: dict[str, Any]) -> None:
-    """Verifies one shape; axis sizes in `axes` must fit, new ones are added."""
+    """Verifies one shape against the sizes in `axes`; adds the sizes of new axes."""
     if not hasattr(array, "shape"):
         raise ValueError(f"{name}: expected an array [{shape}], found {type(array)}")
-    # jaxtyping decides whether a shape fits. It does not report the sizes it binds to
-    # names, and names would share those of a decorated caller: known sizes are filled
-    # in, unknown axes are anonymous, and their sizes are read afterwards.
+    # jaxtyping decides whether a shape fits. It does not report the sizes that it binds
+    # to axis names, and inside a decorated function it would reuse that function's
+    # sizes. So the sizes in `axes` are filled in as numbers, the other axes are
+    # anonymous, and their sizes are read afterwards.
     dims = shape.split()
     expected: Any = Shaped[Any, " ".join(_fill_in(dim, axes) for dim in dims)]
     if not isinstance(array, expected):
-        known = ", ".join(f"{axis}={size}" for axis, size in axes.items())
+        sizes_so_far = ", ".join(f"{axis}={size}" for axis, size in axes.items())
         raise ValueError(
             f"{name}: expected shape [{shape}]"
-            + (f" with {known}" if known else "")
+            + (f" with {sizes_so_far}" if sizes_so_far else "")
             + f", found {tuple(array.shape)}"
         )
     num_leading = len(array.shape) - len(dims) + 1

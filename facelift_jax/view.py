@@ -2,7 +2,8 @@
 
     python -m facelift_jax.view scene.ply
 
-Needs the extra "view" (viser). Colours are those of degree 0, the same from all sides.
+Needs the extra "view" (viser). Only the degree-0 colours are shown, which do not depend
+on the viewing direction.
 """
 
 import threading
@@ -26,7 +27,7 @@ def parse(arguments: list[str]) -> Any:
     )
     parser.add_argument("file", type=Path, help="PLY file of Gaussians")
     parser.add_argument(
-        "--port", type=int, default=8080, help="of the server; default %(default)s"
+        "--port", type=int, default=8080, help="port of the server; default %(default)s"
     )
     return parser.parse_args(arguments)
 

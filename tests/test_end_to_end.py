@@ -216,7 +216,7 @@ def test_weights_of_another_shape_are_refused_by_name(run, rodents, tmp_path):
     assert code == 2
     assert last_line(err) == (
         f"main: {tmp_path / 'weights'}: does not fit: reshaped conv/bias float32[14], "
-        "found float32[13]; allow differences by run.init_ignore"
+        "found float32[13]; allow differences with run.init_ignore"
     )
 
 
@@ -285,8 +285,8 @@ def test_eval_mode_refuses_another_config(run, rodents, tmp_path):
     code, _, err = finish(smoke(run, rodents, *flags, cwd=tmp_path))
     assert code == 2
     assert last_line(err) == (
-        f"main: {run}: trained with another data.radius; give the config it was "
-        "started with"
+        f"main: {run}: trained with a different data.radius; use the config of the "
+        "training run"
     )
 
 

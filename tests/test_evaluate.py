@@ -74,12 +74,12 @@ def test_the_hull_is_evaluated_without_a_network(tmp_path, monkeypatch, capsys, 
     with pytest.raises(ValueError, match="give --checkpoint, or --baseline hull for "):
         command_evaluate.main(arguments)
     arguments += ["--baseline", "hull", "--inputs", "5"]
-    with pytest.raises(ValueError, match="--turntable-frames 0: at least 1"):
+    with pytest.raises(ValueError, match="--turntable-frames 0: must be at least 1"):
         command_evaluate.main([*arguments, "--turntable-frames", "0"])
     command_evaluate.main([*arguments, "--turntable-frames", "4"])
     (warning,) = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
     assert warning.startswith(
-        f"evaluated nevertheless: {tmp_path}/data: 1 of 2 scenes fail the data "
+        f"evaluated anyway: {tmp_path}/data: 1 of 2 scenes fail the data "
         "checks; first: scene scene_000001: views 6 and 7 have the same image"
     )
     assert warning.endswith(f"python -m facelift_jax.check_data {tmp_path}/data")

@@ -121,7 +121,7 @@ def test_a_complete_scene_is_kept_and_other_folders_are_refused(
         (["--filter", "facelift", "--turntable-frames", "3"], "filter, turntable_fram"),
         (["--inputs", "4"], "data.num_inputs"),
     ):
-        with pytest.raises(ValueError, match=f"but made with other {changed}"):
+        with pytest.raises(ValueError, match=f"but made with different {changed}"):
             reconstruct.main([*arguments, *flags])
 
     moved = tmp_path / "moved" / "scene_000000"
@@ -133,7 +133,7 @@ def test_a_complete_scene_is_kept_and_other_folders_are_refused(
     reconstruct.main(same)
     assert "scene_000000: already complete in" in capsys.readouterr().out
     shutil.copy(moved / "images" / "cam_001.png", moved / "images" / "cam_000.png")
-    with pytest.raises(ValueError, match="complete, but made with other files; cho"):
+    with pytest.raises(ValueError, match="complete, but made with different files;"):
         reconstruct.main(same)
 
     (folder / "metrics.json").unlink()  # as after an interrupted run
@@ -185,11 +185,11 @@ def test_bad_arguments_are_refused_before_any_output(weights, scenes, tmp_path):
     arguments = ["--checkpoint", str(weights[0]), "--out", str(out), str(scenes[0])]
     with pytest.raises(ValueError, match="two scenes are named scene_000000; give"):
         reconstruct.main([*arguments, str(scenes[1]), str(scenes[0])])
-    with pytest.raises(ValueError, match="--turntable-frames 0: at least 1"):
+    with pytest.raises(ValueError, match="--turntable-frames 0: must be at least 1"):
         reconstruct.main([*arguments, "--turntable-frames", "0"])
     with pytest.raises(ValueError, match="num_inputs must be at least 1, found 0"):
         reconstruct.main([*arguments, "--inputs", "0"])
-    with pytest.raises(ValueError, match="6 views flagged as inputs, but num_inputs=9"):
+    with pytest.raises(ValueError, match="6 views marked as inputs, but num_inputs=9"):
         reconstruct.main([*arguments, "--inputs", "9"])
     assert not out.exists()
 
@@ -201,7 +201,7 @@ def test_bad_arguments_are_refused_before_any_output(weights, scenes, tmp_path):
         ("[]", "expected a JSON object; remove the file"),
         (
             '{"made_by": 3}',
-            "complete, but made with other weights; choose another",
+            "complete, but made with different weights; choose another",
         ),
     ],
 )

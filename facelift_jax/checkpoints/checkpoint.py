@@ -5,11 +5,11 @@ a training run, `data` (the position of the data iterator). Orbax writes a step 
 temporary name and renames it when all of it is written. Converted weights have the same
 layout: step 0, whose state holds `params` alone.
 
-`orbax.checkpoint.CheckpointManager` saves the steps and decides which to delete. Three
-things it does not do are done here: it checks no free space, it takes every directory
-with a number as its name for a complete step (a copy that was cut short is not), and
-it deletes steps file by file (a kill half-way leaves a step that looks complete; here
-it only moves them away).
+`orbax.checkpoint.CheckpointManager` saves the steps and decides which to delete. This
+module adds three things. It checks the free space first. A directory with a number as
+its name counts as a step only if it is complete; an interrupted copy is not. Orbax
+deletes steps file by file, so that a kill half-way would leave a step that looks
+complete; here Orbax only moves steps away, and they are deleted afterwards.
 """
 
 import contextlib
@@ -215,7 +215,7 @@ def init_from(
     }
     if bad:
         raise ValueError(
-            f"{directory}: does not fit: {_list(bad)}; allow differences by "
+            f"{directory}: does not fit: {_list(bad)}; allow differences with "
             "run.init_ignore"
         )
     for pattern in ignore:
@@ -233,10 +233,10 @@ def init_from(
 
 
 class _Uncopied(np.ndarray):
-    """A view that Orbax writes from where it is.
+    """An array view that Orbax writes without copying it.
 
     Orbax deep-copies NumPy arrays first, for callers that do not wait for the end of a
-    save. A save here is synchronous.
+    save. Saves in this module are synchronous.
     """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Uncopied":
@@ -287,7 +287,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _sharding(like: Any) -> jax.sharding.Sharding | None:
-    """Sharding that a leaf must have; None if any will do (an uncommitted array)."""
+    """The sharding that a leaf must have; None for an uncommitted array (any)."""
     is_uncommitted = isinstance(like, jax.Array) and not like.committed
     return None if is_uncommitted else getattr(like, "sharding", None)
 
@@ -318,7 +318,7 @@ def _restore_state(specs: dict[str, Any], likes: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn the errors that three libraries raise for damaged files into one line."""
+    """Turn the errors that libraries raise for damaged files into one line."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -355,10 +355,10 @@ def _latest_path(directory: Path) -> Path:
 
 
 def _delete_incomplete(directory: Path) -> None:
-    """Delete what killed or failed saves, deletions and copies left.
+    """Delete the remains of killed or failed saves, deletions and copies.
 
-    Threads of a save that has just failed may still write: the next save deletes what
-    they leave.
+    Threads of a save that has just failed may still be writing; the next save deletes
+    what they leave.
     """
     if jax.process_index() > 0 or not directory.is_dir():
         return

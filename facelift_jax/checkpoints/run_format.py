@@ -8,25 +8,25 @@ import facelift_jax
 from facelift_jax.checkpoints.checkpoint import latest_step
 
 FORMAT_VERSION = 2
-"""Changes when fields of a config or keys of a metrics file get other names."""
+"""Changes when fields of a config or keys of a metrics file are renamed."""
 
 PROGRAM = "facelift_jax"
-FIRST_WRITER = f"{PROGRAM} 0.1.0"  # wrote format 1, without a version number
+FIRST_WRITER = f"{PROGRAM} 0.1.0"  # wrote format 1, whose files state no version
 
 
 def format_fields() -> dict[str, Any]:
-    """What every file with a format version states: the version and its writer."""
+    """The format version and the program version that writes it, for stored files."""
     writer = f"{PROGRAM} {facelift_jax.__version__}"
     return {"format_version": FORMAT_VERSION, "written_by": writer}
 
 
 def require_format(directory: str | Path, stored: Mapping[str, Any]) -> None:
-    """Refuses the run directory of a version of the package with another format.
+    """Refuses a run directory of another format version.
 
-    `stored` is what the run directory or its checkpoint says of itself.
+    `stored` holds the fields of `format_fields` from the run directory or a checkpoint.
 
     Raises:
-      ValueError: one line that names the version that wrote it.
+      ValueError: one line with the program version that wrote the directory.
     """
     version = stored.get("format_version", 1)
     if version != FORMAT_VERSION:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-MAX_NAMES = 10  # listed in one error; the rest is counted
+MAX_NAMES = 10  # listed in one error; the others are counted
 
 
 def flatten_names(tree: Any) -> dict[str, Any]:
@@ -66,7 +66,8 @@ def match_rules(names: Sequence[str], patterns: Sequence[str]) -> dict[str, int]
     uncovered = [name for name, index in deciding.items() if index is None]
     if uncovered:
         problems.append(
-            f"no rule covers {list_names(uncovered)}: add a rule, the last may be '.*'"
+            f"no rule covers {list_names(uncovered)}: add a rule, such as '.*' at the "
+            "end"
         )
     for index, regex in enumerate(compiled):
         if index in deciding.values():
@@ -74,7 +75,7 @@ def match_rules(names: Sequence[str], patterns: Sequence[str]) -> dict[str, int]
         if any(regex.fullmatch(name) for name in names):
             problem = "has no effect, earlier rules match all its names: move it up"
         else:
-            problem = "matches no whole name: correct it"
+            problem = "matches no full name: correct it"
         problems.append(f"rule {index} {regex.pattern!r} {problem} or remove it")
     if problems:
         raise ValueError("; ".join(problems))
@@ -107,7 +108,7 @@ def describe(leaf: Any) -> str:
 
 
 def list_names(names: Sequence[str]) -> str:
-    """Names for a one-line error message; beyond the first few they are counted."""
+    """Names for a one-line error message; those after the first ones are counted."""
     listed = ", ".join(names[:MAX_NAMES])
     rest = len(names) - MAX_NAMES
     return f"{listed} and {rest} more" if rest > 0 else listed

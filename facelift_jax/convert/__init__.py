@@ -1,4 +1,4 @@
-"""PyTorch weights to our parameters."""
+"""Converts PyTorch weights to the parameters of this package's networks."""
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
@@ -24,13 +24,13 @@ def from_torch(
 ) -> dict[str, Any]:
     """Parameters of `get_model(name, variant, **overrides)` from published tensors.
 
-    The structure is that of `model.init(...)["params"]`, every leaf float32. A prefix
+    The structure is that of `model.init(...)["params"]`, with float32 leaves. A prefix
     that all names share, such as `module.`, is removed and logged. The VGG-19 in
     GS-LRM's state dictionary is left out.
 
     Raises:
-      ValueError: one line about all extra, missing and unusable tensors; or the errors
-        of `get_model`.
+      ValueError: one line that lists all extra, missing and unusable tensors; or the
+        errors of `get_model`.
     """
     model, table = get_model(name, variant, **overrides), rule_table(name)
     keys = strip_common_prefix(state_dict, (*table.RULES, *table.PERCEPTUAL_RULES))
@@ -46,14 +46,14 @@ def from_torch(
 def convert_state(
     name: str, model: Any, keys: Iterable[str], read: Callable[[str], np.ndarray]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Parameters of `model`, and GS-LRM's VGG-19 if the keys hold any of it.
+    """Parameters of `model`, and those of GS-LRM's VGG-19 if any key belongs to it.
 
     Both are NumPy float32 arrays. `read` returns the tensor of a key and is called once
-    per key. A prefix that all keys share is removed and logged. The VGG-19 has the
-    names of its own file, see `losses.load_vgg19`.
+    per key. A prefix that all keys share is removed and logged. The VGG-19's tensors
+    have the names that `losses.load_vgg19` reads.
 
     Raises:
-      ValueError: one line about all extra, missing and unusable tensors of both.
+      ValueError: one line that lists all extra, missing and unusable tensors of both.
     """
     table, expected = rule_table(name), abstract_params(model)
     rules = (*table.RULES, *table.PERCEPTUAL_RULES)

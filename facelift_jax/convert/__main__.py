@@ -1,4 +1,4 @@
-"""Command: published PyTorch weights to an orbax checkpoint.
+"""Command: converts published PyTorch weights to an orbax checkpoint.
 
     python -m facelift_jax.convert --model lgm --variant big --src FILE --dst DIR
 
@@ -60,7 +60,7 @@ def _parse_overrides(text: str) -> dict[str, Any]:
 
 
 def _read(src: Path, name: str, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`convert_state` of a file; its tensors are read one at a time."""
+    """`convert_state` for a file; its tensors are read one at a time."""
     with open_tensors(src) as (names, read):
         return convert_state(name, model, names, read)
 

@@ -22,7 +22,7 @@ def open_tensors(path: Path) -> Iterator[Tensors]:
     """The names of a file's tensors, and a function that reads one of them.
 
     Raises:
-      ValueError: the file is of another kind, damaged or not safe to read.
+      ValueError: the file is of an unsupported kind, damaged or not safe to read.
       FileNotFoundError: there is no such file.
       ModuleNotFoundError: a PyTorch file, and PyTorch is not installed.
     """

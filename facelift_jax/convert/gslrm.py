@@ -1,4 +1,4 @@
-"""Rules from FaceLift's published tensors of GS-LRM to our parameters."""
+"""Rules that map FaceLift's published GS-LRM tensors to this package's parameters."""
 
 from facelift_jax.convert.rules import Rule, dense_kernel
 
@@ -39,7 +39,7 @@ RULES = (
 )
 
 # The published files also hold the frozen VGG-19 of the perceptual loss. The converter
-# writes it to a file of its own, under these names without `vgg19/`.
+# writes it to a separate file, under these names without `vgg19/`.
 PERCEPTUAL_RULES = tuple(
     Rule(
         f"loss_calculator.perceptual_loss_module.net.conv{{i}}.{leaf}",

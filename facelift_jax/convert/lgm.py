@@ -1,6 +1,6 @@
-"""Rules from LGM's published tensors (3DTopia/LGM) to our parameters.
+"""Rules that map LGM's published tensors (3DTopia/LGM) to this package's parameters.
 
-Our modules have the published names, so only the leaves are renamed.
+Modules have the published names here, so only the leaves are renamed.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ LICENCE = "LGM's code and published weights: MIT licence, github.com/3DTopia/LGM
 DATA = {"num_inputs": 4, "input_size": 256, "target_size": 512}
 DATA |= {"radius": 1.5, "frame": "first_camera"}
 
-PERCEPTUAL_RULES = ()  # every tensor is the network's
+PERCEPTUAL_RULES = ()  # every tensor belongs to the network
 
 
 def _rules(module: str, leaf: str, layout: Callable = unchanged) -> tuple[Rule, ...]:

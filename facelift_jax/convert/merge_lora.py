@@ -2,8 +2,8 @@
 
     python -m facelift_jax.convert.merge_lora --checkpoint runs/x --dst weights/merged
 
-The result is a checkpoint of the network without adapters, which computes the same
-except for rounding. It can be used wherever converted weights can.
+The result is a checkpoint of a network without adapters that gives the same output up
+to rounding. It can be used wherever converted weights can.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from facelift_jax.models.lora import merge_adapters
 def merge_lora(checkpoint: Path, dst: Path) -> int:
     """Writes the merged parameters of the latest step to `dst`; returns the rank.
 
-    The metadata are kept, so that an evaluation can leave out the training scenes.
+    The metadata is kept, so that an evaluation can leave out the training scenes.
 
     Raises:
       ValueError, OSError: there are no adapters, or `dst` is not empty; one line.

@@ -1,8 +1,8 @@
-"""PyTorch tensors to our parameters, by a table of rules.
+"""Converts PyTorch tensors to this package's parameters by a table of rules.
 
-A rule names one kind of tensor on both sides and says how its layout changes. A
-conversion is a bijection: every source tensor is used and every parameter is filled,
-each once.
+A rule gives the published name and our name of one kind of tensor, and says how its
+layout changes. A conversion is a bijection: every source tensor is used and every
+parameter is filled, each exactly once.
 """
 
 import functools
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 def unchanged(tensor: np.ndarray) -> np.ndarray:
-    """The layout that both sides share: biases, gains."""
+    """Keeps the layout: biases and gains."""
     return tensor
 
 
@@ -37,7 +37,7 @@ def conv_kernel(tensor: np.ndarray) -> np.ndarray:
 
 
 class Rule(NamedTuple):
-    """A kind of tensor under its published name and under ours.
+    """The published name and our name of one kind of tensor.
 
     Both names are format strings with the same fields, which are block numbers:
     `layers.{i}.norm.weight` and `block_{i:02d}/norm/scale`.
@@ -48,11 +48,11 @@ class Rule(NamedTuple):
     layout: Callable[[np.ndarray], np.ndarray] = unchanged
 
     def to_ours(self, name: str) -> str | None:
-        """Our name of a published tensor; None if the rule is about another kind."""
+        """Our name of a published tensor; None if the rule does not match it."""
         return _translate(name, self.published, self.ours)
 
     def to_published(self, name: str) -> str | None:
-        """The published name of a parameter; None if the rule is about another kind."""
+        """The published name of a parameter; None if the rule does not match it."""
         return _translate(name, self.ours, self.published)
 
 
@@ -81,13 +81,14 @@ def strip_common_prefix(keys: Iterable[str], rules: Sequence[Rule]) -> dict[str,
     """The keys of a state dictionary by their names without a wrapper's prefix.
 
     `DataParallel` (`module.`), `torch.compile` (`_orig_mod.`) and Lightning modules
-    (`model.`) put a prefix on the name of every tensor. The shortest prefix is removed
-    that all keys share, that ends with a dot, and without which a rule knows some key;
-    the removal is logged. Without such a prefix the names are the keys.
+    (`model.`) put a prefix on the name of every tensor. If no rule matches any key,
+    parts that end with a dot are removed from the front of all keys until a rule
+    matches one of them; the removal is logged. If the keys share no such prefix, they
+    stay unchanged.
     """
     keys = list(keys)
     prefix = ""
-    while keys and not any(_is_known(key.removeprefix(prefix), rules) for key in keys):
+    while keys and not any(_matches(key.removeprefix(prefix), rules) for key in keys):
         head, dot, _ = keys[0].removeprefix(prefix).partition(".")
         prefix += head + dot
         if not dot or not all(key.startswith(prefix) for key in keys):
@@ -98,7 +99,7 @@ def strip_common_prefix(keys: Iterable[str], rules: Sequence[Rule]) -> dict[str,
     return {key.removeprefix(prefix): key for key in keys}
 
 
-def _is_known(name: str, rules: Sequence[Rule]) -> bool:
+def _matches(name: str, rules: Sequence[Rule]) -> bool:
     return any(rule.to_ours(name) for rule in rules)
 
 
@@ -114,7 +115,7 @@ def convert_tensors(
       names: published names of the source tensors.
       read: returns the tensor of a name. It is called once per name, so a file need
         not be in memory at once.
-      rules: the first rule that knows a name decides.
+      rules: the first rule that matches a name is applied.
       expected: the pytree to fill; its leaves have a shape.
 
     Raises:
@@ -154,7 +155,7 @@ def convert_tensors(
 
 
 def _published_name(target: str, rules: Sequence[Rule]) -> str:
-    """The published name of a parameter, followed by ours."""
+    """The published name of a parameter, followed by our name."""
     names = (rule.to_published(target) for rule in rules)
     published = next((name for name in names if name), None)
     return f"{published} ({target})" if published else target
@@ -175,18 +176,18 @@ def _summarize(problems: Mapping[str, list[str]]) -> str:
 def _convert(
     tensor: np.ndarray, rule: Rule, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, str]:
-    """A new float32 array in our layout, and its problem; an empty string if none."""
+    """A new float32 array in our layout, and its problem or an empty string."""
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         return tensor, f"holds {tensor.dtype}, not floating-point numbers"
     try:
-        ours = rule.layout(tensor)
+        array = rule.layout(tensor)
     except ValueError:  # another number of axes
         return tensor, f"has shape {tensor.shape}, which cannot become {shape}"
-    if ours.shape != shape:
+    if array.shape != shape:
         return (
             tensor,
-            f"has shape {tensor.shape}, in our layout {ours.shape}, not {shape}",
+            f"has shape {tensor.shape}, in our layout {array.shape}, not {shape}",
         )
-    ours = np.array(ours, np.float32, order="C")
-    num_bad = int(ours.size - np.isfinite(ours).sum())
-    return ours, f"holds {num_bad} values that are not finite" if num_bad else ""
+    array = np.array(array, np.float32, order="C")
+    num_bad = int(array.size - np.isfinite(array).sum())
+    return array, f"holds {num_bad} values that are not finite" if num_bad else ""

@@ -1,4 +1,4 @@
-"""A whole evaluation: every scene of a data set, the visual hull, and all files."""
+"""A complete evaluation: every scene of a data set, the visual hull, and all files."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ from facelift_jax.evaluation.steps import (
 from facelift_jax.io.progress import show_on_first_process, with_progress
 from facelift_jax.structs import RenderFn
 
-NUM_SHAPE_SCENES = 4  # scenes with the metrics that take as long as all others
+NUM_SHAPE_SCENES = 4  # scenes for which the slow metrics of a `ShapeStep` are computed
 
 
 def evaluate(
@@ -143,8 +143,8 @@ def evaluate_held_out(
     """Evaluates the scenes that a model was not trained on; writes all files.
 
     `source` holds the scenes of all `data_sets` (path -> its scenes); `trained_on` are
-    the fingerprints of training scenes. The scenes that are evaluated and fail the data
-    checks are counted, and reported as a warning.
+    the fingerprints of training scenes. Evaluated scenes that fail the data checks are
+    counted and reported as a warning.
 
     Raises:
       ValueError: every scene was trained on, or `directory` holds other files.
@@ -181,7 +181,7 @@ def evaluate_held_out(
 
 
 def _common(data_set: FolderSource, source: FolderSource) -> FolderSource:
-    """The scenes of a data set that `source` holds too."""
+    """The scenes of a data set that are also in `source`."""
     kept = set(map(str, source.folders))
     pairs = zip(data_set.folders, data_set.names, strict=True)
     pairs = [(folder, name) for folder, name in pairs if str(folder) in kept]
@@ -195,5 +195,5 @@ def _count_violations(
     """How many scenes fail the data checks; logs a warning if any does."""
     violations, line = find_violations(path, source, background, show_on_first_process)
     if violations:
-        logging.warning("evaluated nevertheless: %s", line)
+        logging.warning("evaluated anyway: %s", line)
     return violations

@@ -19,8 +19,8 @@ class GroundTruth:
     """The object of a synthetic scene, in the world of its evaluation.
 
     Attributes:
-      vertices, faces: its mesh, [n 3] and [m 3].
-      parameters: of the rodent, in the stored world.
+      vertices, faces: mesh of the object, [n 3] and [m 3].
+      parameters: parameters of the rodent, in the stored world.
       world: similarity from the stored world to this one.
     """
 

@@ -139,7 +139,7 @@ def _facts(
 
 
 def _compare(evaluation: Evaluation) -> list[dict[str, str]]:
-    """Held-out metrics minus those of the hull: ahead, behind or no clear difference.
+    """Compares held-out metrics with the hull: ahead, behind or no clear difference.
 
     A difference is clear if its 95 % interval over scenes, see `paired_interval`, does
     not contain zero.
@@ -230,7 +230,7 @@ def _draw_by_angle(evaluation: Evaluation) -> bytes:
 
 def _shrink(path: Path) -> str:
     """A sheet as WebP: a fifth of the size of the PNG, half of a JPEG."""
-    # Image.open refuses sheets of very many views, the class does not
+    # Image.open refuses very large sheets; PngImageFile does not
     sheet = PngImageFile(path).convert("RGB")
     sheet.thumbnail(MAX_SHEET)
     buffer = io.BytesIO()

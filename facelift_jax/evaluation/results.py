@@ -1,4 +1,4 @@
-"""What an evaluation measures, and how it is written: tables, metrics.json, images."""
+"""Results of an evaluation, and how they are written: tables, metrics.json, images."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ from facelift_jax.structs import Batch, Cameras, Gaussians, RenderOutput
 
 METRICS_FILE = "metrics.json"
 VIDEO_FPS = 24
-# metrics that say something about a hull; tables show "-" for its others
+# metrics that are meaningful for a hull; tables show "-" for its other metrics
 HULL_METRICS = ("psnr_fg", "ssim", "iou", "depth_error", "depth_within_02R")
 HULL_METRICS += ("depth_within_05R", "absrel", "chamfer")
 SIDES = {"inputs": "input views", "held_out": "held-out views"}
@@ -66,10 +66,11 @@ class SceneResult:
     """The metrics of one scene.
 
     Attributes:
-      name: of the scene.
-      timestamp: the recording and the seconds in it, if known.
+      name: name of the scene.
+      timestamp: the recording and the seconds in it, if stored.
       metrics: by name, see `steps.scene_metrics` and `steps.make_shape_step`.
-      undefined: per metric, the number of views it leaves out as undefined there.
+      undefined: per metric, the number of views in which it is undefined; its mean
+        leaves them out.
       angles: per held-out view, degrees to the nearest input view.
       psnr_fg: per held-out view, dB.
     """
@@ -91,7 +92,8 @@ class Evaluation:
       metrics: means over views, then over scenes, by name.
       intervals: per metric, its 95 % interval, see `bootstrap_interval`.
       counts: per metric, the number of scenes in its mean.
-      undefined: per metric, the number of views it leaves out as undefined there.
+      undefined: per metric, the number of views in which it is undefined; its mean
+        leaves them out.
       by_angle: held-out psnr_fg in bins of the angle to the nearest input view.
       gaussians: of the first scene, [n].
       inputs: input cameras [v] of the first scene.
@@ -147,9 +149,9 @@ class MetricRow(NamedTuple):
     """One row of a table: text, "-" if undefined, "" if the column does not apply.
 
     Attributes:
-      kind: of metric: the part of its name before "/"; "" for image metrics.
+      kind: kind of the metric, the part of its name before "/"; "" for image metrics.
       label: name in the table.
-      definition: one line.
+      definition: definition of the metric, one line.
       inputs, held_out: means; metrics that belong to no view are in `held_out`.
       interval: 95 % interval of `held_out`, or of `inputs` if that is the only mean.
       hull: `held_out` of the visual hull.
@@ -167,7 +169,7 @@ class MetricRow(NamedTuple):
 
 
 def format_number(value: float) -> str:
-    """Four digits; whole numbers from a thousand on; "-" for NaN and infinity."""
+    """Four digits, integers from 1000 on, "-" for NaN and infinity."""
     if not math.isfinite(value):
         return "-"
     if abs(value) >= 1000:
@@ -253,7 +255,7 @@ def describe_angle_bins(evaluation: Evaluation) -> list[str]:
 
 
 def _describe_counts(evaluation: Evaluation) -> str:
-    """The number of scenes, and of those in means that lack some.
+    """The number of scenes, and the counts of the means over fewer scenes.
 
     Metrics of one kind share an entry if their counts are equal.
     """

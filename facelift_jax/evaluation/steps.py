@@ -1,7 +1,7 @@
-"""From the Gaussians of one scene to its metrics: what every evaluation shares.
+"""Steps that every evaluation shares: from the Gaussians of a scene to its metrics.
 
 `make_eval_step` and `make_hull_step` compute the metrics of every scene.
-`make_shape_step` computes the metrics that take as long as all others together.
+`make_shape_step` computes the slow metrics, which take as long as all others together.
 """
 
 import functools
@@ -80,7 +80,7 @@ def make_eval_step(model: Any, render_fn: RenderFn, lpips: Any = None) -> EvalSt
 
 
 def make_hull_step(render_fn: RenderFn, lpips: Any = None) -> EvalStep:
-    """(anything, batch of one scene) -> (the visual hull, its outputs)."""
+    """(unused, batch of one scene) -> (the visual hull, its outputs)."""
 
     @jax.jit
     def evaluate_hull(lpips: Any, gaussians: Gaussians, batch: Batch):
@@ -131,7 +131,7 @@ def evaluate_gaussians(
 def scene_metrics(
     outputs: SceneOutputs, num_inputs: int
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """Metrics of the one scene in `outputs`, and how many views each leaves out.
+    """Metrics of the only scene in `outputs`, and how many views each leaves out.
 
     `inputs/...` and `held_out/...` are means over these views; `health/...` depend on
     the Gaussians alone.
@@ -163,9 +163,9 @@ def require_nothing_dropped(name: str, output: RenderOutput) -> None:
 def make_shape_step(render_fn: RenderFn, turn: Turntable | None) -> ShapeStep:
     """(Gaussians [n], batch of their scene, the scene, options, radius) -> metrics.
 
-    `turntable/...` are computed from the frames of `turn`. If the scene's mesh is
-    known, `surface/...` compare with it, and `true_turntable/...` are those of the true
-    object.
+    `turntable/...` are computed from the frames of `turn`. If the scene has a
+    ground-truth mesh, `surface/...` compare the Gaussians with it, and
+    `true_turntable/...` are the turntable metrics of the ground truth.
     """
     weigh = jax.jit(functools.partial(blend_weights, render_fn))
 

@@ -21,11 +21,11 @@ from facelift_jax.structs import Cameras, Gaussians, Views
 START = 8  # voxels per side of the first, coarsest grid
 OPACITY = 0.95
 SIGMA = 0.5  # standard deviation of a splat, voxels
-# The renderer blurs splats by half a pixel, which is half a voxel. Moved inwards by one
-# voxel, they have the silhouette of the hull.
+# The renderer blurs splats by half a pixel, which is half a voxel. If splats are moved
+# inwards by one voxel, their silhouette is that of the hull.
 INSET = 1.0
 NORMAL_BLUR = 1.5  # voxels; normals are the gradient of the blurred occupancy
-HIDDEN = 2.0  # voxels behind the nearest one in a pixel that hide a voxel
+HIDDEN = 2.0  # a voxel this many voxels behind the nearest one in its pixel is hidden
 GRAZING = 0.05  # minimum weight of a view that sees a voxel: cosine of 87 degrees
 
 
@@ -50,9 +50,9 @@ def visual_hull(inputs: Views) -> Gaussians:
     """Gaussians [n] on the surface of the hull of input views [v], NumPy.
 
     A voxel belongs to the hull if its centre is inside every mask. Voxels with an empty
-    neighbour become splats. Transparent Gaussians pad their number to a power of four,
-    so that scenes share few array shapes. Masks without a common hull give a single
-    transparent Gaussian.
+    neighbour become splats. Transparent Gaussians are added up to a power of four, so
+    that few array shapes occur. Masks without a common hull give a single transparent
+    Gaussian.
     """
     views = [_silhouette(inputs, view) for view in range(len(inputs.images))]
     cells, corner, size = carve(views)
@@ -86,7 +86,7 @@ def carve(
     center = np.asarray(rig_center(rig))
     distances = np.linalg.norm(rig.centers - center, axis=-1)
     pixel = float((distances / Ks[:, 0, 0]).mean())  # at the centre, world units
-    # a cube that reaches to the nearest camera; voxels are halved down to a pixel
+    # a cube that reaches to the nearest camera; its voxels are halved down to a pixel
     halvings = max(0, int(np.ceil(np.log2(2 * distances.min() / (START * pixel)))))
     size = pixel * 2.0**halvings
     corner = center - 0.5 * START * size
@@ -105,7 +105,7 @@ def carve(
 def is_inside(
     view: Silhouette, points: Float[np.ndarray, "n 3"]
 ) -> Bool[np.ndarray, "n"]:
-    """Whether points project into the mask, bilinearly interpolated and > .5."""
+    """Whether points project to where the bilinearly interpolated mask is > 0.5."""
     pixels, _ = _project(view.camera, points)
     rows_cols = pixels.T[::-1] - 0.5
     return scipy.ndimage.map_coordinates(view.mask, rows_cols, order=1) > 0.5

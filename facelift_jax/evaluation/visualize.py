@@ -1,4 +1,4 @@
-"""Sheets for people to look at: images, error maps, opacity and depth maps."""
+"""Image sheets for inspection: images, error maps, opacity and depth maps."""
 
 import math
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def supervision_sheet(
     psnr_fg: Float[Array, "t"],
     title: str,
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """Ground truth | prediction of every view, input and held-out views apart.
+    """Ground truth | prediction of every view, input and held-out views in two groups.
 
     The targets must be composited on the background of the predictions.
     """
@@ -123,8 +123,8 @@ def depth_map(
 def depth_range(targets: Views, render: RenderOutput) -> tuple[float, float]:
     """Ends of the depth scale, world units: 1 % and 99 % quantiles on the object.
 
-    They are those of the true depths if these are known, else of the predicted depths
-    where alpha > .5.
+    Quantiles of the true depths if there are any, else of the predicted depths where
+    alpha > 0.5.
     """
     if targets.depths is None:
         depths, is_known = render.depths, np.asarray(render.alphas) > 0.5
@@ -140,8 +140,8 @@ def depth_range(targets: Views, render: RenderOutput) -> tuple[float, float]:
 def view_labels(cameras: Cameras) -> list[str]:
     """Index, azimuth and elevation of each camera [t], degrees.
 
-    They are seen from the world origin. Azimuth is counted from view 0 about the rig's
-    upright axis.
+    Angles are measured at the world origin. Azimuth is 0 at view 0 and increases about
+    the rig's upright axis.
     """
     upright = rig_up(cameras)
     directions = normalize(np.asarray(cameras.centers, np.float64))

@@ -25,10 +25,10 @@ class Filter:
 
     Attributes:
       min_opacity: Gaussians with a lower opacity are left out.
-      max_scale: Gaussians whose longest axis (world units) is at least as long are left
-        out if z <= 0, in the lower half of a world whose z axis points up. None: no
+      max_scale: Gaussians whose longest axis is at least this long (world units) are
+        left out if z <= 0, the lower half of a world whose z axis points up. None: no
         limit.
-      floater: Gaussians with |x| and |y| above it and z below its negative are left
+      floater: Gaussians with |x| > floater, |y| > floater and z < -floater are left
         out; they are in the corners below an object. None: no limit.
       box: half sides of a box around the origin; Gaussians outside are left out. None:
         no limit.
@@ -74,7 +74,7 @@ FILTERS = {
     "facelift_app": Filter(0.04, max_scale=0.2, floater=0.75, box=(0.91, 0.91, 1.0)),
 }
 
-# set of fields -> a comment in the file
+# layout -> its comment in the file
 LAYOUTS = {
     "lgm": "rot (w, x, y, z)",
     "facelift": "rot (w, x, y, z) as rendered; FaceLift's files have it unnormalised",
@@ -106,15 +106,15 @@ def write_ply(
     filter: Filter = FILTERS["opacity"],
     layout: str = "lgm",
 ) -> tuple[int, int]:
-    """Writes Gaussians [n] as a 3DGS PLY; returns the numbers of written and left out.
+    """Writes Gaussians [n] as a 3DGS PLY; returns (number written, number left out).
 
     The fields are those of LGM, in its order: x y z, f_dc, f_rest (above degree 0),
     opacity, scale, rot; little-endian float32, before activation: opacity is a logit,
     scale a logarithm, rot is (w, x, y, z) as given. In the layout "facelift", that of
     FaceLift's programs, red, green, blue as bytes follow z, and f_rest always has
-    degree 3, padded with zeros. FaceLift writes rot as its network predicts it; our
-    networks normalise it. Gaussians that `filter` does not keep are left out. The
-    comments of the file state all this. The file appears whole or not at all.
+    degree 3, padded with zeros. FaceLift writes rot as its network predicts it; the
+    networks of this package normalise it. Gaussians that `filter` does not keep are
+    left out. The comments of the file state all this. The file is written atomically.
 
     Raises:
       ValueError: values that are not finite, a batch of Gaussians, an unknown layout.
@@ -242,7 +242,7 @@ def _read_vertices(path: Path) -> np.ndarray:
 
 
 def _check_header(path: Path, content: bytes) -> None:
-    """Refuses a header that promises more data than the file has, before reading."""
+    """Refuses a header that declares more data than the file has, before reading it."""
     head = content[:MAX_HEADER_BYTES]
     end = re.search(rb"^end_header", head, re.MULTILINE)
     if not head.startswith(b"ply") or end is None:
@@ -253,7 +253,7 @@ def _check_header(path: Path, content: bytes) -> None:
     header = head[: end.start()]
     is_ascii = re.search(rb"^format ascii", header, re.MULTILINE) is not None
     num_bytes = len(content) - end.end()
-    promised, count = 0, 0
+    num_declared, count = 0, 0
     for line in header.decode("ascii", "replace").splitlines():
         words = line.split()
         if words[:1] == ["element"]:
@@ -263,9 +263,9 @@ def _check_header(path: Path, content: bytes) -> None:
         if words[:1] == ["property"]:
             if len(words) != 3 or words[1] not in _SIZES:
                 raise ValueError(f"{path}: PLY header: not a 3DGS field: {line[:60]!r}")
-            promised += count * (2 if is_ascii else _SIZES[words[1]])
-    if promised > num_bytes:
+            num_declared += count * (2 if is_ascii else _SIZES[words[1]])
+    if num_declared > num_bytes:
         raise ValueError(
-            f"{path}: PLY header promises at least {promised} bytes but {num_bytes} "
-            "follow it; the file is truncated or damaged"
+            f"{path}: PLY header declares at least {num_declared} bytes but "
+            f"{num_bytes} follow it; the file is truncated or damaged"
         )

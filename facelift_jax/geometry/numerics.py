@@ -1,6 +1,6 @@
-"""Arithmetic that stays finite; the array type and the constant that modules share.
+"""Arithmetic that stays finite, and the array type and constant that modules share.
 
-Each function takes NumPy or JAX arrays; NumPy in gives NumPy out.
+Each function takes NumPy or JAX arrays and returns NumPy arrays for NumPy arrays.
 """
 
 import types
@@ -20,7 +20,7 @@ def namespace(*arrays: Array) -> types.ModuleType:
 
 
 def is_concrete(array: object) -> bool:
-    """Whether this is an array with values: no tracer, mask, spec or shape."""
+    """Whether this is an array with values, not a tracer, mask, spec or shape."""
     is_array = isinstance(array, np.ndarray | jax.Array)
     return is_array and not isinstance(array, jax.core.Tracer)
 

@@ -1,4 +1,4 @@
-"""Cameras that look at a point, on orbits and on turntables. NumPy, float32."""
+"""Cameras that look at a point, on orbits and turntables; NumPy, float32."""
 
 import numpy as np
 from jaxtyping import Float

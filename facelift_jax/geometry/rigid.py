@@ -53,7 +53,7 @@ def rig_up(cameras: Cameras) -> Float[np.ndarray, "3"]:
     """
     viewmats = np.asarray(cameras.viewmats, np.float64)
     rights, ups = viewmats[:, 0, :3], -viewmats[:, 1, :3]
-    # with a single view the x axes leave the axis open: the second term decides
+    # the x axis of a single view does not determine the axis: the second term does
     up = np.linalg.eigh(rights.T @ rights - 1e-6 * ups.T @ ups)[1][:, 0]
     return up * np.sign(up @ ups.mean(0))
 

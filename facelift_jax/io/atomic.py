@@ -20,11 +20,11 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes the whole file, or leaves the old one as it was."""
+    """Writes the complete file, or leaves the old one unchanged."""
     with replaced(path) as partial:
         partial.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes the whole file in UTF-8, or leaves the old one as it was."""
+    """Writes the complete file in UTF-8, or leaves the old one unchanged."""
     write_bytes(path, text.encode())

@@ -1,4 +1,4 @@
-"""What all commands share: one-line errors, exit codes, argument parser, log lines."""
+"""Shared by all commands: one-line errors, exit codes, argument parser, log lines."""
 
 import argparse
 import math
@@ -68,9 +68,9 @@ def _channel(text: str) -> float:
 
 
 def log_own_lines() -> None:
-    """Shows info messages of this package, and only warnings of other libraries."""
+    """Shows info messages of this package, and of other libraries only warnings."""
     package = str(Path(__file__).parents[1])
-    logging.use_absl_handler()  # before a handler of Python, which filters nothing
+    logging.use_absl_handler()  # first, since Python's own handler would filter nothing
     handler = logging.get_absl_handler()
     handler.setFormatter(None)
     handler.addFilter(

@@ -1,4 +1,4 @@
-"""PNG and mp4 files that appear whole or not at all."""
+"""PNG and mp4 files, written atomically."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from facelift_jax.io import atomic
 
 
 def write_png(path: str | Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Writes a PNG that appears whole or not at all."""
+    """Writes a PNG file atomically."""
     with atomic.replaced(Path(path)) as partial:
         Image.fromarray(image).save(partial, format="PNG")
 
@@ -21,7 +21,7 @@ def write_png(path: str | Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
 def write_video(
     path: str | Path, frames: UInt8[np.ndarray, "f h w 3"], fps: int
 ) -> None:
-    """Writes an H.264 mp4 (yuv420p, CRF 18) that appears whole or not at all.
+    """Writes an H.264 mp4 (yuv420p, CRF 18) atomically.
 
     Raises:
       ValueError: no frames, or odd sides, which yuv420p does not support.
@@ -43,7 +43,7 @@ def write_video(
 
 
 def _encode(path: Path, frames: UInt8[np.ndarray, "f h w 3"], fps: int) -> None:
-    settings = {"movflags": "+faststart"}  # a browser can start before the end arrives
+    settings = {"movflags": "+faststart"}  # browsers can play it while it loads
     with av.open(str(path), "w", format="mp4", options=settings) as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "18"})
         stream.height, stream.width = frames.shape[1:3]

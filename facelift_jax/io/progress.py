@@ -44,7 +44,7 @@ def with_progress(
 
 
 def duration(seconds: float) -> str:
-    """`m:ss`, or `h:mm:ss` for an hour and more."""
+    """`m:ss`, or `h:mm:ss` from one hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -72,8 +72,8 @@ def progress_line(
 ) -> str:
     """`step 120/600  20%  3.1 steps/s  2:35 left  text`.
 
-    `done_before` of the `done` steps were done before the clock, now at `seconds`,
-    started.
+    `done_before` of the `done` steps were done before this process started, `seconds`
+    ago.
     """
     rate = (done - done_before) / seconds if seconds > 0 else 0.0
     parts = [f"step {done:,}/{total:,}", f"{100 * done // total}%"]

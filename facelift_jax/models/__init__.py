@@ -1,4 +1,4 @@
-"""The networks, by name: from images with cameras to Gaussians."""
+"""The networks, by name; each maps images with cameras to Gaussians."""
 
 import dataclasses
 import importlib

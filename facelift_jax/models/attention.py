@@ -1,4 +1,4 @@
-"""Unmasked attention that never holds the whole score matrix."""
+"""Unmasked attention that never stores the complete score matrix."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from facelift_jax.models import cudnn
 
 IMPLEMENTATIONS = ("cudnn", "tpu", "blocked")
-CUDNN_MAX_HEAD_DIM = 128  # before Hopper; from there on 256
+CUDNN_MAX_HEAD_DIM = 128  # of GPUs before Hopper; newer ones support 256
 QUERY_BLOCK = 512  # queries whose scores are computed together
 TPU_BLOCK = 512  # tokens are padded to a multiple of this
 
@@ -28,27 +28,28 @@ def attend(
     v: Float[Array, "b l heads c"],
     implementation: str | None = None,
 ) -> Float[Array, "b l heads c"]:
-    """softmax(q k^T / sqrt(c)) v over all l tokens of each b, the softmax in float32.
+    """softmax(q k^T / sqrt(c)) v over all l tokens of each b, with a float32 softmax.
 
     Args:
       q: queries.
       k: keys, of the same type.
       v: values, of the same type.
       implementation: "cudnn" (half precision on NVIDIA GPUs), "tpu" (the flash kernel
-        of JAX), "blocked" (anywhere), or None for the fastest that fits. If None cannot
-        take the fastest of a GPU, the reason is logged once. A named implementation
-        runs or raises.
+        of JAX), "blocked" (anywhere), or None for the fastest that supports the inputs.
+        If that is not "cudnn" on a GPU, the reason is logged once. A named
+        implementation runs or raises.
 
     Raises:
-      ValueError: unknown implementation, or a named one that cannot take the inputs.
-      ImportError: "cudnn" with a version of JAX that it does not fit.
+      ValueError: unknown implementation, or a named one that does not support the
+        inputs.
+      ImportError: "cudnn" does not support this version of JAX.
     """
     is_named = implementation is not None
     if implementation is None:
         implementation = _choose(jax.default_backend(), q.dtype.name, q.shape[1:])
     if implementation not in IMPLEMENTATIONS:
-        known = ", ".join(IMPLEMENTATIONS)
-        raise ValueError(f"attention: unknown {implementation!r}; known: {known}")
+        names = ", ".join(IMPLEMENTATIONS)
+        raise ValueError(f"attention: unknown {implementation!r}; known: {names}")
     if implementation == "cudnn":
         problem = _cudnn_problem(q.dtype.name, q.shape[1:])
         if problem:
@@ -63,8 +64,8 @@ def attend(
 def is_attention(primitive: Any, *_: Any, **params: Any) -> bool:
     """Whether an operation computes attention: a policy of `jax.checkpoint`.
 
-    Keeping attention's result, and a kernel's softmax statistics with it, takes little
-    memory for the time that recomputing them would take.
+    Saving the result of attention, and the softmax statistics of its kernel, takes
+    little memory compared with the time that recomputing them would take.
     """
     name = primitive.name
     if name == "name":  # the primitive of `checkpoint_name`
@@ -74,7 +75,7 @@ def is_attention(primitive: Any, *_: Any, **params: Any) -> bool:
 
 @functools.cache  # logs once
 def _can_split() -> bool:
-    """Whether this version of JAX lets cuDNN attend to whole blocks of keys only."""
+    """Whether `attend_apart` supports this version of JAX."""
     try:
         cudnn.jax_module()
     except ImportError as error:
@@ -96,7 +97,7 @@ def _choose(platform: str, dtype: str, shape: tuple[int, ...]) -> str:
 
 
 def _cudnn_problem(dtype: str, shape: tuple[int, ...]) -> str:
-    """Why cuDNN's flash attention cannot take such inputs; empty if it can."""
+    """Why cuDNN's flash attention does not support such inputs; empty if it does."""
     num_tokens, _, width = shape
     if dtype not in ("bfloat16", "float16"):
         return f"cuDNN takes bfloat16 and float16, found {dtype}"
@@ -104,8 +105,8 @@ def _cudnn_problem(dtype: str, shape: tuple[int, ...]) -> str:
         return f"cuDNN has no gradient for an odd number of tokens, found {num_tokens}"
     if width % 8 or width > CUDNN_MAX_HEAD_DIM:
         return (
-            f"cuDNN takes heads of a multiple of 8 up to {CUDNN_MAX_HEAD_DIM}, "
-            f"found {width}"
+            "cuDNN takes head widths that are multiples of 8 up to "
+            f"{CUDNN_MAX_HEAD_DIM}, found {width}"
         )
     return ""
 
@@ -136,7 +137,7 @@ def _blocked(q, k, v):
 
 
 def _flash_on_tpu(q, k, v):
-    """JAX's kernel; tokens are padded to whole blocks, and the padding is a segment."""
+    """JAX's kernel; tokens are padded to full blocks, the padding is a segment."""
     length, width = q.shape[1], q.shape[-1]
     padding = -length % TPU_BLOCK
     widths = ((0, 0), (0, 0), (0, padding), (0, 0))

@@ -1,10 +1,10 @@
-"""cuDNN's flash attention over a number of keys that its blocks do not divide.
+"""cuDNN's flash attention where the number of keys is no multiple of its block size.
 
-Its kernels are a tenth slower there, also with masked padding. So cuDNN gets the whole
-blocks of keys, the few remaining keys are computed here, and the two results are
-combined by their log-sum-exps, as flash attention combines its blocks (Dao, ICLR 2024).
-cuDNN's backward pass of its own keys is exact when it is given the result and the
-log-sum-exp over all keys.
+There, cuDNN's kernels are a tenth slower, even with masked padding. So cuDNN gets the
+full blocks of keys, the few remaining keys are computed here, "apart" from cuDNN, and
+the two results are combined by their log-sum-exps, as flash attention combines its
+blocks (Dao, ICLR 2024). cuDNN's backward pass for its own keys is exact when it gets
+the result and the log-sum-exp over all keys.
 """
 
 import functools
@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 RESULT = "attention"  # name of attention's result and statistics in `jax.checkpoint`
 BLOCK = 128  # keys in one block of cuDNN
-MAX_APART = 8  # more remaining keys cost more here than inside cuDNN
+MAX_APART = 8  # more remaining keys would take longer here than in cuDNN
 _SETTINGS = (  # first parameters of JAX's backward rule
     *("scale", "seed", "dropout_rate", "variadic_args", "mask_type", "layout"),
     "sliding_window_length",
@@ -48,7 +48,7 @@ class Kernel(NamedTuple):
 
 
 def num_apart(num_keys: int) -> int:
-    """How many keys to take from cuDNN; zero where cuDNN alone is as fast."""
+    """How many keys to compute apart from cuDNN; zero where cuDNN alone is as fast."""
     rest = num_keys % BLOCK
     return rest if rest <= MAX_APART and num_keys > BLOCK else 0
 
@@ -59,8 +59,8 @@ def attend_apart(
 ) -> Tokens:
     """Attention of all queries to all keys.
 
-    `kernel` gets all keys but the first `num_apart`. With `CUDNN` it raises ImportError
-    as `jax_module` does.
+    `kernel` gets all keys except the first `num_apart`. With `CUDNN` as the kernel, it
+    raises the ImportError of `jax_module`.
     """
     return _forward(q, k, v, num_apart, kernel)[0]
 
@@ -81,11 +81,11 @@ def _forward_rule(q, k, v, num_apart, kernel):
     return result, (q, k, v, result, total)
 
 
-def _backward_rule(num_apart, kernel, kept, d_result):
+def _backward_rule(num_apart, kernel, residuals, d_result):
     """The softmax gives d_logits = weights * (d_weights - sum(d_result * result))."""
-    q, k, v, result, total = kept
-    others = (k[:, num_apart:], v[:, num_apart:])
-    d_q, d_k, d_v = kernel.backward(q, *others, result, total, d_result)
+    q, k, v, result, total = residuals
+    kernel_inputs = (q, k[:, num_apart:], v[:, num_apart:])
+    d_q, d_k, d_v = kernel.backward(*kernel_inputs, result, total, d_result)
     keys, values = k[:, :num_apart], v[:, :num_apart]
     scale = q.shape[-1] ** -0.5
     weights = jnp.exp(_products(q, keys) * scale - total[..., None])
@@ -111,7 +111,7 @@ def _float32(x: Array) -> Array:
 
 
 def _products(x: Tokens, keys: Float[Array, "b m heads c"]) -> Array:
-    """Products [b l heads m]; for so few keys sums are faster than a matmul."""
+    """Products [b l heads m]; for few keys, sums are faster than a matmul."""
     x, keys = _float32(x), _float32(keys)
     columns = [jnp.sum(x * keys[:, m : m + 1], axis=-1) for m in range(keys.shape[1])]
     return jnp.stack(columns, axis=-1)
@@ -126,25 +126,28 @@ def _combine(weights: Array, values: Float[Array, "b m heads c"]) -> Array:
 
 
 def jax_module() -> Any:
-    """JAX's private module of cuDNN's attention.
+    """JAX's private module with cuDNN's attention.
 
     Raises:
-      ImportError: this version of JAX has it elsewhere or with another backward rule.
+      ImportError: this version of JAX does not have the module, or its backward rule
+        has other parameters.
     """
     # The public `jax.nn.dot_product_attention` returns the statistics, but its backward
-    # pass takes none. Without this import attention cannot be split: GS-LRM over 6
-    # views of 512 px would take 180 ms forward, 14 ms more than now, and with the
-    # backward pass 45 ms more (H100).
+    # pass does not accept any, so attention could not be split. GS-LRM over 6 views of
+    # 512 px would then take 180 ms forward, 14 ms more than now, and 45 ms more with
+    # the backward pass (H100).
     try:
         from jax._src.cudnn import fused_attention_stablehlo as fused
 
-        is_known = _backward_parameters(fused) in (_BACKWARD, _BACKWARD_WITH_SCORE_MOD)
+        parameters = _backward_parameters(fused)
+        is_supported = parameters in (_BACKWARD, _BACKWARD_WITH_SCORE_MOD)
     except (ImportError, AttributeError):
-        is_known = False
-    if not is_known:
+        is_supported = False
+    if not is_supported:
         raise ImportError(
-            f"jax {jax.__version__} has no cuDNN attention as facelift_jax expects it: "
-            "install jax 0.10 to 0.12, or adapt facelift_jax/models/cudnn.py"
+            "facelift_jax does not support the cuDNN attention of jax "
+            f"{jax.__version__}: install jax 0.10 to 0.12, or adapt "
+            "facelift_jax/models/cudnn.py"
         )
     return fused
 
@@ -162,13 +165,15 @@ def _cudnn_forward(q, k, v):
 
 def _cudnn_backward(q, k, v, result, statistics, d_result):
     fused, unused = jax_module(), jnp.zeros(0, q.dtype)
-    kept = (q, k, v, *[unused] * 7)
+    residuals = (q, k, v, *[unused] * 7)
     static = (q.shape[-1] ** -0.5, 0, 0.0, (False, False), fused.MaskType.NO_MASK)
     static += (fused.AttentionLayout.BTNH.value, None)
     if _backward_parameters(fused) == _BACKWARD_WITH_SCORE_MOD:
-        kept, static = (*kept, ()), (*static, None)  # no function, so no arguments
-    kept += (jnp.swapaxes(statistics, 1, 2), result)
-    return fused._dot_product_attention_bwd_rule(*static, 0, False, kept, d_result)[:3]
+        # no function, so no arguments
+        residuals, static = (*residuals, ()), (*static, None)
+    residuals += (jnp.swapaxes(statistics, 1, 2), result)
+    backward = fused._dot_product_attention_bwd_rule
+    return backward(*static, 0, False, residuals, d_result)[:3]
 
 
 CUDNN = Kernel(_cudnn_forward, _cudnn_backward)

@@ -27,7 +27,7 @@ from facelift_jax.structs import Gaussians, Views
 INIT_STD = 0.02  # of every linear map and the learned tokens
 REACH = 1.8  # largest distance of a Gaussian from its ray's point nearest the origin
 
-# `facelift` is the released network; FaceLift has no `small` and `mini`.
+# `facelift` is the released network; `small` and `mini` exist only in this package.
 VARIANTS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
     {
         "facelift": {"width": 1024, "depth": 24},
@@ -37,16 +37,16 @@ VARIANTS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
 )
 
 Rules = tuple[tuple[str, float | None], ...]
-_DECAY = 0.9  # of the learning rate from a block to the one before, in `layer_decay`
+_DECAY = 0.9  # `layer_decay`: factor on the learning rate per block towards the input
 _TOKENS = r"^(patch_embedder|global_tokens|input_norm)(/.*)?$"
 _HEADS, _REST = r"^(global|pixel)_head/.*$", r"^.*$"
 
 
 def freeze_presets(depth: int) -> dict[str, Rules]:
-    """Ordered (regex, value) over parameter names of a network of `depth` blocks.
+    """Presets of ordered (regex, value) rules for a network of `depth` blocks.
 
-    None freezes a parameter, a number scales its learning rate. `lora` is for networks
-    with `adapter_rank`.
+    A regex matches parameter names. The value None freezes a parameter, a number scales
+    its learning rate. `lora` is for networks with `adapter_rank`.
     """
 
     def blocks(first: int, end: int) -> str:
@@ -71,8 +71,8 @@ def freeze_presets(depth: int) -> dict[str, Rules]:
 class LayerNorm(nn.Module):
     """Normalizes the last axis with a gain and no bias, in float32.
 
-    It is not `nn.LayerNorm`, which first multiplies the gain by 1/std: gradients of six
-    blocks over 6 views of 512 px then take 133.2 ms instead of 132.3 ms (H200).
+    `nn.LayerNorm` is not used because it first multiplies the gain by 1/std: gradients
+    of six blocks over 6 views of 512 px then take 133.2 ms instead of 132.3 ms (H200).
     """
 
     @nn.compact
@@ -142,7 +142,7 @@ class Block(nn.Module):
 class GaussianHead(nn.Module):
     """Normalized tokens to raw Gaussian channels.
 
-    All in float32: half precision would put Gaussians on a coarse grid.
+    Computed in float32: half precision would put Gaussians on a coarse grid.
     """
 
     features: int
@@ -159,35 +159,36 @@ def to_patches(x: Float[Array, "b v s s c"], size: int) -> Float[Array, "b l p"]
     The values of a token are ordered (row, column, channel), channel fastest.
     """
     b, v, side, _, channels = x.shape
-    number = side // size
-    x = x.reshape(b, v, number, size, number, size, channels)
-    return x.swapaxes(3, 4).reshape(b, v * number**2, size**2 * channels)
+    per_side = side // size
+    x = x.reshape(b, v, per_side, size, per_side, size, channels)
+    return x.swapaxes(3, 4).reshape(b, v * per_side**2, size**2 * channels)
 
 
 def from_patches(x: Float[Array, "b l p"], views: int, size: int) -> Array:
     """The inverse of `to_patches`: [b v s s c] images of all views."""
     b, length, width = x.shape
-    number = math.isqrt(length // views)
-    x = x.reshape(b, views, number, number, size, size, width // size**2)
-    return x.swapaxes(3, 4).reshape(b, views, number * size, number * size, -1)
+    per_side = math.isqrt(length // views)
+    x = x.reshape(b, views, per_side, per_side, size, size, width // size**2)
+    return x.swapaxes(3, 4).reshape(b, views, per_side * size, per_side * size, -1)
 
 
 class Model(nn.Module):
     """GS-LRM; see VARIANTS.
 
     Attributes:
-      width: of a token.
+      width: channels of a token.
       depth: number of blocks.
       head_dim: width of one attention head.
       patch_size: side of a patch, pixels.
       num_global: number of learned tokens, each of which is a Gaussian.
-      scale_factor: on all scales and their cap; the original's is 1.
-      attention: an implementation of `attention.attend`; None takes the fastest that
-        fits.
-      adapter_rank: of LoRA adapters on the blocks' matrices; 0 for none. The preset
-        "lora" trains only them; `lora.merge_adapters` adds them to the kernels.
-      remat: recompute a block's values in the backward pass, except the result of
-        attention, instead of keeping them.
+      scale_factor: factor on all scales and their cap; 1 in the original.
+      attention: an implementation of `attention.attend`; None for the fastest that
+        supports the inputs.
+      adapter_rank: rank of LoRA adapters on the blocks' matrices; 0 for none. The
+        preset "lora" trains only the adapters; `lora.merge_adapters` adds them to the
+        kernels.
+      remat: recompute the intermediate values of a block in the backward pass, except
+        the result of attention, instead of saving them.
       dtype: type of the blocks' arithmetic.
     """
 
@@ -203,7 +204,7 @@ class Model(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        """Raises ValueError where a size is out of range or does not fit."""
+        """Raises ValueError if a size is out of range or does not fit the others."""
         for name in ("width", "depth", "head_dim", "patch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"gslrm: {name}={getattr(self, name)}: must be >= 1")
@@ -228,7 +229,7 @@ class Model(nn.Module):
 
     @property
     def freeze_presets(self) -> dict[str, Rules]:
-        """Rules of what to freeze, by the preset's name."""
+        """Rules for freezing parameters, by the name of the preset."""
         return freeze_presets(self.depth)
 
     def source_views(self, num_views: int, side: int) -> Int[np.ndarray, "n"]:
@@ -249,13 +250,14 @@ class Model(nn.Module):
         Returns:
           Gaussians, the learned ones first, then those of the pixels in the order view,
           patch row, patch column, row, column. `aux["raw"]` [b n 14] is the network's
-          output before activation: position, color, scale, rotation, opacity. Losses
-          also need, of the pixels' Gaussians, `aux["means"]` [b v s s 3], the
+          output before activation: position, color, scale, rotation, opacity. For
+          losses, `aux` also holds the `means` [b v s s 3] of the pixels' Gaussians, the
           `directions` [b v s s 3] of their rays, the cameras' `origins` [b v 3] and the
           input `masks` [b v s s 1]. All are float32, whatever `dtype` is.
 
         Raises:
-          ValueError: images of a shape, size or type the network cannot take.
+          ValueError: the network does not support the shape, size or type of the
+            images.
         """
         check_square(inputs, self.stride, "the patch's side")
         rays = jnp.asarray(nearest_point_rays(inputs.cameras))

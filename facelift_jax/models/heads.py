@@ -1,7 +1,7 @@
-"""Tables from raw network channels to activated Gaussians.
+"""Tables that map the raw channels of a network to activated Gaussians.
 
-A table lists groups of channels in order: which field of `Gaussians` a group fills, and
-the function that maps it to the field's range and unit.
+A table lists the groups of channels in order: the field of `Gaussians` that a group
+fills, and the function that maps the group to the field's range and unit.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from facelift_jax.structs import Gaussians
 
 LGM_BOX = 1.0  # objects are in [-1, 1]^3 (LGM, arXiv 2402.05054, released code)
 LGM_SCALE = 0.1  # world units at softplus(x) = 1 (LGM, released code)
-# GS-LRM, FaceLift's config: log of the scale in world units where the channel is 0, its
-# largest value, and logit of the opacity where the channel is 0
+# GS-LRM, FaceLift's config: log of the scale (world units) where the channel is 0, the
+# largest log of the scale, and the logit of the opacity where the channel is 0
 GSLRM_LOG_SCALE = -2.3
 GSLRM_MAX_LOG_SCALE = -1.2
 GSLRM_OPACITY_LOGIT = -2.0
@@ -84,7 +84,7 @@ GSLRM_HEADS = (
 def adjusted(
     heads: tuple[Head, ...], scale_factor: float = 1.0, opacity_logit: float = 0.0
 ) -> tuple[Head, ...]:
-    """The table with scales times a factor and a constant added to opacity logits."""
+    """A table whose scales get a factor and whose opacity logits get an offset."""
 
     def adjust(head: Head) -> Head:
         if head.field == "scales":
@@ -102,7 +102,7 @@ def num_channels(heads: tuple[Head, ...]) -> int:
 
 
 def activate(raw: Float[Array, "*b n c"], heads: tuple[Head, ...]) -> Gaussians:
-    """Raw float32 channels to Gaussians over [*b n], color as degree-0 harmonics."""
+    """Raw float32 channels to Gaussians over [*b n]; colours are of degree 0."""
     fields, start = {}, 0
     for head in heads:
         fields[head.field] = head.activate(raw[..., start : start + head.size])

@@ -1,4 +1,4 @@
-"""Checks of the input images, the same for every network."""
+"""Checks of the input images that all networks share."""
 
 import math
 
@@ -10,7 +10,7 @@ from facelift_jax.structs import Views, check
 def check_square(inputs: Views, stride: int, reason: str) -> tuple[int, int, int]:
     """Sizes (b, v, side) of float32 square images over [b v]; side in pixels.
 
-    The side must be a multiple of `stride`; the error message gives `reason` for that.
+    The side must be a multiple of `stride`; the error message states the `reason`.
 
     Raises:
       ValueError: another shape, size or type.

@@ -1,12 +1,12 @@
 """Convolution, residual block and attention over the views of a scene.
 
-Feature maps are [m h w c] with the views folded into the first axis: m = b * v, and map
-b * v + view belongs to that view. Parameters are float32, arithmetic is in the module's
-`dtype`, normalization statistics and softmax are float32. The precision of matrix
-products follows `jax_default_matmul_precision`.
+Feature maps are [m h w c]; the first axis holds all views of all scenes, m = b * v, and
+map scene * v + view belongs to that view. Parameters are float32, arithmetic is in the
+module's `dtype`, normalization statistics and softmax are float32. The precision of
+matrix products follows `jax_default_matmul_precision`.
 
-`conv` and `dense` apply the layers of `flax.linen` with PyTorch's defaults, inside the
-`nn.compact` method of the module that owns their parameters.
+`conv` and `dense` apply the layers of `flax.linen` with PyTorch's initial values. They
+are called in the `nn.compact` method of the module that owns their parameters.
 """
 
 from typing import Any
@@ -112,7 +112,8 @@ def gelu(x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
     """x P(x), P the standard normal distribution (Hendrycks and Gimpel, 2016).
 
     Computed in float32 with the error function, which takes a third of the time of
-    `erfc`, the complement that `jax.nn.gelu` uses. The backward pass keeps x alone.
+    `erfc`, the complement that `jax.nn.gelu` uses. Only x is saved for the backward
+    pass.
     """
     wide = x.astype(jnp.float32)
     return (wide * _normal_distribution(wide)).astype(x.dtype)
@@ -141,7 +142,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "m h w c"]) -> Float[Array, "m h w c2"]:
-        """Maps [m h w c] to [m h w features]; the shortcut is the identity if equal."""
+        """Maps [m h w c] to [m h w features]; if c = features, shortcut(x) = x."""
         h = nn.silu(GroupNorm(self.num_groups, self.dtype, name="norm1")(x))
         h = conv(h, self.features, dtype=self.dtype, name="conv1")
         h = nn.silu(GroupNorm(self.num_groups, self.dtype, name="norm2")(h))
@@ -159,7 +160,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        """Attends over all l tokens of each b; d holds one head after the other."""
+        """Attends over all l tokens of each b; d is the concatenation of the heads."""
         b, length, d = x.shape
         qkv = dense(x, 3 * d, use_bias=False, dtype=self.dtype, name="qkv")
         q, k, v = jnp.moveaxis(qkv.reshape(b, length, 3, self.num_heads, -1), 2, 0)

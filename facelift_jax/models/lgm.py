@@ -1,8 +1,8 @@
 """LGM: an asymmetric U-Net with attention across views (Tang et al., ECCV 2024).
 
-Every pixel of every view's output map is one Gaussian. LGM predicts its absolute
-position, the `mini` variant its offset from the pixel's ray. Modules have the names of
-the published checkpoints: `unet/down_blocks_0/nets_0/conv1/kernel` is
+Every pixel of every view's output map is one Gaussian. LGM predicts absolute positions,
+the `mini` variant predicts offsets from the pixels' rays. Modules have the names of the
+published checkpoints: `unet/down_blocks_0/nets_0/conv1/kernel` is
 `unet.down_blocks.0.nets.0.conv1.weight`.
 """
 
@@ -50,9 +50,9 @@ VARIANTS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
             "up_channels": (512, 256, 128),
             "up_attention": (True, False, False),
         },
-        # Not in the released code: small enough for two CPU cores. With positions
-        # relative to the rays it places a surface within minutes, which takes LGM days.
-        # The output map has half the input's side.
+        # Not in the released code: small enough for two CPU cores. Because positions
+        # are relative to the rays, it learns a surface within minutes of training; LGM
+        # needs days. The output map has half the input's side.
         "mini": {
             "anchor": "ray",
             "down_channels": (16, 32, 32, 96),
@@ -67,9 +67,9 @@ VARIANTS: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
     }
 )
 
-# Ordered (regex, value) over parameter names. None freezes a parameter, a number scales
-# its learning rate. `late_decoder` trains all but the first two of the up blocks: of
-# five (big), of four (small, lrm) or of three.
+# Ordered (regex, value) rules for parameter names. None freezes a parameter, a number
+# scales its learning rate. `late_decoder` trains all up blocks except the first two;
+# there are five (big), four (small, lrm) or three.
 FREEZE_PRESETS: MappingProxyType[str, tuple[tuple[str, float | None], ...]] = (
     MappingProxyType(
         {
@@ -249,16 +249,18 @@ class Model(nn.Module):
     """LGM; see VARIANTS.
 
     Attributes:
-      down_channels: one entry per down block; so has `down_attention`.
-      up_channels: one entry per up block; so has `up_attention`.
+      down_channels: channels of each down block.
+      down_attention: whether each down block has attention.
       mid_attention: whether the mid block has attention.
+      up_channels: channels of each up block.
+      up_attention: whether each up block has attention.
       layers_per_block: residual blocks per down block; up blocks have one more.
-      num_heads: of every attention.
-      num_groups: of every group normalization.
-      anchor: what predicted positions are relative to: "origin", that of the world
+      num_heads: heads of every attention layer.
+      num_groups: groups of every group normalization.
+      anchor: what predicted positions are relative to: "origin", the world's origin
         (LGM), or "ray", the point nearest the origin on the ray of the pixel.
-      scale_factor: on all scales; LGM's is 1.
-      opacity_logit: added to the logits of all opacities; LGM's is 0.
+      scale_factor: factor on all scales; 1 in LGM.
+      opacity_logit: added to the logits of all opacities; 0 in LGM.
       dtype: type of the U-Net's arithmetic.
     """
 
@@ -276,7 +278,7 @@ class Model(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the sizes do not fit together."""
+        """Raises ValueError if the sizes do not fit together."""
         _check_sizes(self)
         super().__post_init__()
 
@@ -287,7 +289,7 @@ class Model(nn.Module):
 
     @property
     def freeze_presets(self) -> dict[str, tuple[tuple[str, float | None], ...]]:
-        """Rules of what to freeze, by the preset's name."""
+        """Rules for freezing parameters, by the name of the preset."""
         return dict(FREEZE_PRESETS)
 
     def source_views(self, num_views: int, side: int) -> Int[np.ndarray, "n"]:
@@ -308,10 +310,10 @@ class Model(nn.Module):
           activation. All are float32, whatever `dtype` is.
 
         Raises:
-          ValueError: images of a shape, size or type the network cannot take.
+          ValueError: the network does not support the shape, size or type of the
+            images.
         """
-        halvings = len(self.down_channels) - 1
-        b, v, side = check_square(inputs, self.stride, f"as {halvings} halvings need")
+        b, v, side = check_square(inputs, self.stride, "the stride of the U-Net")
         mean = jnp.asarray(IMAGE_MEAN, jnp.float32)[None, None, None, None]
         std = jnp.asarray(IMAGE_STD, jnp.float32)[None, None, None, None]
         x = jnp.concatenate(
@@ -342,7 +344,7 @@ class Model(nn.Module):
 
 
 def _check_sizes(model: Model) -> None:
-    """Raises ValueError where the sizes of the blocks do not fit together."""
+    """Raises ValueError if the sizes of the blocks do not fit together."""
     if model.anchor not in ("origin", "ray"):
         raise ValueError(f"lgm: anchor={model.anchor!r}: choose origin or ray")
     for name in ("layers_per_block", "num_heads", "num_groups"):
@@ -377,5 +379,6 @@ def _check_sizes(model: Model) -> None:
     if up != down[::-1][: len(up)]:
         raise ValueError(
             f"lgm: up_channels {up} must repeat the end of down_channels {down} in "
-            f"reverse, here {down[::-1][: len(up)]}: skips connect blocks of one width"
+            f"reverse, here {down[::-1][: len(up)]}: skips connect blocks of equal "
+            "width"
         )

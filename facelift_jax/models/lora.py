@@ -39,7 +39,7 @@ class LoRADense(nn.Module):
 
 
 def merge_adapters(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of the same network without adapters, which computes the same."""
+    """Parameters of an equivalent network without adapters."""
     merged = {
         name: merge_adapters(value) if isinstance(value, Mapping) else value
         for name, value in params.items()

@@ -22,8 +22,8 @@ from facelift_jax.structs import Cameras, Gaussians
 
 FPS = 24
 FOV, ELEVATION = 40.0, 15.0  # degrees, of the turntable
-QUANTILE = 0.99  # share of the visible Gaussians that the turntable frames
-MARGIN = 1.2  # of the turntable's image around these
+QUANTILE = 0.99  # share of the visible Gaussians that the turntable's images contain
+MARGIN = 1.2  # factor on their radius, so that space is left around them
 UP = {"y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 
 
@@ -53,7 +53,7 @@ def parse(arguments: list[str]) -> Any:
 
 
 def turntable(gaussians: Gaussians, up: str, num_frames: int, size: int) -> Cameras:
-    """Cameras [f] on one turn around the visible Gaussians [n].
+    """Cameras [f] of one turn around the visible ones of Gaussians [n].
 
     Raises:
       ValueError: no Gaussian is visible.
@@ -76,10 +76,10 @@ def turntable(gaussians: Gaussians, up: str, num_frames: int, size: int) -> Came
 
 
 def scene_cameras(path: Path) -> Cameras:
-    """All cameras [v] of a scene folder, or of the folder of a camera file.
+    """All cameras [v] of a scene, given as its folder or its camera file.
 
     Raises:
-      ValueError: it is not one scene.
+      ValueError: the folder does not hold exactly one scene.
     """
     source = open_source(path.parent if path.is_file() else path)
     if len(source) != 1:
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> None:
     flags = parse(arguments)
     for name, value in (("--size", flags.size), ("--frames", flags.frames)):
         if value < 1:
-            raise ValueError(f"{name} {value}: at least 1")
+            raise ValueError(f"{name} {value}: must be at least 1")
     is_video = flags.out.suffix == ".mp4"
     gaussians = read_ply(flags.file)
     if flags.cameras is None:

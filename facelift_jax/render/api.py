@@ -47,8 +47,8 @@ def render(
       background: colour [3] or [*b v 3]; None is black.
       config: cut-offs, blur, caps and tile size.
       backend: "reference", "xla", "pallas", or None for the fastest on the default
-        device. For a CPU program on a machine with a GPU, pass "xla". A named backend
-        runs or raises; there is no fallback.
+        device. To compute on the CPU of a machine with a GPU, pass "xla". A named
+        backend runs or raises; there is no fallback.
 
     Returns:
       RenderOutput over [*b v].
@@ -157,7 +157,7 @@ def project_all(
 ) -> Splats:
     """Splats [i n ...] of all i = scenes x views images, the input of a rasterizer.
 
-    Only the Gaussians are saved for the backward pass; it projects them again.
+    Only the Gaussians are saved for the backward pass, which projects them again.
     """
     scenes, views = math.prod(lead[:-1]), lead[-1]
     gaussians = jax.tree.map(

@@ -23,8 +23,8 @@ Tree = TypeVar("Tree")
 def map_scenes(function: Callable[[Any], Any], scenes: Any) -> Any:
     """`jax.vmap(function)(scenes)`, computed one scene after the other.
 
-    Reverse-mode derivatives only; the backward pass computes `function` again. Under
-    `shard_map`, all input arrays must vary over the same mesh axes: see
+    Supports reverse-mode derivatives only; the backward pass computes `function` again.
+    Under `shard_map`, all input arrays must vary over the same mesh axes: see
     `unify_varying_axes`.
     """
     return _loop(function, scenes)
@@ -105,8 +105,8 @@ def vmap_over_images(function: Callable[..., Any], settings: Any) -> Callable[..
     """function(settings, *args) whose batching rule merges the axis into the images.
 
     All args have images as their leading axis. JAX's own batching rule for while loops
-    would run every member until the last one ends, and select between the old and the
-    new carry in every iteration.
+    would run every batch element until the last one ends, and select between the old
+    and the new carry in every iteration.
     """
     batched = jax.custom_batching.custom_vmap(functools.partial(function, settings))
 
@@ -133,7 +133,7 @@ def match_varying_axes(tree: Tree, like: Array) -> Tree:
 
 
 def unify_varying_axes(tree: Tree) -> Tree:
-    """Marks all arrays of a tree as varying over every axis over which one varies."""
+    """Marks every array of a tree as varying over the mesh axes of all its arrays."""
     for leaf in jax.tree.leaves(tree):
         tree = match_varying_axes(tree, leaf)
     return tree
@@ -142,7 +142,7 @@ def unify_varying_axes(tree: Tree) -> Tree:
 def shape_like(
     shape: tuple[int, ...], dtype: jax.typing.DTypeLike, like: Array
 ) -> jax.ShapeDtypeStruct:
-    """Output shape of a kernel that varies over the mesh axes of `like`."""
+    """Shape of a kernel's output, which varies over the same mesh axes as `like`."""
     return jax.ShapeDtypeStruct(
         shape, dtype, manual_axis_type=jax.typeof(like).manual_axis_type
     )

@@ -9,12 +9,13 @@ A record is one splat in packed form: mean u v, conic A B C, opacity o, colour c
 z. Per pixel and record, with transmittance T:
 
   dx = u - column, dy = v - row, sigma = (A dx^2 + C dy^2) / 2 + B dx dy
-  alpha = min(alpha_max, o exp(-sigma)); nothing if sigma < 0 or alpha < ALPHA_MIN
-  the pixel ends without this record if T (1 - alpha) <= TRANSMITTANCE_MIN
+  alpha = min(alpha_max, o exp(-sigma)); skipped if sigma < 0 or alpha < ALPHA_MIN
+  if T (1 - alpha) <= TRANSMITTANCE_MIN the pixel has ended; this record is not blended
   weight = T alpha; T <- T (1 - alpha)
 
-A pixel that has ended stores -T; its sign fails every later test. The backward pass
-goes front to back too. `rest` is what the records behind contribute to the loss:
+A pixel that has ended stores -T; the sign makes every later test fail. The backward
+pass goes front to back too. `rest` is the contribution of the records behind the
+current one to the loss:
 
   value = c . d_color + z d_depth
   rest <- rest - weight value      (starts as the sum over all records + T_final d_T)
@@ -114,8 +115,8 @@ def differentiate_lists(
         lambda x: _to_groups(x, order), (state, d_pixels, _lanes(lists))
     )
     # Groups are sorted by list length: every list of a group is at least as long as the
-    # longest of the next. So all groups but the first take at most entries / GROUP
-    # steps together.
+    # longest list of the next group. So all groups except the first take at most
+    # entries / GROUP steps in total.
     num_steps = window + -(-lists.entries.shape[0] // GROUP)
     rows = jnp.zeros((num_steps, GROUP, NUM_FIELDS), lists.records.dtype)
     rows = match_varying_axes(rows, lists.records)
@@ -207,7 +208,7 @@ def _alpha(record, corners, size, alpha_max):
     dy = (v - corners[1])[None, None] - steps[:, None, None]
     A, B, C, opacity = (x[None, None] for x in (A, B, C, opacity))
     sigma = 0.5 * (A * dx * dx + C * dy * dy) + B * dx * dy
-    # Selecting before exp() is twice as fast on a CPU as after it.
+    # On a CPU, selecting before exp() is twice as fast as selecting after it.
     raw = opacity * jnp.exp(jnp.where(sigma >= 0, -sigma, -jnp.inf))
     alpha = jnp.where(raw > alpha_max, alpha_max, raw)
     return dx, dy, raw, jnp.where(alpha >= ALPHA_MIN, alpha, 0)

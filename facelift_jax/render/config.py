@@ -19,7 +19,7 @@ class RenderConfig:
       interpret: run the Pallas kernels in interpret mode, on any machine.
       tile_size: side of a square tile in pixels.
       slice_entries: (tile, Gaussian) entries of one image held in memory at a time;
-        None chooses. Affects speed and memory, not the image.
+        with None the backend chooses. Affects speed and memory, not the image.
     """
 
     near: float = 0.01

@@ -118,13 +118,14 @@ def _footprint(opacities, covariance, is_visible):
     """Exponent level and box outside which alpha < ALPHA_MIN, without gradients.
 
     The exponent of a thin ellipse is a small difference of large terms. Its float32
-    rounding grows with a c / det; the slack covers that, so lists miss no pixel.
+    rounding grows with a c / det; the slack covers it, so that lists miss no pixel.
     """
     a, c, det = (jax.lax.stop_gradient(value) for value in covariance)
     opacities = jax.lax.stop_gradient(opacities)
-    safe = jnp.where(is_visible, opacities, 1)
+    visible_opacities = jnp.where(is_visible, opacities, 1)
     thinness = jnp.where(is_visible, a * (c / det), 1)
-    levels = jnp.log(safe / ALPHA_MIN) * (1 + ROUNDING_SLACK * thinness) + 1e-5
+    levels = jnp.log(visible_opacities / ALPHA_MIN)
+    levels = levels * (1 + ROUNDING_SLACK * thinness) + 1e-5
     levels = jnp.where(is_visible, levels, 0)
     radii = jnp.stack([jnp.sqrt(2 * levels * a), jnp.sqrt(2 * levels * c)], axis=-1)
     return levels, jnp.where(is_visible[:, None], radii, 0)

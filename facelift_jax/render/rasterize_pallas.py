@@ -46,7 +46,7 @@ class SliceLists(NamedTuple):
       tiles: [m] tile of each entry in emission order; num_tiles for unused slots.
       entries: [m] record of each entry in list order.
       slots: [m] emission slot of each entry in list order.
-      starts: [tiles] begin of each tile's list.
+      starts: [tiles] start of each tile's list.
       ends: [tiles] end of each tile's list.
       counts: [r] entries of the Gaussian at each depth rank; 0 if not taken.
       firsts: [r] slot of the first of those entries.
@@ -106,17 +106,18 @@ def _backward_over_images(settings):
     """`_backward` whose batching rule merges the new axis into the images.
 
     The saved slices belong to the images that the forward pass drew together. If only
-    the backward pass has the new axis, they do not fit; all slices are binned again.
+    the backward pass has the new axis, the saved slices cannot be used and all slices
+    are binned again.
     """
     backward = jax.custom_batching.custom_vmap(functools.partial(_backward, settings))
 
     @backward.def_vmap
     def _batching_rule(axis_size, is_batched, splats, pixels, saved, d_pixels):
-        on_splats, on_pixels, on_kept, on_d_pixels = is_batched
+        on_splats, on_pixels, on_saved, on_d_pixels = is_batched
         args = (splats, pixels, d_pixels)
         args = flatten_batch(args, (on_splats, on_pixels, on_d_pixels), axis_size)
-        if all(jax.tree.leaves(on_kept)):
-            saved = flatten_batch(saved, on_kept, axis_size)
+        if all(jax.tree.leaves(on_saved)):
+            saved = flatten_batch(saved, on_saved, axis_size)
             out = backward(args[0], args[1], saved, args[2])
         else:
             out = vmap_over_images(_backward_recompute, settings)(*args)
@@ -295,7 +296,7 @@ def _has_work(packed, carry):
 
 
 def _skip_slice(draw_slice, carry):
-    """Branch of a slice that is not needed: the same carry, empty lists."""
+    """The branch for a slice that is not needed: the same carry and empty lists."""
     shapes = jax.eval_shape(draw_slice, carry)[1]
     return lambda carry: (
         carry,
@@ -362,7 +363,7 @@ def make_lists(
 
 
 def _open_table(sizes, is_open):
-    """[corners] number of open tiles above and capped of each corner, per image."""
+    """[corners] number of open tiles above and left of each corner, per image."""
     grid = sizes.grid
     table = is_open.reshape(sizes.images, grid.rows, grid.columns)
     for axis in (1, 2):

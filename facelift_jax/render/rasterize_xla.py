@@ -130,7 +130,7 @@ def _forward(plan, splats):
     (canvas, sums), dropped = _loop_over_slices(plan, splats, draw, start, dropped)
     transmittances, *sums = [_from_lanes(plan, x, num_images) for x in (canvas, *sums)]
     colors, depths = jnp.stack(sums[:3], axis=-1), sums[3]
-    if not plan.is_capped:  # the next slice takes what one slice leaves
+    if not plan.is_capped:  # later slices took the entries that a slice left
         dropped = jnp.zeros_like(dropped)
     return Pixels(colors, depths, jnp.abs(transmittances), dropped)
 

@@ -67,7 +67,7 @@ class DepthSlice(NamedTuple):
 
 
 def depth_order(splats: Splats) -> Int[Array, "n"]:
-    """Indices near to far; ties go to the lower index, culled Gaussians are last.
+    """Indices of Gaussians, near to far, then the culled ones; ties by lower index.
 
     Positive floats sort like their bits; GPUs sort unsigned 32-bit keys fastest.
     """
@@ -97,9 +97,9 @@ def tile_rectangles(splats: Splats, grid: Grid) -> Int[Array, "n 4"]:
 def intersects_tile(
     splats: Splats, columns: Int[Array, "m"], rows: Int[Array, "m"], grid: Grid
 ) -> Bool[Array, "m"]:
-    """Whether each splat's ellipse intersects the pixel centres' rectangle of its tile.
+    """Whether each splat's ellipse reaches the rectangle of its tile's pixel centres.
 
-    The exponent is convex. Its minimum over the rectangle is at the mean if that is
+    The exponent is convex. Its minimum over the rectangle is at the mean if the mean is
     inside, otherwise on the nearer vertical or the nearer horizontal side, where it has
     a closed form. No intersecting pair is ever rejected.
     """
@@ -125,8 +125,9 @@ def drop_farthest(
 ) -> tuple[Splats, Int[Array, ""]]:
     """Keeps the nearest Gaussians whose entries fit; also counts the dropped entries.
 
-    A Gaussian has one entry per tile of its rectangle. The first Gaussian, near to far,
-    that does not fit is dropped with all behind it. The count saturates at 2^30.
+    A Gaussian has one entry per tile of its rectangle. From near to far, the first
+    Gaussian that does not fit and all Gaussians behind it are dropped. The count
+    saturates at 2^30.
     """
     x0, y0, x1, y1 = jnp.moveaxis(tile_rectangles(splats, grid), -1, 0)
     order = depth_order(splats)
@@ -160,8 +161,8 @@ def next_slice(
       is_open: tiles with a pixel that has not ended; other tiles get no entries.
       grid: tiles of the image.
       window: number of Gaussians to consider.
-      capacity: largest number of entries; with grid.num_tiles or more, at least one
-        Gaussian fits.
+      capacity: largest number of entries; if it is at least grid.num_tiles, at least
+        one Gaussian fits.
     """
     n = order.shape[0]
     ranks = first + jnp.arange(window, dtype=jnp.int32)

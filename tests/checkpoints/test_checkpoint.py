@@ -330,7 +330,7 @@ def test_init_from_refuses_differences_that_are_not_ignored(tmp_path):
         checkpoint.init_from(tmp_path, like, ["head"])
     assert str(error.value) == (
         f"{tmp_path}: does not fit: missing new float32[1], extra old float32[1]; "
-        "allow differences by run.init_ignore"
+        "allow differences with run.init_ignore"
     )
     started, ignored = checkpoint.init_from(tmp_path, like, ["head", "old|new"])
     assert ignored == [

@@ -61,11 +61,11 @@ def test_a_rule_matches_the_whole_name():
     [
         (
             [("unet/.*", 1.0)],
-            "no rule covers head/kernel: add a rule, the last may be '.*'",
+            "no rule covers head/kernel: add a rule, such as '.*' at the end",
         ),
         (
             [("decoder/.*", None), (".*", 1.0)],
-            "rule 0 'decoder/.*' matches no whole name: correct it or remove it",
+            "rule 0 'decoder/.*' matches no full name: correct it or remove it",
         ),
         (
             [(".*", 1.0), ("head/.*", None)],
@@ -74,8 +74,8 @@ def test_a_rule_matches_the_whole_name():
         ),
         (
             [("conv", None), ("unet/.*", 1.0)],
-            "no rule covers head/kernel: add a rule, the last may be '.*'; "
-            "rule 0 'conv' matches no whole name: correct it or remove it",
+            "no rule covers head/kernel: add a rule, such as '.*' at the end; "
+            "rule 0 'conv' matches no full name: correct it or remove it",
         ),
         (
             [("(", None)],

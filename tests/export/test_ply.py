@@ -1,4 +1,4 @@
-"""PLY files against those of LGM, round trips, and hostile files; camera paths."""
+"""PLY files against those of LGM, round trips, damaged files, and camera paths."""
 
 import dataclasses
 from pathlib import Path
@@ -202,17 +202,17 @@ NOT_READABLE = "not a readable PLY file: "
         ),
         (
             header("element vertex 1000000000000", *PROPERTIES) + bytes(56),
-            "PLY header promises at least 56000000000000 bytes but 57 follow it; the "
+            "PLY header declares at least 56000000000000 bytes but 57 follow it; the "
             "file is truncated or damaged",
         ),
         (
             header("element vertex 3", *PROPERTIES) + bytes(3 * 56 - 2),
-            "PLY header promises at least 168 bytes but 167 follow it; the file is "
+            "PLY header declares at least 168 bytes but 167 follow it; the file is "
             "truncated or damaged",
         ),
         (
             header("element vertex 999999999", *PROPERTIES, kind="ascii") + b"0 0\n",
-            "PLY header promises at least 27999999972 bytes but 5 follow it; the file "
+            "PLY header declares at least 27999999972 bytes but 5 follow it; the file "
             "is truncated or damaged",
         ),
         (
@@ -222,7 +222,7 @@ NOT_READABLE = "not a readable PLY file: "
         ),
         (
             header("comment end_header", "element vertex 9", *PROPERTIES) + bytes(56),
-            "PLY header promises at least 504 bytes but 57 follow it; the file is "
+            "PLY header declares at least 504 bytes but 57 follow it; the file is "
             "truncated or damaged",
         ),
         (
@@ -267,10 +267,10 @@ NOT_READABLE = "not a readable PLY file: "
         ),
     ],
 )
-def test_hostile_files_are_refused_in_one_line(tmp_path, content, message):
-    path = tmp_path / "hostile.ply"
+def test_damaged_files_are_refused_in_one_line(tmp_path, content, message):
+    path = tmp_path / "damaged.ply"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="hostile") as error:
+    with pytest.raises(ValueError, match="damaged") as error:
         read_ply(path)
     assert str(error.value) == f"{path}: {message}"
 

@@ -1,4 +1,4 @@
-"""Attention: every implementation against the formula, and the choice of None."""
+"""Attention: every implementation against the formula, and the default choice."""
 
 import functools
 import logging
@@ -60,7 +60,7 @@ def test_blocked_never_stores_all_scores(usual_compiler):
     assert memory < 110 * 2**20
 
 
-def test_the_choice_of_none_is_logged_once(caplog):
+def test_the_default_choice_is_logged_once(caplog):
     attention._choose.cache_clear()
     with caplog.at_level(logging.WARNING, logger=attention.__name__):
         for _ in range(3):
@@ -71,7 +71,8 @@ def test_the_choice_of_none_is_logged_once(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         begin.format(64) + "takes bfloat16 and float16, found float32",
         begin.format(63) + "has no gradient for an odd number of tokens, found 63",
-        begin.format(64) + "takes heads of a multiple of 8 up to 128, found 12",
+        begin.format(64)
+        + "takes head widths that are multiples of 8 up to 128, found 12",
     ]
     assert attention._choose("gpu", "bfloat16", (64, 2, 16)) == "cudnn"
     assert attention._choose("tpu", "bfloat16", (63, 2, 16)) == "tpu"
@@ -190,7 +191,7 @@ def test_another_jax_is_reported_and_not_split(monkeypatch, cudnn_without_gpu, c
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(attention, "_can_split", attention._can_split.__wrapped__)
     line = (
-        f"jax {jax.__version__} has no cuDNN attention as facelift_jax expects it: "
+        f"facelift_jax does not support the cuDNN attention of jax {jax.__version__}: "
         "install jax 0.10 to 0.12, or adapt facelift_jax/models/cudnn.py"
     )
     args = (jax.ShapeDtypeStruct((1, 258, 2, 64), jnp.bfloat16),) * 3

@@ -80,8 +80,8 @@ def test_reordered_views_give_reordered_gaussians(nano):
     assert sources.shape == gaussians.opacities.shape[1:]
     for view, source in enumerate(order):
         expected = gaussians.means[:, sources == source]
-        found = others.means[:, sources == view]
-        np.testing.assert_allclose(found, expected, **REORDERED)
+        actual = others.means[:, sources == view]
+        np.testing.assert_allclose(actual, expected, **REORDERED)
 
 
 def test_every_view_sees_every_other(nano):
@@ -294,7 +294,7 @@ def test_freeze_presets_cover_every_variant(variant):
         (
             {"name": "lgm", **MICRO, "up_channels": (128, 32)},
             "lgm: up_channels (128, 32) must repeat the end of down_channels (32, 64, "
-            "128) in reverse, here (128, 64): skips connect blocks of one width",
+            "128) in reverse, here (128, 64): skips connect blocks of equal width",
         ),
     ],
 )
@@ -330,7 +330,7 @@ def crop(views, height, width):
         ),
         (
             lambda views: crop(views, 7, 7),
-            "inputs.images: side 7 px is not a multiple of 2, as 1 halvings need; "
+            "inputs.images: side 7 px is not a multiple of 2, the stride of the U-Net; "
             "resize to 8",
         ),
         (

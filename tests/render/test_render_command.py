@@ -77,7 +77,7 @@ def test_images_from_the_cameras_of_a_scene(ply, tmp_path):
 
 def test_bad_input_is_refused_before_anything_is_written(ply, tmp_path):
     flags = [str(ply), "--path", "turntable", "--out", str(tmp_path / "out")]
-    with pytest.raises(ValueError, match="--frames 0: at least 1"):
+    with pytest.raises(ValueError, match="--frames 0: must be at least 1"):
         command.main([*flags, "--frames", "0"])
     clear = command.read_ply(ply)
     clear.opacities[:] = 0

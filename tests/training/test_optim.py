@@ -265,9 +265,7 @@ def test_freeze_report():
 
 def test_rules_must_match_the_parameters():
     config = dataclasses.replace(LGM, rules=(("decoder/.*", 1.0), (".*", None)))
-    with pytest.raises(
-        ValueError, match=r"rule 0 'decoder/\.\*' matches no whole name"
-    ):
+    with pytest.raises(ValueError, match=r"rule 0 'decoder/\.\*' matches no full name"):
         optim.make_optimizer(config, make_params())
 
 
