@@ -41,9 +41,9 @@ def test_the_renderers_benchmark_prints_a_table_and_writes_json(tmp_path):
     # every listed entry was emitted, every read one listed
     assert row["entries"] >= row["entries_slice"] >= row["entries_kept"] > 0
     assert row["entries_kept"] >= row["entries_read"] > 0
-    for figure in ("forward_ms", "both_ms", "blend_ms", "differentiate_ms"):
-        assert row[figure] > 0
-        assert figure in done.stdout
+    for column in ("forward_ms", "both_ms", "blend_ms", "differentiate_ms"):
+        assert row[column] > 0
+        assert column in done.stdout
 
 
 def test_operations_of_a_transformer_are_counted():

@@ -1,4 +1,4 @@
-"""One test for each sentence under "Conventions" in the README."""
+"""One test for each sentence of docs/conventions.md."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the documents say a user can type is what the program takes."""
+"""Commands, flags and snippets in the documents are those of the program."""
 
 import argparse
 import os
@@ -67,17 +67,17 @@ def documented():
 
 
 def of_module(name):
-    found = [
+    commands = [
         (path, words[3:])
         for path, words in documented()
         if words[2:3] == [name] and words[3:]
     ]
-    assert found, name
-    return found
+    assert commands, name
+    return commands
 
 
 def test_every_documented_command_exists():
-    known = {
+    modules = {
         *COMMANDS,
         "facelift_jax",
         "facelift_jax.main",
@@ -88,7 +88,7 @@ def test_every_documented_command_exists():
         if words[0] == "bash":
             assert (ROOT / words[1]).is_file(), (path, words)
         else:
-            assert words[2] in known, (path, words)
+            assert words[2] in modules, (path, words)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -169,7 +169,7 @@ def test_without_the_prefix_the_other_problems_are_reported():
 
 
 def test_prefixes_that_are_no_wrappers_stay():
-    """Names that a rule knows, that share no prefix, or that no rule knows."""
+    """Names that a rule matches, that share no prefix, or that no rule matches."""
     for keys in (
         ["unet.conv_in.weight", "unet.conv_in.bias"],
         ["module.conv.weight", "conv.bias"],

@@ -1,4 +1,4 @@
-"""Adapters trained, merged, exported: the base keeps its bits, the pictures stay."""
+"""Adapters trained, merged, exported: the base and the images do not change."""
 
 import json
 
@@ -45,19 +45,19 @@ def test_the_result_is_a_checkpoint_of_the_plain_network(tmp_path, capsys):
     metadata = save_model(tmp_path / "run", adapter_rank=3)
     main(["--checkpoint", str(tmp_path / "run"), "--dst", str(tmp_path / "merged")])
     assert "adapters of rank 3" in capsys.readouterr().out
-    params, found = load_params(tmp_path / "merged")
-    plain = abstract_params(build_model(found["model"]))
+    params, merged = load_params(tmp_path / "merged")
+    plain = abstract_params(build_model(merged["model"]))
     assert jax.tree.structure(params) == jax.tree.structure(plain)
     before = load_params(tmp_path / "run")[0]["block_01"]["mlp_in"]
     product = before["adapter_a"] @ before["adapter_b"]
     after = params["block_01"]["mlp_in"]["kernel"]
     np.testing.assert_allclose(after, before["kernel"] + product, rtol=0, atol=1e-5)
-    assert found.pop("merged_adapter_rank") == 3
+    assert merged.pop("merged_adapter_rank") == 3
     metadata["model"]["overrides"]["adapter_rank"] = 0
-    assert json.loads(json.dumps(metadata)) == found
+    assert json.loads(json.dumps(metadata)) == merged
 
 
-def test_what_cannot_be_merged_is_said_in_one_line(tmp_path):
+def test_what_cannot_be_merged_is_reported_in_one_line(tmp_path):
     save_model(tmp_path / "plain")
     save_model(tmp_path / "run", adapter_rank=3)
     save_params(tmp_path / "nameless", {"x": np.zeros(3, np.float32)}, {})
@@ -117,12 +117,12 @@ def reconstruct(params, config, scene):
     options = data_options(config["data"], num_held_out_views=1)
     render_fn = make_renderer(options.background, **config["render"])
     step = make_eval_step(build_model(config["model"]), render_fn)
-    found = reconstruct_scene(step, params, scene, options)
-    return found.gaussians, found.output.colors
+    reconstruction = reconstruct_scene(step, params, scene, options)
+    return reconstruction.gaussians, reconstruction.output.colors
 
 
 @pytest.mark.slow
-def test_merged_weights_give_the_same_pictures(tuned):
+def test_merged_weights_give_the_same_images(tuned):
     scene = open_source(tuned / "rodents")[7]
     adapted, wanted = reconstruct(*load_params(tuned / "run"), scene)
     params, config = load_params(tuned / "merged")

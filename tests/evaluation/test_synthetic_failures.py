@@ -1,4 +1,4 @@
-"""The synthetic failure cases: metrics tell flat images from the true shape."""
+"""The synthetic failure cases: metrics separate flat images from the true shape."""
 
 import numpy as np
 import pytest

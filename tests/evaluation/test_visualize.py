@@ -129,8 +129,8 @@ def test_maps_have_fixed_scales():
     assert error.mean() < half.mean() < saturated.mean()
 
     depths = np.array([[0.5, 1.0], [2.0, 9.0]], np.float32)[..., None]
-    known = np.array([[True, True], [True, False]])[..., None]
-    colored = visualize.depth_map(depths, known, 1.0, 2.0)
+    is_known = np.array([[True, True], [True, False]])[..., None]
+    colored = visualize.depth_map(depths, is_known, 1.0, 2.0)
     np.testing.assert_array_equal(colored[0, 0], colored[0, 1])
     assert colored[0, 1].sum() > colored[1, 0].sum()
     np.testing.assert_array_equal(colored[1, 1], [205, 205, 205])

@@ -32,8 +32,8 @@ def tiny():
     return apply, params, inputs, jax.jit(apply)(params, inputs)
 
 
-def assert_close(found, expected):
-    for a, b in zip(found, expected, strict=True):
+def assert_close(actual, expected):
+    for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a.reshape(b.shape), b, **REORDERED)
 
 
@@ -48,8 +48,8 @@ def test_any_number_of_views(tiny, num_views):
 def test_scenes_never_mix(tiny):
     apply, params, inputs, expected = tiny
     other = jax.tree.map(lambda x: np.stack([x[0], x[1, ::-1]]), inputs)
-    found = jax.jit(apply)(params, other)
-    for a, b in zip(found, expected, strict=True):
+    outputs = jax.jit(apply)(params, other)
+    for a, b in zip(outputs, expected, strict=True):
         np.testing.assert_array_equal(a[0], b[0])
         assert np.abs(a[1] - b[1]).max() > 1e-3
 
@@ -108,8 +108,8 @@ def test_transforms(tiny):
     sharded = jax.shard_map(
         apply, mesh=mesh, in_specs=(whole, scenes), out_specs=scenes
     )
-    found = jax.jit(sharded)(params, inputs)
-    assert_close([jax.device_get(x) for x in found], expected)
+    outputs = jax.jit(sharded)(params, inputs)
+    assert_close([jax.device_get(x) for x in outputs], expected)
 
 
 def test_starts_grey_small_and_faint():

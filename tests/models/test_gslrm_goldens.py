@@ -73,9 +73,9 @@ def tiny():
     return golden, inputs, value, gaussians, raw, outputs, inside, grads
 
 
-def worst(found, expected):
-    assert found.shape == expected.shape
-    return float(np.abs(np.asarray(found) - expected).max())
+def worst(actual, expected):
+    assert actual.shape == expected.shape
+    return float(np.abs(np.asarray(actual) - expected).max())
 
 
 def test_input_channels(tiny):
@@ -95,7 +95,7 @@ def test_every_intermediate(tiny):
         return module["__call__"][0]
 
     q, k, v = jnp.moveaxis(out(block["attn"]["qkv"]).reshape(1, 34, 3, 2, 32), 2, 0)
-    found = {
+    outputs = {
         "patch_tokens": out(inside["patch_embedder"]).reshape(2, 16, 64),
         "tokens_ln": out(inside["input_norm"]),
         "b0_norm1": out(block["norm1"]),
@@ -110,7 +110,7 @@ def test_every_intermediate(tiny):
         "gaussian_params": out(inside["global_head"]),
         "pixel_params": out(inside["pixel_head"]),
     }
-    errors = {name: worst(value, golden[name]) for name, value in found.items()}
+    errors = {name: worst(value, golden[name]) for name, value in outputs.items()}
     print("\n", {name: f"{error:.1e}" for name, error in errors.items()})
     assert max(errors.values()) <= TOLERANCE
 
@@ -137,9 +137,9 @@ def test_every_parameter_gradient(tiny):
     }
     # the converter changes the layout of a gradient as it does that of its weight
     expected = flatten_names(convert_tensors(theirs, theirs.get, RULES, grads))
-    found = flatten_names(grads)
+    actual = flatten_names(grads)
     errors = {
-        name: worst(found[name], value) / np.abs(value).max()
+        name: worst(actual[name], value) / np.abs(value).max()
         for name, value in expected.items()
     }
     print(f"\n{len(errors)} gradients, worst {max(errors.values()):.1e}")
@@ -187,7 +187,7 @@ def test_rays():
 
 
 def test_a_full_size_dictionary_without_memory():
-    """All 183 published names are known; every tensor here has the wrong shape."""
+    """Rules match all 183 published names; every tensor here has the wrong shape."""
     state = {key: np.empty(0) for key in state_dict(8, 24)}
     state |= {
         f"loss_calculator.perceptual_loss_module.net.conv{i}.{kind}": np.empty(0)

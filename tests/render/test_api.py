@@ -84,7 +84,7 @@ def test_numbers_of_scenes_differ():
 
 
 @pytest.mark.parametrize("size", [0, 16.0])
-def test_picture_size(size):
+def test_image_size(size):
     assert_error(
         f"cameras.width: expected an int >= 1, found {size!r}",
         GAUSSIANS,
