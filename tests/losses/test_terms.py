@@ -294,7 +294,7 @@ def test_shapes_are_compared_before_subtraction(make_scene):
         weighted_loss(wide, targets, {}, {"rgb_mse": 1.0})
     assert str(error.value) == (
         "render.colors is (2, 1, 16, 16, 3) but targets.images is (2, 3, 16, 16, 3): "
-        "render with the targets' own cameras"
+        "render with the cameras of the targets"
     )
 
 
