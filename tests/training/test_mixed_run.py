@@ -18,8 +18,11 @@ SMOKE = f"--config={ROOT}/configs/lgm.py:smoke"
     ("flags", "expected"),
     [
         (["(('nowhere', 1.0),)"], "nowhere: there is no such folder or list"),
-        (["(('.', 0),)"], "data.mix: ('.', 0) is not a (path, weight) of positive w"),
-        (["(('.', 1),)", "--config.data.path=."], "data.path and data.mix are given"),
+        (["(('.', 0),)"], "data.mix: ('.', 0) is not a (path, weight) pair with a "),
+        (
+            ["(('.', 1),)", "--config.data.path=."],
+            "data.path and data.mix are both given",
+        ),
     ],
 )
 def test_a_bad_mix_ends_with_one_line(flags, expected, tmp_path, monkeypatch, capsys):
