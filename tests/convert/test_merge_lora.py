@@ -88,7 +88,7 @@ def tuned(tmp_path_factory):
     save_params(here / "base", base, {})
     train(here, "smoke,lora", "run", "--config.run.init_from=base")
     merge = ["--checkpoint", "run", "--dst", "merged"]
-    code, out, err = finish(command(*merge, cwd=here, module="merge"))
+    code, out, err = finish(command(*merge, cwd=here, module="convert.merge_lora"))
     assert code == 0, err
     assert out == "merged: adapters of rank 8 from run merged\n"
     return here
