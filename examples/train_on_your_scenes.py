@@ -20,7 +20,7 @@ from facelift_jax.io import command
 from facelift_jax.training.train import check_settings, train
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """The example."""
     parser = argparse.ArgumentParser(description="Train LGM on your own scenes.")
     parser.add_argument("data", type=Path, help="folder of scenes")
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=8, help="the last N scenes")
     parser.add_argument("--inputs", type=int, default=4, help="views given")
     parser.add_argument("--steps", type=int, help="default: the recipe's")
-    flags = parser.parse_args()
+    flags = parser.parse_args(arguments)
     command.log_own_lines()
 
     config: Any = get_config(flags.recipe)
@@ -47,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run("train_on_your_scenes", main)

@@ -60,8 +60,8 @@ def main(arguments: list[str]) -> None:
     flags = parse(arguments)
     server = serve(flags.file, flags.port)
     url = f"http://127.0.0.1:{server.get_port()}"
-    print(f"{flags.file}: shown at {url}; Ctrl-C stops", flush=True)
     try:
+        print(f"{flags.file}: shown at {url}; Ctrl-C stops", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         server.stop()

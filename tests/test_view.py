@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -31,25 +33,35 @@ def ply(tmp_path):
     return tmp_path / "scene.ply"
 
 
+def status_of(url):
+    """HTTP status of a page whose server may still be starting."""
+    for _ in range(100):
+        try:
+            with urllib.request.urlopen(url, timeout=120) as page:
+                return page.status
+        except urllib.error.URLError:
+            time.sleep(0.1)
+    return None
+
+
 def test_the_command_serves_a_page_until_it_is_interrupted(ply):
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "facelift_jax.view", str(ply), "--port", "0"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    try:
-        start = f"{ply}: shown at "  # after a banner of viser
-        line = next(x for x in process.stdout if x.startswith(start))
-        url = line.removeprefix(start).split(";")[0]
-        assert url.startswith("http://127.0.0.1:")
-        with urllib.request.urlopen(url, timeout=30) as page:
-            assert page.status == 200
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
+    ) as process:
+        try:
+            start = f"{ply}: shown at "  # after a banner of viser
+            line = next(x for x in process.stdout if x.startswith(start))
+            url = line.removeprefix(start).split(";")[0]
+            assert url.startswith("http://127.0.0.1:")
+            assert status_of(url) == 200
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=120)
+        finally:
+            process.kill()  # the pipes are closed by the context
     assert process.returncode == 0, err
     assert "Traceback" not in err
 

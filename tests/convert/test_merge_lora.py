@@ -143,7 +143,7 @@ def test_merged_weights_give_the_same_images(tuned):
 @pytest.mark.slow
 def test_merged_weights_are_taken_like_any_others(tuned):
     log = train(tuned, "smoke", "again", "--config.run.init_from=merged")
-    assert "initialised from merged; ignored differences: []" in log
+    assert "initialized from merged; ignored differences: []" in log
     arguments = ["--checkpoint", "merged", "rodents", "--held-out-views", "2"]
     arguments += ["--turntable-frames", "2"]
     code, _, err = finish(command(*arguments, cwd=tuned, module="evaluate"))
