@@ -100,7 +100,9 @@ def get_config(argument: str = "") -> ConfigDict:
         raise ValueError(f"choose one stage, not {' and '.join(sorted(stages))}")
     if short and (options - short - {"lora"} or variant not in (None, "mini")):
         names = " and ".join(sorted(short))
-        raise ValueError(f"{names} take the mini variant only, and no stage")
+        raise ValueError(
+            f"{names}: only for the mini variant, without a stage and perceptual"
+        )
     variant = variant or ("mini" if short else "facelift")
     name = next(iter(stages), "pretrain256")
     stage = STAGES[name]

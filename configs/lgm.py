@@ -39,7 +39,7 @@ def get_config(argument: str = "") -> ConfigDict:
     variant, options = common.parse_argument(argument, tuple(SIZES), OPTIONS)
     short = options - {"lpips"}
     if short and variant not in (None, "mini"):
-        raise ValueError(f"{' and '.join(sorted(short))} take the mini variant only")
+        raise ValueError(f"{' and '.join(sorted(short))}: only for the mini variant")
     variant = variant or ("mini" if short else "big")
     input_size, target_size = SIZES[variant]
 

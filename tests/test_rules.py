@@ -209,14 +209,14 @@ def test_a_bad_config_argument_is_refused():
         get_config("bigg")
     with pytest.raises(ValueError, match="choose one variant, not big and tiny"):
         get_config("big,tiny")
-    with pytest.raises(ValueError, match="smoke take the mini variant only"):
+    with pytest.raises(ValueError, match="smoke: only for the mini variant"):
         get_config("tiny,smoke")
     from configs import gslrm
 
     with pytest.raises(ValueError, match="choose one stage, not finetune and pretrain"):
         gslrm.get_config("pretrain256,finetune")
     for argument in ("finetune,demo", "facelift,smoke", "perceptual,demo"):
-        with pytest.raises(ValueError, match="take the mini variant only"):
+        with pytest.raises(ValueError, match="only for the mini variant"):
             gslrm.get_config(argument)
 
 

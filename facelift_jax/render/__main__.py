@@ -83,7 +83,10 @@ def scene_cameras(path: Path) -> Cameras:
     """
     source = open_source(path.parent if path.is_file() else path)
     if len(source) != 1:
-        raise ValueError(f"{path}: expected one scene, found {len(source)}")
+        raise ValueError(
+            f"{path}: expected one scene, found {len(source)}; give the folder or the "
+            "camera file of one scene"
+        )
     return source[0].cameras
 
 
