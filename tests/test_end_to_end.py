@@ -195,8 +195,8 @@ def test_nonfinite_steps_stop_a_run_and_no_checkpoint_among_them_is_good(
 ):
     flags = ["--config.optim.learning_rate=1e20", "--config.run.num_steps=20"]
     line = (
-        "main: step 12: 10 of 10 steps in a row were not finite (steps 2 to 11); no good "
-        "checkpoint: run/checkpoints contains none from before step 2: start "
+        "main: step 12: 10 of 10 steps in a row were not finite (steps 2 to 11); no "
+        "good checkpoint: run/checkpoints contains none from before step 2: start "
         "again with another --workdir"
     )
     for _ in range(2):  # the second time from a checkpoint among those steps
