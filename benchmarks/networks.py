@@ -110,9 +110,7 @@ def measure(name: str, kind: str, repeats: int) -> dict[str, float]:
 
 def random_params(model: Any) -> dict[str, Any]:
     """Normal kernels of unit gain, unit scales, zero biases; faster than `init`."""
-    small = dummy_views(
-        1, 1, 2 * model.stride
-    )  # shapes do not depend on the image size
+    small = dummy_views(1, 1, 2 * model.stride)  # shapes do not depend on its size
     shapes = jax.eval_shape(model.init, jax.random.key(0), small)["params"]
     rng = np.random.default_rng(0)
 
@@ -148,9 +146,7 @@ def training_step(network: str, variant: str, params: Any, batch: Batch):
     step = jax.jit(step, donate_argnums=0)
     zero, key = jnp.zeros((), jnp.int32), jax.random.key(0)
     state = TrainState(zero, zero, params, optimizer.init(params), key)
-    state = jax.tree.map(
-        jnp.copy, state
-    )  # copies, because the step donates its buffers
+    state = jax.tree.map(jnp.copy, state)  # the step donates the buffers of its state
 
     def call():
         nonlocal state

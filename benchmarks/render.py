@@ -4,7 +4,7 @@
 
 Each workload runs in its own process, which separates their peak memory. Times are
 medians after warm-up, of whole calls of `render`, with gradients to means, quats,
-scales, opacities and colours.
+scales, opacities and colors.
 """
 
 import functools

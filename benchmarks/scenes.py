@@ -116,7 +116,7 @@ def orbit(num_views, seed):
 
 
 def make_scenes(workload: Workload):
-    """(gaussians [b n], cameras [b v], (colour, alpha, depth) cotangents [h w c])."""
+    """(gaussians [b n], cameras [b v], (color, alpha, depth) cotangents [h w c])."""
     clouds = [
         workload.cloud(workload.n, SEED + scene) for scene in range(workload.scenes)
     ]

@@ -2,10 +2,11 @@
 
     python -m benchmarks.synthetic_failures --images sheets
 
-`perfect`: opaque splats all over the posed mesh in its true colours; each belongs to
+`perfect`: opaque splats all over the posed mesh in its true colors; each belongs to
 one of the input views that see it. `billboards`: each input image on an opaque plane
 that fills its camera's frustum at .3 of its distance, as a network paints them if only
-its input views are supervised. `blob`: a soft grey ball. `random`: random Gaussians.
+its input views are supervised. `blob`: a soft ball in the object's mean color.
+`random`: random Gaussians.
 """
 
 import tempfile
@@ -39,7 +40,7 @@ from facelift_jax.io import command
 from facelift_jax.structs import Batch, Gaussians, RenderFn, Views
 
 BILLBOARD_DEPTH = 0.3  # of the camera's distance
-NUM_CORRECTIONS = 8  # of the billboards' colours, for the blur of the splats
+NUM_CORRECTIONS = 8  # of the billboards' colors, for the blur of the splats
 OPTICAL_DEPTH = 8.0  # of one side of the perfect surface
 LIFT = 4e-3  # world units from the skin to the origin of a visibility ray
 
@@ -111,7 +112,7 @@ def billboards(inputs: Views, truth: GroundTruth, render_fn: RenderFn) -> Predic
 
 
 def blob(inputs: Views, truth: GroundTruth, render_fn: RenderFn) -> Prediction:
-    """A soft ball in the mean colour of the object."""
+    """A soft ball in the mean color of the object."""
     del render_fn
     rng = np.random.default_rng(0)
     num, sources = inputs.masks.size, _dealt_out(inputs)
@@ -124,7 +125,7 @@ def blob(inputs: Views, truth: GroundTruth, render_fn: RenderFn) -> Prediction:
 def random_gaussians(
     inputs: Views, truth: GroundTruth, render_fn: RenderFn
 ) -> Prediction:
-    """Gaussians of random places, sizes, opacities and colours."""
+    """Gaussians of random places, sizes, opacities and colors."""
     del render_fn
     rng = np.random.default_rng(0)
     num, sources = inputs.masks.size, _dealt_out(inputs)

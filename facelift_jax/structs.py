@@ -2,9 +2,9 @@
 
 Conventions (each has a test in tests/test_conventions.py):
 camera axes x right, y down, z forward; world right-handed; poses stored world to
-camera; the centre of the top-left pixel is (0.5, 0.5); images float32 in [0, 1],
+camera; the center of the top-left pixel is (0.5, 0.5); images float32 in [0, 1],
 channels last; depth is distance along the camera's z axis; quaternions (w, x, y, z),
-need not be unit; scales are standard deviations; colour is spherical-harmonic
+need not be unit; scales are standard deviations; color is spherical-harmonic
 coefficients.
 
 The annotation of a field gives its shape; `check` reads the shapes from there.
@@ -54,7 +54,7 @@ class Cameras:
 
     @property
     def centers(self) -> Float[Array, "*b 3"]:
-        """Camera centres, world frame."""
+        """Camera centers, world frame."""
         return self.c2w[..., :3, 3]
 
 
@@ -64,7 +64,7 @@ class Views:
     """Images of one object with their cameras.
 
     Attributes:
-      images: float32 in [0, 1], already composited on the background.
+      images: RGB, float32 in [0, 1], already composited on the background.
       masks: float32 in [0, 1], coverage of the object.
       depths: camera-z depth in world units, 0 where unknown; or None.
       cameras: Cameras over [*b].
@@ -118,7 +118,7 @@ class RenderOutput:
     """Rendered images.
 
     Attributes:
-      colors: composited on the background.
+      colors: RGB, composited on the background.
       alphas: coverage, 1 - final transmittance.
       depths: expected camera-z depth in world units, 0 where alpha is 0.
       dropped: int32 tile-list entries lost to an explicit cap; 0 means exact.

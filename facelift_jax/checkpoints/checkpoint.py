@@ -8,7 +8,7 @@ layout: step 0, whose state holds `params` alone.
 `orbax.checkpoint.CheckpointManager` saves the steps and decides which to delete. This
 module adds three things. It checks the free space first. A directory with a number as
 its name counts as a step only if it is complete; an interrupted copy is not. Orbax
-deletes steps file by file, so that a kill half-way would leave a step that looks
+deletes steps file by file, so that a kill halfway would leave a step that looks
 complete; here Orbax only moves steps away, and they are deleted afterwards.
 """
 
@@ -48,7 +48,7 @@ def save_checkpoint(
     keep: int,
     data_iterator: "grain.DatasetIterator | None" = None,
 ) -> None:
-    """Write one step, then delete all but the newest `keep` steps.
+    """Writes one step, then delete all but the newest `keep` steps.
 
     `state` is any pytree of JAX or NumPy arrays (sharded arrays and typed PRNG keys
     too), ints and floats, its parameters under the name `params`; `metadata` is
@@ -92,7 +92,7 @@ def save_checkpoint(
 
 
 def save_params(directory: str | Path, params: Any, metadata: Metadata) -> None:
-    """Write parameters alone, as step 0 of a new checkpoint directory.
+    """Writes parameters alone, as step 0 of a new checkpoint directory.
 
     Raises:
       ValueError: the directory is not empty.
@@ -244,7 +244,7 @@ class _Uncopied(np.ndarray):
 
 
 def _check_space(directory: Path, num_bytes: int) -> None:
-    """Raise OSError if the disk has less than `num_bytes` free."""
+    """Raises OSError if the disk has less than `num_bytes` free."""
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < num_bytes:
@@ -318,7 +318,7 @@ def _restore_state(specs: dict[str, Any], likes: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn the errors that libraries raise for damaged files into one line."""
+    """Turns the errors that libraries raise for damaged files into one line."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -355,7 +355,7 @@ def _latest_path(directory: Path) -> Path:
 
 
 def _delete_incomplete(directory: Path) -> None:
-    """Delete the remains of killed or failed saves, deletions and copies.
+    """Deletes the remains of killed or failed saves, deletions and copies.
 
     Threads of a save that has just failed may still be writing; the next save deletes
     what they leave.

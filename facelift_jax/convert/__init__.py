@@ -85,5 +85,5 @@ def abstract_params(model: Any) -> dict[str, Any]:
 
 
 def rule_table(name: str) -> Any:
-    """The module with a network's rules, licence and data settings."""
+    """The module with a network's rules, license and data settings."""
     return importlib.import_module(f"facelift_jax.convert.{name}")

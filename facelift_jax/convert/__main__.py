@@ -4,7 +4,7 @@
 
 DIR gets the checkpoint (only parameters, as step 0) and `conversion.json`: name and
 SHA-256 of the source, model, variant, overrides, the data settings of the published
-weights, and their licence. If the file holds the VGG-19 of GS-LRM's perceptual loss,
+weights, and their license. If the file holds the VGG-19 of GS-LRM's perceptual loss,
 DIR also gets `vgg19.safetensors`, for `--config.loss.vgg19_weights`.
 """
 
@@ -91,7 +91,7 @@ def convert(
         "data": dict(rule_table(model).DATA),
         "source": src.name,
         "sha256": digest,
-        "licence": rule_table(model).LICENCE,
+        "licence": rule_table(model).LICENSE,
     }
     save_params(dst, params, note)
     if perceptual:

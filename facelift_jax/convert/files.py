@@ -59,7 +59,7 @@ def _load_torch(path: Path) -> Tensors:
             "pip install torch, or convert a .safetensors file"
         ) from error
     try:
-        # only zip archives can be mapped into memory; older files are not
+        # only zip archives can be mapped into memory; PyTorch before 1.6 wrote others
         state = torch.load(
             path,
             map_location="cpu",

@@ -2,7 +2,7 @@
 
 from facelift_jax.convert.rules import Rule, dense_kernel
 
-LICENCE = (
+LICENSE = (
     "FaceLift's GS-LRM model files and published weights: Adobe Research License, "
     "non-commercial research use only, github.com/weijielyu/FaceLift"
 )

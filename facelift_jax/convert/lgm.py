@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from facelift_jax.convert.rules import Rule, conv_kernel, dense_kernel, unchanged
 
-LICENCE = "LGM's code and published weights: MIT licence, github.com/3DTopia/LGM"
+LICENSE = "LGM's code and published weights: MIT license, github.com/3DTopia/LGM"
 
 # how scenes and images are prepared for the published weights
 DATA = {"num_inputs": 4, "input_size": 256, "target_size": 512}

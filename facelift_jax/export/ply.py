@@ -77,7 +77,7 @@ FILTERS = {
 # layout -> its comment in the file
 LAYOUTS = {
     "lgm": "rot (w, x, y, z)",
-    "facelift": "rot (w, x, y, z) as rendered; FaceLift's files have it unnormalised",
+    "facelift": "rot (w, x, y, z) as rendered; FaceLift's files have it unnormalized",
 }
 _NUM_COEFFICIENTS = 16  # per channel in FaceLift's layout: harmonics of degree 3
 
@@ -113,7 +113,7 @@ def write_ply(
     scale a logarithm, rot is (w, x, y, z) as given. In the layout "facelift", that of
     FaceLift's programs, red, green, blue as bytes follow z, and f_rest always has
     degree 3, padded with zeros. FaceLift writes rot as its network predicts it; the
-    networks of this package normalise it. Gaussians that `filter` does not keep are
+    networks of this package normalize it. Gaussians that `filter` does not keep are
     left out. The comments of the file state all this. The file is written atomically.
 
     Raises:

@@ -33,7 +33,7 @@ def look_at(
 
 
 def fov_intrinsics(fov_y_degrees: float, size: int) -> Float[np.ndarray, "3 3"]:
-    """Intrinsics in pixels of a centred square camera."""
+    """Intrinsics in pixels of a centered camera with square images of `size` pixels."""
     focal = 0.5 * size / np.tan(0.5 * np.deg2rad(fov_y_degrees))
     K = [[focal, 0, 0.5 * size], [0, focal, 0.5 * size], [0, 0, 1]]
     return np.array(K, np.float32)
@@ -50,6 +50,7 @@ def orbit_cameras(
 ) -> Cameras:
     """Cameras [v] on a sphere around `center`, looking at it; positive elevation is up.
 
+    `radius` and `center` are in world units, `size` is the images' side in pixels.
     With z up, azimuth 0 is on +x and azimuth 90 on +y. For another `up`, the orbit is
     rotated along the shortest arc from z to `up`.
     """
@@ -70,7 +71,7 @@ def orbit_cameras(
 
 
 def turntable_cameras(inputs: Cameras, num_frames: int, size: int) -> Cameras:
-    """One turn [num_frames] of a camera around the object of a normalised rig [v].
+    """One turn [num_frames] of a camera around the object of a normalized rig [v].
 
     The object is at the origin. The axis is the rig's upright axis (`rig_up`);
     distance, elevation and focal length are the means over its cameras.

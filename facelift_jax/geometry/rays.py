@@ -1,4 +1,4 @@
-"""Rays through pixel centres, the two ray encodings, projection and unprojection."""
+"""Rays through pixel centers, the two ray encodings, projection and unprojection."""
 
 from jaxtyping import Float
 
@@ -7,7 +7,7 @@ from facelift_jax.structs import Cameras
 
 
 def pixel_directions(cameras: Cameras) -> Float[Array, "*b h w 3"]:
-    """Camera-frame directions through the pixel centres, scaled to z = 1."""
+    """Camera-frame directions through the pixel centers, scaled to z = 1."""
     xp = namespace(cameras.Ks)
     Ks = cameras.Ks[..., None, None, :, :]
     shape = (*cameras.Ks.shape[:-2], cameras.height, cameras.width)
@@ -20,7 +20,7 @@ def pixel_directions(cameras: Cameras) -> Float[Array, "*b h w 3"]:
 
 
 def ray_directions(cameras: Cameras) -> Float[Array, "*b h w 3"]:
-    """Unit world-frame directions through the pixel centres."""
+    """Unit world-frame directions through the pixel centers."""
     rotations = cameras.viewmats[..., :3, :3]
     directions = normalize(pixel_directions(cameras))
     return einsum("...ji,...hwj->...hwi", rotations, directions)
@@ -57,7 +57,7 @@ def nearest_point_rays(cameras: Cameras) -> Float[Array, "*b h w 6"]:
 def unproject(
     cameras: Cameras, depths: Float[Array, "*b h w 1"]
 ) -> Float[Array, "*b h w 3"]:
-    """World points at the given camera-z depths on the rays through pixel centres."""
+    """World points at the given camera-z depths on the rays through pixel centers."""
     c2w = cameras.c2w
     points = pixel_directions(cameras) * depths
     points = einsum("...ij,...hwj->...hwi", c2w[..., :3, :3], points)

@@ -1,4 +1,4 @@
-"""Rigs (the cameras of one scene): centre, upright axis and changes of world frame.
+"""Rigs (the cameras of one scene): center, upright axis and changes of world frame.
 
 The only module that converts between axis conventions.
 """
@@ -40,7 +40,7 @@ def nearest_point(
 
 
 def rig_radius(cameras: Cameras, center: Float[Array, "*b 3"]) -> Float[Array, "*b"]:
-    """Mean distance of a rig's camera centres [*b v] from `center`, world units."""
+    """Mean distance of a rig's camera centers [*b v] from `center`, world units."""
     xp = namespace(cameras.viewmats)
     offsets = cameras.centers - center[..., None, :]
     return xp.asarray(xp.linalg.norm(offsets, axis=-1).mean(-1))

@@ -84,7 +84,7 @@ def progress_line(
 
 
 def show_progress(line: str) -> None:
-    """Write a progress line to stderr; on a terminal it replaces the previous one."""
+    """Writes a progress line to stderr; on a terminal it replaces the previous one."""
     if sys.stderr.isatty():
         # as wide as the terminal, so that the next output starts on a new row
         width = os.get_terminal_size(sys.stderr.fileno()).columns

@@ -32,7 +32,7 @@ _SCENE = (-4, -3, -2, -1)
 
 
 def rgb_mse(render: RenderOutput, targets: Views, aux: Aux) -> Float[Array, "b"]:
-    """Squared colour error, mean over all pixels of all views (LGM)."""
+    """Squared color error, mean over all pixels of all views (LGM)."""
     return jnp.mean((render.colors - targets.images) ** 2, axis=_SCENE)
 
 
@@ -53,7 +53,7 @@ def alpha_mse(render: RenderOutput, targets: Views, aux: Aux) -> Float[Array, "b
 
 
 def ssim_loss(render: RenderOutput, targets: Views, aux: Aux) -> Float[Array, "b"]:
-    """1 - SSIM (`metrics.image.ssim`), mean over views; colours are not clipped."""
+    """1 - SSIM (`metrics.image.ssim`), mean over views; colors are not clipped."""
     return 1 - ssim(render.colors, targets.images).mean(axis=-1)
 
 

@@ -66,7 +66,7 @@ def summarize_scenes(
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, int]]:
     """Means over scenes, their 95 % intervals, and the number of scenes in each mean.
 
-    `timestamps` say which scenes are neighbours, see `bootstrap_interval`. All scenes
+    `timestamps` say which scenes are neighbors, see `bootstrap_interval`. All scenes
     have the same weight. A scene that lacks a metric, or has NaN, does not enter its
     mean; a metric that no scene defines is NaN.
     """
@@ -89,7 +89,7 @@ def bootstrap_interval(
     """95 % interval of the mean of n scenes: percentiles of resampled means.
 
     The scenes are resampled `NUM_RESAMPLES` times, n with replacement (Efron 1979).
-    Neighbouring `timestamps` of one recording are not independent: if the longest
+    Neighboring `timestamps` of one recording are not independent: if the longest
     recording has m scenes, blocks of m^(1/3) consecutive scenes are resampled (Kuensch
     1989; with the ends joined, Politis & Romano 1992). If scenes are correlated over
     more than a block, the interval is too narrow. NaN for fewer than two scenes. The
@@ -120,7 +120,7 @@ def paired_interval(
 
     Both are computed from independent samples. A scene is one sample; m scenes of one
     recording with known times count as sqrt(m) samples, the means of runs of
-    neighbours (batch means, Flegal & Jones 2010). If scenes are correlated over more
+    neighbors (batch means, Flegal & Jones 2010). If scenes are correlated over more
     than a run, the interval is too narrow. NaN differences are left out. The interval
     of fewer than `MIN_SAMPLES` samples is NaN.
     """

@@ -3,7 +3,7 @@
 Notation: M is the foreground of the targets (alpha > .5). I is the rendered image,
 clipped to [0, 1], and A its alpha; GT is the target image. Each metric is one number
 per batch, so that every step can compute it. Where a metric also exists for the ground
-truth, it is reported as `<name>_truth`: a batch of uniformly coloured objects has
+truth, it is reported as `<name>_truth`: a batch of uniformly colored objects has
 little contrast to begin with.
 """
 
@@ -17,7 +17,7 @@ from facelift_jax.structs import Gaussians, RenderOutput, Views
 
 MONITOR_DEFINITIONS = {
     "contrast": "root mean square distance, over M of all views, of I from its mean "
-    "over the view's M: 0 for a blob of one colour",
+    "over the view's M: 0 for a blob of one color",
     "contrast_truth": "the same for GT",
     "color_distance": "root mean square distance, over M, of I from the mean of GT "
     "over M; the value of the ground truth itself is contrast_truth",

@@ -134,10 +134,10 @@ def ssim(
 def object_radius(targets: Views) -> Float[Array, "b"]:
     """Radius R of each scene's object, world units; NaN if there is no foreground.
 
-    With true depths, the foreground pixels of all views [b t] are unprojected to world
-    points; R is the .99 quantile of their distances from their centroid. Without true
-    depths, R is the .99 quantile of the distances between the rays of the foreground
-    pixels and the point nearest to the optical axes.
+    With true depths, the foreground pixels of known depth of all views [b t] are
+    unprojected to world points; R is the .99 quantile of their distances from their
+    centroid. Without true depths, R is the .99 quantile of the distances between the
+    rays of the foreground pixels and the point nearest to the optical axes.
     """
     if targets.depths is None:
         cameras = jax.tree.map(jnp.asarray, targets.cameras)
@@ -256,7 +256,7 @@ def _ratio(
 
 
 def _grown_box(mask: Bool[Array, "b t h w 1"]) -> Bool[Array, "b t h w 1"]:
-    """Pixels with their centre in the bounding box of `mask`, sides 10 % longer."""
+    """Pixels with their center in the bounding box of `mask`, sides 10 % longer."""
 
     def grown_interval(is_set: Bool[Array, "b t n"]) -> Bool[Array, "b t n"]:
         size = is_set.shape[-1]

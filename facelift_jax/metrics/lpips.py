@@ -73,7 +73,7 @@ def lpips_distance(
 ) -> Float[Array, "*b"]:
     """LPIPS of each pair of images in [0, 1], at their own size.
 
-    Colours are not clipped. The heads have no dropout, which the original uses only to
+    Colors are not clipped. The heads have no dropout, which the original uses only to
     train them.
 
     Raises:

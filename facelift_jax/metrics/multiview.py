@@ -1,7 +1,7 @@
 """Whether the Gaussians of different input views describe one common object.
 
 Notation: G are all Gaussians of a scene, G_v those that come from input view v (the
-Gaussians of learned tokens come from no view); I, A and D are rendered colour, opacity
+Gaussians of learned tokens come from no view); I, A and D are rendered color, opacity
 and camera-z depth; D_{i->j} and A_{i->j} are those of G_i alone at camera j; R is the
 object's radius (`object_radius`). The blend weight of a Gaussian at a pixel is its
 opacity there times the transmittance in front of it; the blend weights of all Gaussians
@@ -46,7 +46,7 @@ HEALTH_DEFINITIONS = {
 def nearest_input_angles(cameras: Cameras, inputs: Cameras) -> Float[Array, "b t"]:
     """Degrees between each of the cameras [b t] and the nearest of the inputs [b v].
 
-    Angles are seen from the world origin, the centre of a normalised rig.
+    Angles are seen from the world origin, the center of a normalized rig.
     """
     targets, sources = (normalize(c.centers) for c in (cameras, inputs))
     # from the chord, because the arc cosine is inaccurate at small angles
@@ -182,13 +182,13 @@ def blend_weights(
 ) -> Float[Array, "b n"]:
     """Blend weight of every Gaussian, summed over the pixels of all cameras [b t].
 
-    An image is the sum of colours times blend weights, so its derivative with respect
-    to a Gaussian's colour is the blend weight of that Gaussian.
+    An image is the sum of colors times blend weights, so its derivative with respect
+    to a Gaussian's color is the blend weight of that Gaussian.
     """
 
     def total_red(sh: Float[Array, "b n k 3"]) -> Float[Array, ""]:
-        grey = dataclasses.replace(gaussians, sh=sh)
-        return render_fn(grey, cameras).colors[..., 0].sum()
+        gray = dataclasses.replace(gaussians, sh=sh)
+        return render_fn(gray, cameras).colors[..., 0].sum()
 
-    grey = jnp.zeros_like(gaussians.sh[..., :1, :])
-    return jax.grad(total_red)(grey)[..., 0, 0] / SH_C0
+    gray = jnp.zeros_like(gaussians.sh[..., :1, :])
+    return jax.grad(total_red)(gray)[..., 0, 0] / SH_C0

@@ -1,4 +1,4 @@
-"""Distances between the centres of Gaussians and the true surface. NumPy."""
+"""Distances between the centers of Gaussians and the true surface. NumPy."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -6,10 +6,10 @@ from scipy.spatial import KDTree
 
 SURFACE_DEFINITIONS = {
     "chamfer": "half the sum of two mean distances, in units of the object's radius: "
-    "centres to mesh, weighted by blend weight, and mesh to centres",
+    "centers to mesh, weighted by blend weight, and mesh to centers",
     "f_01": "F-score at .01 of the object's radius: 2 P R / (P + R), P the share of "
     "blend weight within this distance of the mesh, R the share of the mesh within "
-    "this distance of a centre",
+    "this distance of a center",
     "f_005": "F-score at .005 of the object's radius",
 }
 """Name -> definition, per scene."""
@@ -24,13 +24,14 @@ def surface_metrics(
     vertices: Float[np.ndarray, "k 3"],
     faces: Int[np.ndarray, "m 3"],
 ) -> dict[str, float]:
-    """The metrics of `SURFACE_DEFINITIONS` for the centres of n Gaussians.
+    """The metrics of `SURFACE_DEFINITIONS` for the centers of n Gaussians.
 
-    `weights` are their blend weights over the evaluated views. The object's radius is
-    the greatest distance of a vertex from the centre of the mesh's bounding box. The
-    mesh is represented by evenly spread points. Their distances are those to the
-    heaviest centres with .99 of the weight, so that invisible Gaussians do not count as
-    surface. NaN if no Gaussian is visible.
+    `means` and `vertices` are in one frame, of any unit. `weights` are the Gaussians'
+    blend weights over the evaluated views. The object's radius is the greatest distance
+    of a vertex from the center of the mesh's bounding box. The mesh is represented by
+    evenly spread points. Their distances are those to the heaviest centers with .99 of
+    the weight, so that invisible Gaussians do not count as surface. NaN if no Gaussian
+    is visible.
     """
     total = weights.sum()
     if not total > 0:

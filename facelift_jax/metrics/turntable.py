@@ -1,6 +1,6 @@
 """How smoothly images change while the camera turns once around. NumPy except SSIM.
 
-Notation: I_t, A_t and D_t are colour, opacity and camera-z depth of frame t of f; frame
+Notation: I_t, A_t and D_t are color, opacity and camera-z depth of frame t of f; frame
 f equals frame 0. d_t = 1 - SSIM(I_t, I_{t+1}), computed on the bounding box of all
 pixels with A > .5 in any frame.
 """
@@ -36,6 +36,8 @@ def turntable_metrics(
     frames: RenderOutput, cameras: Cameras, inputs: Cameras, radius: float
 ) -> dict[str, float]:
     """The metrics of `TURNTABLE_DEFINITIONS` for frames [f] of one whole turn.
+
+    `radius` is that of the object, world units.
 
     p6 measures how much the image changes in the rhythm of the input views. Flat images
     close in front of evenly spaced cameras have .3 to .9, rodents .004 to .03. Flat
@@ -100,7 +102,7 @@ def is_even(inputs: Cameras) -> bool:
 def warp_error(
     frames: RenderOutput, cameras: Cameras, radius: float
 ) -> tuple[float, float]:
-    """Mean colour error of points that successive frames show, and their share."""
+    """Mean color error of points that successive frames show, and their share."""
     num_frames, height, width = np.asarray(frames.alphas).shape[:3]
     total, num_compared, num_solid = 0.0, 0, 0
     for this in range(num_frames):

@@ -134,8 +134,8 @@ def jax_module() -> Any:
     """
     # The public `jax.nn.dot_product_attention` returns the statistics, but its backward
     # pass does not accept any, so attention could not be split. GS-LRM over 6 views of
-    # 512 px would then take 180 ms forward, 14 ms more than now, and 45 ms more with
-    # the backward pass (H100).
+    # 512 px would then take 180 ms forward, 14 ms more than with the split, and 45 ms
+    # more with the backward pass (H100).
     try:
         from jax._src.cudnn import fused_attention_stablehlo as fused
 

@@ -50,9 +50,7 @@ LGM_HEADS = (
     Head("means", 3, clip_to_box),
     Head("opacities", 1, jax.nn.sigmoid),
     Head("scales", 3, softplus_scale),
-    Head(
-        "quats", 4, normalize
-    ),  # (w, x, y, z); a zero quaternion stays zero: no rotation
+    Head("quats", 4, normalize),  # (w, x, y, z); zero stays zero: no rotation
     Head("sh", 3, tanh_color),
 )
 
@@ -102,7 +100,7 @@ def num_channels(heads: tuple[Head, ...]) -> int:
 
 
 def activate(raw: Float[Array, "*b n c"], heads: tuple[Head, ...]) -> Gaussians:
-    """Raw float32 channels to Gaussians over [*b n]; colours are of degree 0."""
+    """Raw float32 channels to Gaussians over [*b n]; colors are of degree 0."""
     fields, start = {}, 0
     for head in heads:
         fields[head.field] = head.activate(raw[..., start : start + head.size])

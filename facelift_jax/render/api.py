@@ -44,7 +44,7 @@ def render(
     Args:
       gaussians: over [*b], world frame; float32, or float64 with backend "reference".
       cameras: over [*b v]; viewmats from world to camera, Ks in pixels.
-      background: colour [3] or [*b v 3]; None is black.
+      background: RGB in [0, 1], [3] or [*b v 3]; None is black.
       config: cut-offs, blur, caps and tile size.
       backend: "reference", "xla", "pallas", or None for the fastest on the default
         device. To compute on the CPU of a machine with a GPU, pass "xla". A named
@@ -133,7 +133,7 @@ def _check_dtypes(gaussians: Gaussians, cameras: Cameras, backend: str) -> jnp.d
 
 
 def _check_background(background, lead: tuple[int, ...], dtype: jnp.dtype):
-    """Background colour over [*b v 3]."""
+    """Background color over [*b v 3]."""
     if background is None:
         return jnp.zeros((*lead, 3), dtype)
     background = jnp.asarray(background)

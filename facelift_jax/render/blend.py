@@ -2,10 +2,10 @@
 
 Memory layout: pixel arrays are [row in tile, column in tile, lane]; a lane is one tile
 of one image. With lanes last, one record per lane broadcasts over pixels and sums over
-pixels run over leading axes; both vectorise over lanes. Lanes are sorted by list length
+pixels run over leading axes; both vectorize over lanes. Lanes are sorted by list length
 and processed in groups. Each group loops as far as its longest list.
 
-A record is one splat in packed form: mean u v, conic A B C, opacity o, colour c, depth
+A record is one splat in packed form: mean u v, conic A B C, opacity o, color c, depth
 z. Per pixel and record, with transmittance T:
 
   dx = u - column, dy = v - row, sigma = (A dx^2 + C dy^2) / 2 + B dx dy

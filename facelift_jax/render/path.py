@@ -1,19 +1,15 @@
 """Renders Gaussians along a path of cameras."""
 
-from collections.abc import Callable
-
 import jax
 import numpy as np
 
-from facelift_jax.structs import Cameras, Gaussians, RenderOutput
+from facelift_jax.structs import Cameras, Gaussians, RenderFn, RenderOutput
 
 PATH_CHUNK = 8  # frames per call
 
 
 def render_path(
-    render_fn: Callable[[Gaussians, Cameras], RenderOutput],
-    gaussians: Gaussians,
-    cameras: Cameras,
+    render_fn: RenderFn, gaussians: Gaussians, cameras: Cameras
 ) -> RenderOutput:
     """Frames [f] of Gaussians [n] from cameras [f], as NumPy arrays.
 

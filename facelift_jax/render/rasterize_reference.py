@@ -1,7 +1,7 @@
 """Reference rasterizer: every pixel against every Gaussian, front to back.
 
 It defines the correct image: no tile lists, no hand-written derivative. The scan over
-depth-sorted Gaussians runs in chunks that are rematerialised in the backward pass, so
+depth-sorted Gaussians runs in chunks that are rematerialized in the backward pass, so
 differentiation keeps (chunk length + number of chunks) images instead of one per
 Gaussian.
 """

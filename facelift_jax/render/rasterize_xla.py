@@ -245,7 +245,7 @@ def _sum_rows(plan, depth_slice, rows):
 
 
 def _segment_sums(values, counts, owners):
-    """Sums of runs of neighbours: values [i m f], counts [i w] -> [i w f].
+    """Sums of runs of neighbors: values [i m f], counts [i w] -> [i w f].
 
     Doubling strides: after stride s each entry holds the sum of up to 2 s entries of
     its run, starting at itself. The order of additions is fixed on every device; a

@@ -1,4 +1,4 @@
-"""Spherical harmonics to colours."""
+"""Spherical harmonics to colors."""
 
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -53,12 +53,12 @@ def sh_basis(
 def sh_colors(
     sh: Float[Array, "n k 3"], means: Float[Array, "n 3"], center: Float[Array, "3"]
 ) -> Float[Array, "n 3"]:
-    """Colours of n Gaussians seen from one camera centre: max(0, harmonics + 0.5).
+    """Colors of n Gaussians seen from one camera center: max(0, harmonics + 0.5).
 
-    The direction points from the camera centre to the mean, both in the world frame.
+    The direction points from the camera center to the mean, both in the world frame.
     The gradient is zero where the sum is negative, and passes where it is exactly 0.
     """
-    if sh.shape[-2] == 1:  # constant colour: independent of the direction
+    if sh.shape[-2] == 1:  # constant color: independent of the direction
         colors = SH_C0 * sh[..., 0, :] + 0.5
     else:
         basis = sh_basis(normalize(means - center[None]), sh.shape[-2])

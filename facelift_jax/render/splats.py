@@ -35,7 +35,7 @@ class Pixels(NamedTuple):
     """Rasterized images before the background is added.
 
     Attributes:
-      colors: [*i h w 3] sum of weight * colour.
+      colors: [*i h w 3] sum of weight * color.
       depths: [*i h w] sum of weight * camera z, world units.
       transmittances: [*i h w] share of the background that remains visible.
       dropped: [*i] list entries dropped by an explicit cap.

@@ -3,7 +3,7 @@
 All functions take the splats of one image ([n ...], no leading axis); callers `vmap`
 over images. A list entry is one (tile, Gaussian) pair of a Gaussian's bounding
 rectangle. Entries are emitted Gaussian by Gaussian in depth order, so those of one
-Gaussian are neighbours. A stable sort by tile then keeps the depth order within each
+Gaussian are neighbors. A stable sort by tile then keeps the depth order within each
 tile. Nothing here is differentiated.
 """
 
@@ -78,7 +78,7 @@ def depth_order(splats: Splats) -> Int[Array, "n"]:
 
 
 def tile_rectangles(splats: Splats, grid: Grid) -> Int[Array, "n 4"]:
-    """Tiles (x0, y0, x1, y1), ends exclusive, with pixel centres inside the box."""
+    """Tiles (x0, y0, x1, y1), ends exclusive, with pixel centers inside the box."""
     sides = []
     for axis, size in enumerate((grid.width, grid.height)):
         center, radius = splats.means2d[:, axis], splats.radii[:, axis]
@@ -97,7 +97,7 @@ def tile_rectangles(splats: Splats, grid: Grid) -> Int[Array, "n 4"]:
 def intersects_tile(
     splats: Splats, columns: Int[Array, "m"], rows: Int[Array, "m"], grid: Grid
 ) -> Bool[Array, "m"]:
-    """Whether each splat's ellipse reaches the rectangle of its tile's pixel centres.
+    """Whether each splat's ellipse reaches the rectangle of its tile's pixel centers.
 
     The exponent is convex. Its minimum over the rectangle is at the mean if the mean is
     inside, otherwise on the nearer vertical or the nearer horizontal side, where it has

@@ -176,9 +176,9 @@ def _count_kernel(sizes, records_ref, order_ref, table_ref, first_ref, counts_re
 
 
 def _max_exponent(ellipse, column, row, size):
-    """Largest exponent over the rectangle of a tile's pixel centres.
+    """Largest exponent over the rectangle of a tile's pixel centers.
 
-    The exponent is concave here. See `tiling.intersects_tile`, which minimises its
+    The exponent is concave here. See `tiling.intersects_tile`, which minimizes its
     negative.
     """
     u, v, a, b, c = ellipse
