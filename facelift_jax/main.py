@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from facelift_jax.builders import data_options, restore
 from facelift_jax.data.mixture import (
@@ -24,12 +23,16 @@ from facelift_jax.evaluation.steps import make_eval_step
 from facelift_jax.io import command
 from facelift_jax.losses import uses_lpips
 from facelift_jax.metrics import load_lpips
-from facelift_jax.training import cost_estimate
-from facelift_jax.training.settings import check_settings, plain
-from facelift_jax.training.train import train
 
 FLAGS = flags.FLAGS
 NAME = "main"
+
+with command.required_extra(NAME, "train", __name__):
+    from ml_collections import config_flags
+
+    from facelift_jax.training import cost_estimate
+    from facelift_jax.training.settings import check_settings, plain
+    from facelift_jax.training.train import train
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from optional_packages import PACKAGES
 
 from facelift_jax.__main__ import COMMANDS
 from facelift_jax.__main__ import main as list_commands
@@ -151,9 +152,7 @@ def test_imports_load_no_optional_and_no_slow_packages():
         text=True,
         check=True,
     )
-    optional = {"grain", "tensorflow", "tensorflow_datasets", "array_record"}
-    optional |= {"ml_collections", "tensorboard", "embreex", "trimesh", "jinja2"}
-    optional |= {"matplotlib", "h5py", "viser", "torch"}
+    optional = {*PACKAGES, "h5py", "torch"}
     slow = {"orbax", "cv2", "av", "PIL", "plyfile", "safetensors", "scipy"}
     lines = [line.split() for line in done.stdout.splitlines()]
     loaded = {name: set(modules) for name, *modules in lines}

@@ -31,10 +31,9 @@ from facelift_jax.data.scenes import FolderSource, StoredScene, open_source
 from facelift_jax.data.validation.dataset_report import find_violations, source_digests
 from facelift_jax.data.writing import read_marker
 from facelift_jax.io import atomic, command
-from facelift_jax.io.extras import extra
 from facelift_jax.io.progress import with_progress
 
-with extra("train"):
+with command.required_extra("pack", "train", __name__):
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.writer import ExampleWriter
     from tensorflow_datasets.proto import tf_example_pb2

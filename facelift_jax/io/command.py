@@ -1,13 +1,16 @@
 """Shared by all commands: one-line errors, exit codes, argument parser, log lines."""
 
 import argparse
+import contextlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from absl import logging
+
+from facelift_jax.io.extras import extra
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # the exit code that shells report after Ctrl-C
@@ -34,6 +37,22 @@ def fail(name: str, error: object) -> NoReturn:
     """Prints `name: error` as one line on stderr and exits with code 2."""
     print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(BAD_INPUT)
+
+
+@contextlib.contextmanager
+def required_extra(name: str, extra_name: str, module: str) -> Iterator[None]:
+    """As `extra`, for the top of a command that does nothing without its packages.
+
+    Where `module`, the `__name__` of the command's module, is "__main__", the error
+    ends the command `name` with one line on stderr and exit code 2.
+    """
+    try:
+        with extra(extra_name):
+            yield
+    except ImportError as error:
+        if module != "__main__":
+            raise
+        fail(name, error)
 
 
 class Parser(argparse.ArgumentParser):
