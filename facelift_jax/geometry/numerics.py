@@ -46,8 +46,8 @@ def safe_divide(numerator: Array, denominator: Array) -> Array:
     return xp.where(is_nonzero, numerator / xp.where(is_nonzero, denominator, 1), 0)
 
 
-def normalize(x: Array, eps: float = 1e-12) -> Array:
-    """x / max(|x|, eps) over the last axis; finite gradient at zero."""
+def normalize(x: Array) -> Array:
+    """x / max(|x|, 1e-12) over the last axis; finite gradient at zero."""
     xp = namespace(x)
     norm = safe_sqrt(xp.sum(x * x, axis=-1, keepdims=True))
-    return x / xp.maximum(norm, eps)
+    return x / xp.maximum(norm, 1e-12)

@@ -143,8 +143,8 @@ def train(
             run_dir.append_metrics(workdir, step, line, new_alarms)
             tensorboard.append_scalars(events, step, line)
             seconds = time.monotonic() - clock
-            progress = progress_line(step, run.num_steps, start, seconds)
-            show_progress(f"{progress}  {progress_text(line)}")
+            text = progress_text(line)
+            show_progress(progress_line(step, run.num_steps, start, seconds, text))
         if is_writer and is_evaluated:
             curves.write_curves(workdir / "curves.png", run_dir.read_metrics(workdir))
         require_finite_steps(step, record.skipped_steps, checkpoints)
