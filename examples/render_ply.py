@@ -1,4 +1,4 @@
-"""Renders a turntable of any 3DGS PLY file.
+"""Renders a turntable of any 3DGS PLY file; the cameras circle around the z axis.
 
     python examples/render_ply.py scene.ply turntable.mp4
 

@@ -26,6 +26,7 @@ from facelift_jax.metrics import load_lpips
 
 FLAGS = flags.FLAGS
 NAME = "main"
+EVALUATION = "evaluation"  # folder of `--mode eval` in the run directory
 
 with command.required_extra(NAME, "train", __name__):
     from ml_collections import config_flags
@@ -76,10 +77,11 @@ def main(arguments: Sequence[str]) -> None:
     except command.USER_ERRORS as error:
         command.fail(NAME, error)
     print(table(evaluation))
-    print(
-        f"{workdir}: report.html, config, metrics, checkpoints, images, scene.ply, "
-        "turntable.mp4"
-    )
+    if FLAGS.mode == "eval":
+        folder, files = workdir / EVALUATION, "report.html, metrics.json, images"
+    else:
+        folder, files = workdir, "report.html, config, metrics, checkpoints, images"
+    print(f"{folder}: {files}, scene.ply, turntable.mp4")
 
 
 def default_workdir() -> str:
@@ -91,6 +93,8 @@ def default_workdir() -> str:
 
 def evaluate_run(config: Any, workdir: Path) -> Evaluation:
     """Evaluates the run's last checkpoint on the config's held-out scenes.
+
+    Writes to the folder `EVALUATION` of the run directory.
 
     Raises:
       ValueError: there is no checkpoint, it was trained with another config, or it was
@@ -114,7 +118,7 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
         )
     parts = open_parts(config.data)
     return evaluate_held_out(
-        workdir / "evaluation",
+        workdir / EVALUATION,
         make_eval_step(restored.model, restored.render_fn, lpips),
         restored.params,
         join(parts)[1],

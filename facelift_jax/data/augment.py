@@ -88,8 +88,8 @@ def jitter_poses(
 ) -> Float[np.ndarray, "u 4 4"]:
     """World-to-camera poses, rotated about the world origin by draws in [0, 1).
 
-    Each camera rotates about its own right axis by up to 9 degrees, then about its own
-    up axis by up to 18 degrees.
+    Each camera moves around the origin: by up to 9 degrees about the direction of its
+    right axis, then by up to 18 degrees about the direction of its up axis.
     """
     right, up = viewmats[:, 0, :3], -viewmats[:, 1, :3]
     azimuths = JITTER_STRENGTH * np.pi * (2 * azimuth_draws - 1)

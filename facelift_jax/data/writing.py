@@ -72,7 +72,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
-    """Writes a PNG file, complete or not at all."""
+    """Writes pixels [h w] or [h w c] as a PNG file, complete or not at all."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="png", compress_level=_PNG_LEVEL)
     atomic.write_bytes(path, buffer.getvalue())

@@ -42,7 +42,10 @@ def probe_video(path: Path) -> tuple[tuple[int, int], Float[np.ndarray, "n"]]:
                     raise DataError(f"frame {len(stamps)} is damaged or cut off")
                 stamps.append(packet.dts if packet.pts is None else packet.pts)
         if not stamps or not 0 < width * height <= MAX_PIXELS:
-            raise DataError(f"{len(stamps)} frames of {width} x {height} px")
+            raise DataError(
+                f"{len(stamps)} frames of {width} x {height} px; expected at least one "
+                f"frame, of at most {MAX_PIXELS // 10**6} megapixels"
+            )
         if None in stamps or stream.time_base is None:
             raise DataError("frames without timestamps; encode the video again")
         times = np.sort(np.array(stamps, np.float64)) * float(stream.time_base)

@@ -86,7 +86,10 @@ def sphere_rig(
     fov_degrees: float,
     radius: float,
 ) -> Cameras:
-    """Cameras [num_views] uniform over the area of the whole sphere."""
+    """Cameras [num_views] uniform over the area of the whole sphere.
+
+    `radius` is in world units, `size` in pixels.
+    """
     # One row of draws per camera: more cameras do not change the first ones.
     draws = rng.uniform(-1, 1, (num_views, 2))
     azimuths = 180 * draws[:, 0]

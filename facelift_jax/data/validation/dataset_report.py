@@ -163,7 +163,7 @@ def _check_part(
     }
     if not is_mixed:
         return checked
-    return {s: [renamed(x, part.path) for x in xs] for s, xs in checked.items()}
+    return {s: [_renamed(x, part.path) for x in xs] for s, xs in checked.items()}
 
 
 def find_violations(
@@ -320,7 +320,7 @@ def _printable(line: str) -> str:
     return line
 
 
-def renamed(report: SceneReport, path: Path) -> SceneReport:
+def _renamed(report: SceneReport, path: Path) -> SceneReport:
     """A report of a mix: the names of scene and recording include that of the set."""
     name = set_name(path)
     recording = f"{name}: {report.origin.recording}"
