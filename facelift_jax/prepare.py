@@ -6,7 +6,7 @@
 For every camera of the calibration, `videos` and `masks` contain a video or a folder
 of images with the camera's name. Frames with the same number show the same time. A
 scene is one timestamp: images are undistorted, cameras are rotated about their own
-centres to look at the object, and the whole rig is moved and scaled as one. The first
+centers to look at the object, and the whole rig is moved and scaled as one. The first
 timestamps are for training, the next for validation and the last for testing, with gaps
 between them. Run the same command again to resume after an interruption.
 """

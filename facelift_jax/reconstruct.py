@@ -55,7 +55,7 @@ RELEVANT_OPTIONS += ("background", "radius", "frame")
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """One reconstructed scene, in the world of its normalised rig.
+    """One reconstructed scene, in the world of its normalized rig.
 
     Attributes:
       gaussians: all Gaussians of the network, [n].
@@ -222,7 +222,7 @@ def parse(arguments: list[str]) -> Any:
         "--layout",
         default="lgm",
         choices=sorted(ply.LAYOUTS),
-        help="fields of scene.ply: LGM's, or FaceLift's with colours as bytes and "
+        help="fields of scene.ply: LGM's, or FaceLift's with colors as bytes and "
         "harmonics of degree 3, four times the size",
     )
     add(

@@ -2,7 +2,7 @@
 
     python -m facelift_jax.view scene.ply
 
-Needs the extra "view" (viser). Only the degree-0 colours are shown, which do not depend
+Needs the extra "view" (viser). Only the degree-0 colors are shown, which do not depend
 on the viewing direction.
 """
 

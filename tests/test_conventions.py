@@ -42,7 +42,7 @@ def rendered(gaussians):
 
 
 def centroid(alphas):
-    """(column, row) of the mean covered pixel, pixel centres at + 0.5."""
+    """(column, row) of the mean covered pixel, pixel centers at + 0.5."""
     rows, cols = np.mgrid[:SIZE, :SIZE] + 0.5
     weight = alphas[..., 0] / alphas.sum()
     return np.array([(cols * weight).sum(), (rows * weight).sum()])
@@ -82,7 +82,7 @@ def test_poses_are_world_to_camera():
     np.testing.assert_allclose(cameras.centers, eye, atol=1e-6)
 
 
-def test_top_left_pixel_centre_is_half_half():
+def test_top_left_pixel_center_is_half_half():
     direction = rays.pixel_directions(camera())[0, 0, 0]
     np.testing.assert_allclose(direction, [(0.5 - 16) / 40, (0.5 - 16) / 40, 1])
     # a small Gaussian that projects to (0.5, 0.5) is brightest in pixel [0, 0]
@@ -138,12 +138,12 @@ def test_scales_are_standard_deviations_and_opacities_are_activated():
     wide = np.full((1, 3), 0.2, np.float32)  # 4 px at depth 2
     output = rendered(one_gaussian((0, 0, 2), scales=wide))
     blurred = 4.0**2 + 0.3  # square pixels; the renderer's low-pass adds 0.3
-    d2 = 0.5**2 + 0.5**2  # the centre of pixel [16, 16] is half a pixel off
+    d2 = 0.5**2 + 0.5**2  # the center of pixel [16, 16] is half a pixel off
     expected = 0.9 * np.exp(-0.5 * d2 / blurred)
     assert output.alphas[16, 16, 0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_degree_0_is_the_colour_itself():
+def test_degree_0_is_the_color_itself():
     color = (0.2, 0.5, 0.9)
     output = rendered(one_gaussian((0, 0, 2), color))
     inside = output.alphas[..., 0] > 0.5

@@ -42,7 +42,7 @@ MAX_DATA_SETS = 3  # paths listed on the page; the others are counted
 MAX_SHEET = (2200, 16_000)  # px; the PNG files have the full size
 WEBP = {"quality": 85, "method": 2}  # much faster than the default method
 SHEET_COLOR = "#f3f3f1"  # background of sheets
-COMPARED = {"held_out/psnr_fg": "colour", "held_out/iou": "silhouette"}
+COMPARED = {"held_out/psnr_fg": "color", "held_out/iou": "silhouette"}
 UNITS = {"psnr_fg": " dB", "gap": " dB"}
 COLUMNS = {  # of the table of scenes: heading -> metric
     "psnr_fg, input views": "inputs/psnr_fg",

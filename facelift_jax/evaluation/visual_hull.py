@@ -49,8 +49,8 @@ class Silhouette(NamedTuple):
 def visual_hull(inputs: Views) -> Gaussians:
     """Gaussians [n] on the surface of the hull of input views [v], NumPy.
 
-    A voxel belongs to the hull if its centre is inside every mask. Voxels with an empty
-    neighbour become splats. Transparent Gaussians are added up to a power of four, so
+    A voxel belongs to the hull if its center is inside every mask. Voxels with an empty
+    neighbor become splats. Transparent Gaussians are added up to a power of four, so
     that few array shapes occur. Masks without a common hull give a single transparent
     Gaussian.
     """
@@ -85,7 +85,7 @@ def carve(
     rig = Cameras(viewmats, Ks, views[0].camera.width, views[0].camera.height)
     center = np.asarray(rig_center(rig))
     distances = np.linalg.norm(rig.centers - center, axis=-1)
-    pixel = float((distances / Ks[:, 0, 0]).mean())  # at the centre, world units
+    pixel = float((distances / Ks[:, 0, 0]).mean())  # at the center, world units
     # a cube that reaches to the nearest camera; its voxels are halved down to a pixel
     halvings = max(0, int(np.ceil(np.log2(2 * distances.min() / (START * pixel)))))
     size = pixel * 2.0**halvings
@@ -114,7 +114,7 @@ def is_inside(
 def surface_cells(
     cells: Int[np.ndarray, "n 3"],
 ) -> tuple[Int[np.ndarray, "m 3"], Float[np.ndarray, "m 3"]]:
-    """The voxels with an empty neighbour, and their outward unit normals."""
+    """The voxels with an empty neighbor, and their outward unit normals."""
     if not len(cells):
         return cells, cells.astype(np.float64)
     margin = int(np.ceil(4 * NORMAL_BLUR))
@@ -133,12 +133,12 @@ def paint(
     inputs: Views,
     hidden: float,
 ) -> Float[np.ndarray, "m 3"]:
-    """Colours of points on the hull, from the input views [v].
+    """Colors of points on the hull, from the input views [v].
 
     A view sees a point unless another point in the same pixel is nearer by more than
-    `hidden` (world units). The colour is the mean over the views that see the point,
+    `hidden` (world units). The color is the mean over the views that see the point,
     weighted by the mask and by the cosine between normal and viewing direction. A point
-    that no view sees gets the colour of the nearest point that is seen.
+    that no view sees gets the color of the nearest point that is seen.
     """
     totals, weights = np.zeros((len(points), 3)), np.zeros(len(points))
     for view, (image, mask) in enumerate(zip(inputs.images, inputs.masks, strict=True)):
@@ -182,7 +182,7 @@ def _padded_camera(cameras: Cameras, view: int) -> Cameras:
 def _may_overlap(
     view: Silhouette, points: Float[np.ndarray, "n 3"], size: float
 ) -> Bool[np.ndarray, "n"]:
-    """False for voxels, centred at points, that cannot overlap the mask anywhere."""
+    """False for voxels, centered at points, that cannot overlap the mask anywhere."""
     pixels, depths = _project(view.camera, points)
     reach = 0.5 * np.sqrt(3) * size
     is_near = depths < 2 * reach  # or behind the camera
@@ -192,7 +192,7 @@ def _may_overlap(
     scale = view.camera.Ks[(0, 1), (0, 1)].max() * distances
     reach_pixels = reach * scale / np.where(is_near, 1, depths * (depths - reach))
     cols, rows = pixels.astype(int).T
-    # distances are between pixel centres; point and mask are anywhere in their pixels
+    # distances are between pixel centers; point and mask are anywhere in their pixels
     return is_near | (view.distance[rows, cols] <= reach_pixels + np.sqrt(2))
 
 

@@ -13,7 +13,7 @@ from facelift_jax.geometry.rigid import rig_up
 from facelift_jax.io.image_files import to_uint8
 from facelift_jax.structs import Cameras, RenderOutput, Views
 
-ERROR_SCALE = 0.3  # mean absolute colour error at the bright end of an error map
+ERROR_SCALE = 0.3  # mean absolute color error at the bright end of an error map
 MIN_TILE = 128  # px; smaller images are magnified by an integer factor
 MAX_SHEET_WIDTH = 2200  # px; longer rows of cells wrap
 
@@ -23,7 +23,7 @@ _TITLE, _HEADING, _CAPTION = 24, 20, 15  # px: text heights
 
 
 def _color_table(name: int) -> UInt8[np.ndarray, "256 3"]:
-    """A colour map of OpenCV as RGB."""
+    """A color map of OpenCV as RGB."""
     ramp = np.arange(256, dtype=np.uint8)[:, None]
     return cv2.applyColorMap(ramp, name)[:, 0, ::-1]
 
@@ -78,7 +78,7 @@ def map_sheet(
 ) -> UInt8[np.ndarray, "y x 3"]:
     """Images, error, opacity and depth of views [t], one row per view.
 
-    True and predicted depth of all views share one scale. Colour bars below the rows
+    True and predicted depth of all views share one scale. Color bars below the rows
     show it, in world units, and the scale of the error.
     """
     low, high = depth_range(targets, render)
@@ -115,7 +115,7 @@ def error_map(
 def depth_map(
     depths: Float[Array, "*b h w 1"], is_known: Array, low: float, high: float
 ) -> UInt8[np.ndarray, "*b h w 3"]:
-    """Depth in colour, bright at `low` (near), dark at `high`; grey where unknown."""
+    """Depth in color, bright at `low` (near), dark at `high`; gray where unknown."""
     scaled = (np.asarray(depths)[..., 0] - low) / (high - low)
     return np.where(is_known, _colored(scaled, _DEPTH_COLORS), np.uint8(_UNKNOWN))
 
@@ -162,7 +162,7 @@ def _sheet(
     column_names: Sequence[str] = (),
     bars: Sequence[tuple[UInt8[np.ndarray, "256 3"], str, float, float]] = (),
 ) -> UInt8[np.ndarray, "y x 3"]:
-    """Lays captioned images out on a page: title, groups in rows, colour bars."""
+    """Lays captioned images out on a page: title, groups in rows, color bars."""
     groups = [group for group in groups if group[1]]
     cell_height, cell_width, _ = groups[0][1][0][1].shape
     limit = max(1, (MAX_SHEET_WIDTH - 2 * _MARGIN) // (cell_width + _GUTTER))
@@ -208,7 +208,7 @@ def _draw_bar(
     low: float,
     high: float,
 ) -> None:
-    """A colour bar of 300 px with its name above and numbers below."""
+    """A color bar of 300 px with its name above and numbers below."""
     x, y = corner
     draw = ImageDraw.Draw(page)
     _write(draw, (x, y), name, _CAPTION, _INK)
@@ -261,5 +261,5 @@ def _caption(label: str, psnr_fg: float) -> str:
 def _colored(
     values: Float[np.ndarray, "*b"], colors: UInt8[np.ndarray, "256 3"]
 ) -> UInt8[np.ndarray, "*b 3"]:
-    """[0, 1] to colours; values outside get the colours of the ends."""
+    """[0, 1] to colors; values outside get the colors of the ends."""
     return colors[np.clip(256 * np.nan_to_num(values), 0, 255).astype(np.uint8)]

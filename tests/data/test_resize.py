@@ -17,7 +17,7 @@ WHITE = (1.0, 1.0, 1.0)
 
 
 def ramps(width, height):
-    """Views whose red is the column and whose green the row of each pixel centre."""
+    """Views whose red is the column and whose green the row of each pixel center."""
     columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     image = np.stack([columns, rows, columns], -1)[None].astype(np.float32)
     K = np.float32([[1.3 * width, 0, 0.4 * width], [0, width, 0.6 * height], [0, 0, 1]])

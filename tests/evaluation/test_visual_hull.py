@@ -17,7 +17,7 @@ CENTER, RADIUS = np.array([5.0, -3.0, 2.0]), 0.7  # nowhere near a unit box
 
 
 def ball_views(num_views=8, size=48, elevations=(10.0, -30.0, 50.0)) -> Views:
-    """Images of a ball on white, coloured by its normal; exact at pixel centres."""
+    """Images of a ball on white, colored by its normal; exact at pixel centers."""
     azimuths = np.arange(num_views) * (360.0 / num_views)
     K = fov_intrinsics(40.0, size) * np.array([[1], [1.04], [1]], np.float32)
     cameras = orbit_cameras(

@@ -19,7 +19,7 @@ LABELS = [f"view {i}" for i in range(NUM_VIEWS)]
 
 
 def shades(offset: float) -> np.ndarray:
-    """One saturated colour per view, unlike any other colour on a sheet."""
+    """One saturated color per view, unlike any other color on a sheet."""
     colors = np.zeros((NUM_VIEWS, SIZE, SIZE, 3), np.float32)
     colors[..., 0] = 1
     colors[..., 2] = (offset + np.arange(NUM_VIEWS)[:, None, None]) / 51
@@ -27,11 +27,11 @@ def shades(offset: float) -> np.ndarray:
 
 
 def box_of(sheet: np.ndarray, color: np.ndarray) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the only rectangle of a colour."""
+    """(top, left, height, width) of the only rectangle of a color."""
     where = (sheet == np.rint(color * 255).astype(np.uint8)).all(-1)
     rows, cols = np.nonzero(where.any(1))[0], np.nonzero(where.any(0))[0]
     height, width = rows[-1] - rows[0] + 1, cols[-1] - cols[0] + 1
-    assert where.sum() == height * width, "not a rectangle of this colour"
+    assert where.sum() == height * width, "not a rectangle of this color"
     return rows[0], cols[0], height, width
 
 
@@ -209,8 +209,8 @@ def test_video_decodes_to_the_frames_given(tmp_path):
     assert 0 < content.index(b"moov") < content.index(b"mdat")  # for streaming
     decoded = np.stack(images)
     assert len(decoded) == num_frames
-    grey = decoded[:, 20:40, 60:90].astype(int)
-    assert np.abs(grey - levels[:, None, None, None].astype(int)).max() <= 4
+    gray = decoded[:, 20:40, 60:90].astype(int)
+    assert np.abs(gray - levels[:, None, None, None].astype(int)).max() <= 4
     assert decoded[:, 20:40, 8:40, 0].min() > 200
     assert list(tmp_path.iterdir()) == [path]
 

@@ -111,7 +111,7 @@ def animal(index):
 
 
 def position(index):
-    """Centre of the ball around the animal at time `index`, mm."""
+    """Center of the ball around the animal at time `index`, mm."""
     return np.array([14 * np.cos(index), 14 * np.sin(index), 4.0])
 
 
@@ -188,7 +188,7 @@ def write_opencv(path, shrink=1):
 
 
 def write_anipose(path, shrink=1):
-    """Writes the calibration as aniposelib does: pixel centres start at 0."""
+    """Writes the calibration as aniposelib does: pixel centers start at 0."""
     viewmats, Ks, size = rig(shrink)
     text = ""
     for i, (viewmat, K) in enumerate(zip(viewmats, Ks, strict=True)):
@@ -202,7 +202,7 @@ def write_anipose(path, shrink=1):
 
 
 def write_label3d(path, shrink=1):
-    """Writes the calibration as label3d does: row vectors, pixel centres start at 1."""
+    """Writes the calibration as label3d does: row vectors, pixel centers start at 1."""
     viewmats, Ks, _ = rig(shrink)
     params, camnames = np.empty((6, 1), object), np.empty((6, 1), object)
     for i, (viewmat, K, lens) in enumerate(zip(viewmats, Ks, LENSES, strict=True)):
@@ -217,8 +217,8 @@ def write_label3d(path, shrink=1):
 
 def write_videos(folder, colors, masks, fps):
     """Writes the recording as one video per camera, masks white on black."""
-    grey = np.repeat(masks[..., None], 3, axis=-1)
-    for side, frames in (("images", colors), ("masks", grey)):
+    gray = np.repeat(masks[..., None], 3, axis=-1)
+    for side, frames in (("images", colors), ("masks", gray)):
         (folder / side).mkdir()
         for name, video in zip(NAMES, frames, strict=True):
             write_video(folder / side / f"{name}.mp4", video, fps)

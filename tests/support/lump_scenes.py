@@ -8,7 +8,7 @@ from facelift_jax.data.scenes import Scene
 from facelift_jax.geometry.paths import look_at
 from facelift_jax.structs import Cameras
 
-# centre and radius of each ball
+# center and radius of each ball
 LUMP = np.array(
     [[0, 0, 0, 0.35], [0.5, 0.1, 0.1, 0.2], [-0.1, 0.45, -0.1, 0.15], [0, 0, 0.5, 0.1]]
 )

@@ -81,7 +81,7 @@ def write_scene(
 
 
 def intrinsics(width, height):
-    """Off-centre and not quite square; the ball stays in the frame."""
+    """Off-center and not quite square; the ball stays in the frame."""
     fx = 1.4 * min(width, height)
     return np.array(
         [[fx, 0, 0.5 * width + 0.7], [0, 1.03 * fx, 0.5 * height - 0.4], [0, 0, 1]]

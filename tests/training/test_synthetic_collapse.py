@@ -16,18 +16,18 @@ SIZE, NUM_SCENES = 32, 68
 NUM_STEPS, WARMUP = 90, 40
 ONLY_INPUTS = ("--config.data.max_angle=1e-3", "--config.data.min_held_out=0")
 NO_SILHOUETTES = "--config.loss.alpha_mse=0.0"
-GREY = """
+GRAY = """
 import dataclasses, runpy
 from facelift_jax.data import examples
 
 composited = examples.to_views
 
-def on_grey(*arguments):
+def on_gray(*arguments):
     views = composited(*arguments)
     images = views.images * views.masks + 0.5 * (1 - views.masks)
     return dataclasses.replace(views, images=images.astype("float32"))
 
-examples.to_views = on_grey
+examples.to_views = on_gray
 runpy.run_module("facelift_jax.main", run_name="__main__", alter_sys=True)
 """
 
@@ -95,9 +95,9 @@ def test_one_input_that_is_its_only_target(rodents, tmp_path):
 
 
 @pytest.mark.slow
-def test_grey_targets_and_a_white_background_of_the_renderer(rodents, tmp_path):
+def test_gray_targets_and_a_white_background_of_the_renderer(rodents, tmp_path):
     """The pipeline changes the targets' background, as brightness jitter would."""
-    alarms = alarms_of(start(rodents, tmp_path, code=GREY), tmp_path)
+    alarms = alarms_of(start(rodents, tmp_path, code=GRAY), tmp_path)
     assert [step for step, _ in alarms] == [1, collapse_monitor.PATIENCE * WARMUP]
     assert alarms[0][1].startswith(
         "the targets' background differs from the rendered one by 0.50"

@@ -1,6 +1,6 @@
 """Reads calibration files of three programs into this package's camera convention.
 
-The files differ in the coordinates of the top-left pixel's centre; this package uses
+The files differ in the coordinates of the top-left pixel's center; this package uses
 (0.5, 0.5).
 
 `opencv_cameras.json` (this package's format, see `data.formats`): a camera is named
@@ -8,12 +8,12 @@ after its `file_path` without folder and suffix; a frame may have k1, k2, p1, p2
 
 `*.toml` (anipose, aniposelib): per camera a table with `name`, `size` [width, height],
 `matrix` (K), `distortions` (k1 k2 p1 p2 k3), `rotation` (axis x angle, radians) and
-`translation`: x_camera = R x + t. OpenCV counts pixel centres from 0: c = c_file + 0.5.
+`translation`: x_camera = R x + t. OpenCV counts pixel centers from 0: c = c_file + 0.5.
 
 `*.mat` (DANNCE's label3d): cells `params` of structs `K`, `r`, `t`, `RDistort`,
 `TDistort`, and cells `camnames`. MATLAB multiplies row vectors from the left,
 [u v 1] ~ [x y z 1] [r; t] K: rotation and K are the transposes of `r` and `K`. MATLAB
-counts pixel centres from 1: c = c_file - 0.5. RDistort is k1 k2 (k3), TDistort p1 p2.
+counts pixel centers from 1: c = c_file - 0.5. RDistort is k1 k2 (k3), TDistort p1 p2.
 """
 
 import tomllib

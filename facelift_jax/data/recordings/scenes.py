@@ -93,7 +93,7 @@ class Timestamp(NamedTuple):
       frame: number of the frame in the recording.
       time: seconds from the start of the recording.
       part: "train", "val" or "test".
-      center: [3] centre of the object, calibration units.
+      center: [3] center of the object, calibration units.
       focals: [v] focal lengths of the virtual cameras, pixels.
     """
 

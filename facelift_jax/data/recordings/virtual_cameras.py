@@ -1,6 +1,6 @@
 """Virtual cameras that look at the object, and the images they would have taken.
 
-A camera rotated about its own centre sees the same rays, so its image is a homography
+A camera rotated about its own center sees the same rays, so its image is a homography
 of the real one, exact for every scene. Undistortion and homography are combined in one
 map, and an image is resampled once. World frame and units are the calibration's.
 """
@@ -29,11 +29,11 @@ class ObjectEstimate(NamedTuple):
     """The object at one time, as seen by v cameras.
 
     Attributes:
-      center: [3] centre of the object.
-      radius: of the ball around the centre that contains what the masks show.
+      center: [3] center of the object.
+      radius: of the ball around the center that contains what the masks show.
       offsets: [v] pixels between a mask's centroid and the triangulated point.
-      distances: [v] camera to centre, negative where the centre is behind the camera.
-      reaches: [v] tangent of the mask's largest angle, in x or y, from the centre.
+      distances: [v] camera to center, negative where the center is behind the camera.
+      reaches: [v] tangent of the mask's largest angle, in x or y, from the center.
     """
 
     center: np.ndarray
@@ -46,7 +46,7 @@ class ObjectEstimate(NamedTuple):
 def undistorted_pixels(
     camera: CalibratedCamera, size: tuple[int, int]
 ) -> Float[np.ndarray, "h w 2"]:
-    """The point of the plane z = 1 that each pixel centre sees; NaN beyond the fold."""
+    """The point of the plane z = 1 that each pixel center sees; NaN beyond the fold."""
     pinhole = Cameras(camera.viewmat, camera.K, *size)
     distorted = np.asarray(pixel_directions(pinhole))[..., :2]
     return undistort(distorted, camera.distortion).astype(np.float32)
@@ -76,7 +76,7 @@ def triangulate_object(
 ) -> ObjectEstimate:
     """Triangulates the object from the `masked_points` of each camera.
 
-    The centre is triangulated from the centres of the masks' bounding boxes, so that
+    The center is triangulated from the centers of the masks' bounding boxes, so that
     the ball around it is small. The offsets are those of the masks' centroids, which
     agree better between cameras.
 
@@ -122,7 +122,7 @@ def focal_length(distance: float, radius: float, share: float, size: int) -> flo
 def virtual_camera(
     camera: CalibratedCamera, center: Float[np.ndarray, "3"], focal: float, size: int
 ) -> Cameras:
-    """The camera rotated about its own centre, without roll, to look at `center`."""
+    """The camera rotated about its own center, without roll, to look at `center`."""
     local = camera.viewmat[:3, :3] @ center + camera.viewmat[:3, 3]
     rotation = np.eye(4)
     rotation[:3, :3] = rotation_from_z(local / np.linalg.norm(local)).T
@@ -136,7 +136,7 @@ def source_pixels(
     """Where the real image shows the samples of a window of the virtual image.
 
     Pixel coordinates (column, row), float32; NaN where the lens images nothing. There
-    are `density` samples per pixel in x and in y, each at the centre of its cell.
+    are `density` samples per pixel in x and in y, each at the center of its cell.
     """
     left, top, right, bottom = window
     new_K = np.array(virtual.Ks, np.float64)
@@ -149,7 +149,7 @@ def source_pixels(
 
 
 def downscale_factor(camera: CalibratedCamera, virtual: Cameras) -> float:
-    """Real pixels per pixel of the virtual camera, at its centre; below 1: upscaled."""
+    """Real pixels per pixel of the virtual camera, at its center; below 1: upscaled."""
     middle = 0.5 * virtual.width
     window = (middle - 1, middle - 1, middle + 1, middle + 1)
     (corner, right), (down, _) = source_pixels(camera, virtual, window)
@@ -165,7 +165,7 @@ def resample_image(
 ) -> UInt8[np.ndarray, "s s 4"]:
     """The virtual camera's RGBA image (straight alpha); 0 where the mask is empty.
 
-    A pixel is the mean over its area. Colours are weighted by the mask, so that the
+    A pixel is the mean over its area. Colors are weighted by the mask, so that the
     surroundings of the object do not mix in. `points` are `undistorted_pixels`.
 
     Raises:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from facelift_jax.geometry.rotations import quat_to_matrix
 
-BODY_LENGTH_METRES = 0.25  # about nose to tail root; unit of texture coordinates
+BODY_LENGTH_METERS = 0.25  # about nose to tail root; unit of texture coordinates
 REGIONS = ("fur", "pink", "tail", "eye")
 EYE_SUBDIVISIONS = 2
 
@@ -26,11 +26,11 @@ class Skeleton:
 
     Attributes:
       parents: [b] index of each body's parent; body 0 is the world.
-      offsets: [b 3] position in the parent's frame, metres.
+      offsets: [b 3] position in the parent's frame, meters.
       rotations: [b 3 3] rotation in the parent's frame at rest.
       body_names: b names.
       joint_bodies: [j] the body each joint rotates.
-      joint_anchors: [j 3] a point on the joint's axis, body frame, metres.
+      joint_anchors: [j 3] a point on the joint's axis, body frame, meters.
       joint_axes: [j 3] unit axes, body frame.
       joint_limits: [j 2] radians.
       joint_rest: [j] angles in the rest pose, radians.
@@ -51,7 +51,7 @@ class Skeleton:
 
 @dataclass(frozen=True)
 class Rodent:
-    """The animal in its rest pose (metres; +x nose, +z up): skin first, then eyes.
+    """The animal in its rest pose (meters; +x nose, +z up): skin first, then eyes.
 
     Attributes:
       skeleton: bodies and joints.
@@ -104,7 +104,7 @@ def load_rodent() -> Rodent:
     weld = np.unique(rest.round(6), axis=0, return_inverse=True)[1].reshape(-1)
     bone_names = [skeleton.body_names[body] for body in arrays["bone_body"]]
     texture = np.zeros_like(rest)
-    texture[: len(skin)] = skin / BODY_LENGTH_METRES
+    texture[: len(skin)] = skin / BODY_LENGTH_METERS
     return Rodent(
         skeleton=skeleton,
         skin=skin,

@@ -1,4 +1,4 @@
-"""Coats: the colours of fur, skin, tail and eyes as procedural 3D textures."""
+"""Coats: the colors of fur, skin, tail and eyes as procedural 3D textures."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ Rgb = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Coat:
-    """Linear-light colours of hair base, hair tip and belly, and how common it is."""
+    """Linear-light colors of hair base, hair tip and belly, and how common it is."""
 
     base: Rgb
     tip: Rgb
@@ -96,7 +96,7 @@ def albedo(
     surface: Surface, fur: Strands, coat: dict[str, Any]
 ) -> Float[np.ndarray, "n 3"]:
     """Linear-light reflectance (RGB)."""
-    furry = _fur_colour(surface, fur, coat)
+    furry = _fur_color(surface, fur, coat)
     darkness = np.clip(furry.sum(1) * np.float32(0.733) + 0.35, 0.35, 1)
     skin = np.float32(coat["skin_brightness"])
     pink = skin * (0.9 + 0.12 * (fur.coarse + surface.clumps))
@@ -107,33 +107,33 @@ def albedo(
     eye = ALBINO_EYE if coat["coat"] == "white" else DARK_EYE
     shares = surface.regions
     result = furry * shares[:, :1]
-    for share, colour in (
+    for share, color in (
         (shares[:, 1] * pink, PINK),
         (shares[:, 2] * tail, TAIL),
         (shares[:, 3], eye),
     ):
-        result += share[:, None] * np.array(colour, np.float32)
+        result += share[:, None] * np.array(color, np.float32)
     return result
 
 
-def _fur_colour(
+def _fur_color(
     surface: Surface, fur: Strands, coat: dict[str, Any]
 ) -> Float[np.ndarray, "n 3"]:
     height = 0.55 * fur.coarse + 0.45 * fur.fine
     tips = np.clip(0.5 + 0.55 * height + 0.18 * surface.clumps, 0, 1)[:, None]
-    base, tip, belly = _colours(coat["coat"])
+    base, tip, belly = _colors(coat["coat"])
     below = surface.belly[:, None]
-    colour = (base + (tip - base) * tips) * (1 - below)
-    colour += belly * ((0.75 + 0.35 * tips) * below)
+    color = (base + (tip - base) * tips) * (1 - below)
+    color += belly * ((0.75 + 0.35 * tips) * below)
     if coat["patch_coat"]:
-        base, tip, _ = _colours(coat["patch_coat"])
+        base, tip, _ = _colors(coat["patch_coat"])
         edge = surface.patch_noise + 0.25 * surface.clumps + 0.05 * height
         edge = np.clip((edge - np.float32(coat["patch_threshold"])) * 9, 0, 1)[:, None]
-        colour += (base + (tip - base) * tips - colour) * edge
-    return colour * np.float32(coat["brightness"])
+        color += (base + (tip - base) * tips - color) * edge
+    return color * np.float32(coat["brightness"])
 
 
-def _colours(name: str) -> Float[np.ndarray, "3 3"]:
+def _colors(name: str) -> Float[np.ndarray, "3 3"]:
     coat = COATS[name]
     return np.array([coat.base, coat.tip, coat.belly], np.float32)
 

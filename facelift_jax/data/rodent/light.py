@@ -1,7 +1,7 @@
 """Lighting: an open sky, a soft key light with shadows, and the shading of the coat.
 
 Sky visibility and shadows are computed per vertex by ray casting, once for all cameras.
-Neighbouring vertices are about two pixels apart in a 256-pixel image.
+Neighboring vertices are about two pixels apart in a 256-pixel image.
 """
 
 import math
@@ -81,7 +81,7 @@ def shade(
     coat: dict[str, Any],
     light: dict[str, Any],
 ) -> Float[np.ndarray, "n 3"]:
-    """Linear-light colour seen along `view_directions` (camera to surface, any length).
+    """Linear-light color seen along `view_directions` (camera to surface, any length).
 
     Wrapped diffuse shading with normals that the strands tilt sideways, plus a
     Blinn-Phong highlight: sharp on the eyes, faint on skin, a sheen on fur.
@@ -104,13 +104,13 @@ def shade(
     shine += 0.9 * is_eye * facing**120
 
     warm = light["warmth"] * np.array([1, 0, -1])
-    key_colour = (light["key_strength"] * (1 + warm)).astype(np.float32)
-    sky_colour = (light["sky_strength"] * (1 - 0.6 * warm)).astype(np.float32)
-    key_light = (0.55 * surface.sunlight * diffuse)[:, None] * key_colour
-    colour = albedo(surface, fur, coat) * (sky[:, None] * sky_colour + key_light)
-    colour += (shine * surface.sunlight)[:, None] * key_colour
+    key_color = (light["key_strength"] * (1 + warm)).astype(np.float32)
+    sky_color = (light["sky_strength"] * (1 - 0.6 * warm)).astype(np.float32)
+    key_light = (0.55 * surface.sunlight * diffuse)[:, None] * key_color
+    color = albedo(surface, fur, coat) * (sky[:, None] * sky_color + key_light)
+    color += (shine * surface.sunlight)[:, None] * key_color
     mirrored_sky = 0.03 * is_eye * np.maximum(surface.normals[:, 2], 0)
-    return colour + mirrored_sky[:, None]
+    return color + mirrored_sky[:, None]
 
 
 def _unoccluded(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from facelift_jax.data.rodent.asset import BODY_LENGTH_METRES, Rodent, Skeleton
+from facelift_jax.data.rodent.asset import BODY_LENGTH_METERS, Rodent, Skeleton
 from facelift_jax.geometry.rotations import rotation_vector_to_matrix
 
 # Largest deviation from the rest angle, as a fraction of half the range of motion.
@@ -96,18 +96,18 @@ def pose_mesh(rodent: Rodent, pose: dict[str, Any]) -> PosedMesh:
     directions = np.einsum("ij,nj->ni", orientation, directions)
     directions /= np.sqrt((directions**2).sum(-1, keepdims=True))
     vertices -= (vertices.min(0) + vertices.max(0)) / 2
-    world_per_metre = 1 / np.sqrt((vertices**2).sum(-1).max())
+    world_per_meter = 1 / np.sqrt((vertices**2).sum(-1).max())
     return PosedMesh(
-        (vertices * world_per_metre).astype(np.float32),
+        (vertices * world_per_meter).astype(np.float32),
         directions.astype(np.float32),
-        float(world_per_metre * BODY_LENGTH_METRES),
+        float(world_per_meter * BODY_LENGTH_METERS),
     )
 
 
 def _body_frames(
     skeleton: Skeleton, angles: Float[np.ndarray, "j"], tail_length: float
 ) -> tuple[Float[np.ndarray, "b 3 3"], Float[np.ndarray, "b 3"]]:
-    """Rotation and origin of every body in the model's frame, metres.
+    """Rotation and origin of every body in the model's frame, meters.
 
     A joint rotates its body about an axis through its anchor, which stays in place.
     """

@@ -71,8 +71,8 @@ def render_image(
 ) -> tuple[UInt8[np.ndarray, "h w 4"], Float[np.ndarray, "h w"]]:
     """RGBA (straight alpha) and camera-z depth; both are 0 off the animal.
 
-    Depth is float32 in world units, exact at pixel centres. Colour and alpha are means
-    over the pixel. Colours are averaged in sRGB, as stored, because the readers of the
+    Depth is float32 in world units, exact at pixel centers. Color and alpha are means
+    over the pixel. Colors are averaged in sRGB, as stored, because the readers of the
     files blend stored values. `camera` has no batch axes.
     """
     rgba = np.zeros((camera.height, camera.width, 4), np.uint8)
@@ -83,7 +83,7 @@ def render_image(
     hits = cast_pixels(subject.caster, camera, cols + 0.5, rows + 0.5)[0]
     depth[rows, cols] = np.where(hits.is_hit, hits.distances, 0)
 
-    # Parts thinner than a pixel can miss all pixel centres; their vertices do not.
+    # Parts thinner than a pixel can miss all pixel centers; their vertices do not.
     rows, cols = np.nonzero(near_mesh | _dilated(depth > 0, 3))
     samples = np.zeros((camera.height, camera.width, 4), np.float32)
     samples[rows, cols] = _sample_pixels(subject, camera, rows, cols, INNER_GRID)
@@ -104,7 +104,7 @@ def _sample_pixels(
     cols: Int[np.ndarray, "n"],
     grid: int,
 ) -> Float[np.ndarray, "n 4"]:
-    """Per pixel: mean sRGB colour of the samples that hit, and the share that hit."""
+    """Per pixel: mean sRGB color of the samples that hit, and the share that hit."""
     pixels = np.zeros((len(rows), 4), np.float32)
     step = _SAMPLES_AT_ONCE // grid**2
     for start in range(0, len(rows), step):
@@ -145,7 +145,7 @@ def colors_at(
     directions: Float[np.ndarray, "n 3"],
     sample_size: Float[np.ndarray, "n"],
 ) -> Float[np.ndarray, "n 3"]:
-    """sRGB colours at hits seen along `directions`; `sample_size` in world units."""
+    """sRGB colors at hits seen along `directions`; `sample_size` in world units."""
     surface = surface_at(subject.table, subject.faces, hits)
     size = sample_size / np.float32(subject.mesh.body_length)
     fur = strands(surface, subject.coat, size)
@@ -153,11 +153,11 @@ def colors_at(
     return srgb_from_linear(linear)
 
 
-def srgb_from_linear(colour: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
+def srgb_from_linear(color: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
     """The sRGB transfer curve (IEC 61966-2-1); input is clipped to [0, 1]."""
-    colour = np.clip(colour, 0, 1)
-    curve = 1.055 * np.maximum(colour, 0.0031308) ** (1 / 2.4) - 0.055
-    return np.where(colour <= 0.0031308, 12.92 * colour, curve)
+    color = np.clip(color, 0, 1)
+    curve = 1.055 * np.maximum(color, 0.0031308) ** (1 / 2.4) - 0.055
+    return np.where(color <= 0.0031308, 12.92 * color, curve)
 
 
 def cast_pixels(

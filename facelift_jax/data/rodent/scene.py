@@ -67,7 +67,7 @@ class RodentScene:
       name: "scene_000012" for index 12.
       parameters: seed and all parameters as JSON values; `posed_mesh` takes them.
       rgba: [v h w 4] uint8, straight alpha.
-      depths: [v h w] float32 camera-z depth at pixel centres, world units; 0 is empty.
+      depths: [v h w] float32 camera-z depth at pixel centers, world units; 0 is empty.
       cameras: over [v].
       is_input: [v] bool.
     """

@@ -66,7 +66,7 @@ def test_points_are_resampled_to_where_the_virtual_camera_projects_them(
         virtual = virtual_camera(camera, CENTER, focal, SIZE)
         drawn = arena.project(world_points, viewmat, K, arena.LENSES[view])
         expected = project(virtual, world_points)[0]
-        for some in (slice(0, 3), slice(3, 6), slice(6, 9)):  # one colour each
+        for some in (slice(0, 3), slice(3, 6), slice(6, 9)):  # one color each
             squares = (columns[..., None] - drawn[some, 0]) ** 2
             squares = squares + (rows[..., None] - drawn[some, 1]) ** 2
             image = np.rint(255 * np.exp(-squares / 8)).astype(np.uint8)
@@ -84,7 +84,7 @@ def test_points_are_resampled_to_where_the_virtual_camera_projects_them(
 def test_source_pixels_are_the_distorted_projections_of_the_rays(cameras):
     """Within 1e-3 px of the real image, up to the corners of the virtual one."""
     positions = np.linspace(0, SIZE, 13)
-    window = (-4, -4, SIZE + 4, SIZE + 4)  # one sample in the centre of each 8 x 8 px
+    window = (-4, -4, SIZE + 4, SIZE + 4)  # one sample in the center of each 8 x 8 px
     for view, (viewmat, K) in enumerate(zip(*arena.rig(SHRINK)[:2], strict=True)):
         virtual = virtual_camera(cameras[view], CENTER, 220.0, SIZE)
         pixels = source_pixels(cameras[view], virtual, window, 1 / 8)
@@ -95,7 +95,7 @@ def test_source_pixels_are_the_distorted_projections_of_the_rays(cameras):
         np.testing.assert_allclose(pixels.reshape(-1, 2), expected, atol=2e-4)
 
 
-def test_a_virtual_camera_is_rotated_about_its_own_centre(cameras):
+def test_a_virtual_camera_is_rotated_about_its_own_center(cameras):
     for camera in cameras:
         virtual = virtual_camera(camera, CENTER, 300.0, SIZE)
         rotation = camera.viewmat[:3, :3]
@@ -116,7 +116,7 @@ def test_the_object_is_triangulated_and_fills_its_share(cameras, points, masks):
     assert estimate.radius == pytest.approx(RADIUS, abs=0.6)
     assert (
         estimate.offsets.max() < 1
-    )  # the outline of a ball is not exactly centred on it
+    )  # the outline of a ball is not exactly centered on it
     white = np.full((*masks[0].shape, 3), 200, np.uint8)
     for camera, mask, rays, distance, reach in zip(
         cameras, masks, points, estimate.distances, estimate.reaches, strict=True
@@ -132,7 +132,7 @@ def test_the_object_is_triangulated_and_fills_its_share(cameras, points, masks):
         assert downscale_factor(camera, virtual) == pytest.approx(expected, rel=0.2)
 
 
-def test_colours_around_the_mask_do_not_mix_into_the_object(cameras, points, masks):
+def test_colors_around_the_mask_do_not_mix_into_the_object(cameras, points, masks):
     mask = masks[0]
     image = np.where(mask[..., None], [180, 20, 90], [0, 255, 0]).astype(np.uint8)
     virtual = virtual_camera(cameras[0], CENTER, 250.0, SIZE)

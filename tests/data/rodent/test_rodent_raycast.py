@@ -25,7 +25,7 @@ def camera(request):
 
 
 def pixel_rays(camera):
-    """Camera centre and directions with z = 1 in float64, from the pinhole model."""
+    """Camera center and directions with z = 1 in float64, from the pinhole model."""
     rows, cols = np.indices((SIZE, SIZE)).reshape(2, -1)
     viewmat, K = camera.viewmats.astype(float), camera.Ks.astype(float)
     local = np.linalg.inv(K) @ np.stack([cols + 0.5, rows + 0.5, np.ones(SIZE**2)])
@@ -75,7 +75,7 @@ def test_depth_of_a_sphere(camera):
 
 
 def test_depth_and_mask_of_the_animal_match_its_triangles():
-    """Every pixel centre against every projected triangle, in float64."""
+    """Every pixel center against every projected triangle, in float64."""
     scene = make_scene(3, RodentOptions(24, views=2))
     vertices, faces = posed_mesh(scene.parameters)
     for view in (1, 7):
@@ -84,7 +84,7 @@ def test_depth_and_mask_of_the_animal_match_its_triangles():
         depth = scene.depths[view]
         differ = np.abs(depth - expected) > 1e-5
         assert (expected > 0).sum() > 20
-        assert differ.sum() <= 1  # one pixel centre may be on the outline
+        assert differ.sum() <= 1  # one pixel center may be on the outline
         covered = scene.rgba[view, ..., 3]
         assert (depth[covered == 255] > 0).all()
         assert (covered[depth > 0] > 0).all()

@@ -28,7 +28,7 @@ from facelift_jax.structs import check
 
 # Bounds for points of view A reprojected into view B, pooled over PAIRS at 256 px.
 # Measured: median 5e-5, consistent 0.906, floating 5e-5 and off 0. Depth is exact to
-# 1e-6; the remaining error comes from interpolating B's depth between pixel centres.
+# 1e-6; the remaining error comes from interpolating B's depth between pixel centers.
 REPROJECTION = 2e-4  # median error, in camera distances
 CONSISTENT = 0.87  # the other points are occluded in B by another part of the animal
 INCONSISTENT = 1e-3  # share of points in front of B's surface or off B's silhouette
@@ -61,7 +61,7 @@ def test_wrong_depth_on_half_an_animal_in_one_view_is_detected(scene, view):
     # the median over the consistent points need not change, so it is not checked
     _, consistent, floating, off = reproject_pairs(depths, scene.cameras)
     assert consistent < CONSISTENT or max(floating, off) > INCONSISTENT
-    if view < 4:  # in the pairs of neighbours, most points face both cameras
+    if view < 4:  # in the pairs of neighbors, most points face both cameras
         assert consistent < CONSISTENT
 
 

@@ -313,7 +313,7 @@ def varied_scene(seed):
     scene = lump_scene(Cameras(viewmats, Ks, width, height), balls)
     rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     rotation *= np.sign(np.linalg.det(rotation))
-    scale = 10 ** rng.uniform(-2, 3)  # micrometres or kilometres
+    scale = 10 ** rng.uniform(-2, 3)  # micrometers or kilometers
     shift = scale * rng.uniform(-5, 5, 3)
     cameras = transform_world(scene.cameras, rotation, shift, scale)
     return with_cameras(scene, cameras.viewmats, Ks)
@@ -348,13 +348,13 @@ def write_rgb_and_masks(folder, background):
 
 
 def test_rgb_images_with_masks_keep_their_background(tmp_path):
-    grey = write_rgb_and_masks(tmp_path / "grey", (127, 127, 127))
-    assert check_scene(grey, WHITE).problems == (
+    gray = write_rgb_and_masks(tmp_path / "grey", (127, 127, 127))
+    assert check_scene(gray, WHITE).problems == (
         "the background of 5 of 5 views (first: view 0) is RGB (127, 127, 127), but "
         "the renderer's is (255, 255, 255); store RGBA, or use this background for "
         "rendering (--background 0.498 0.498 0.498, config.data.background)",
     )
-    assert not check_scene(grey, (0.498, 0.498, 0.498)).problems
+    assert not check_scene(gray, (0.498, 0.498, 0.498)).problems
     nearly = write_rgb_and_masks(tmp_path / "nearly", (254, 255, 255))
     report = check_scene(nearly, WHITE)
     assert not report.problems
