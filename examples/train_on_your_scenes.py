@@ -3,8 +3,8 @@
     python examples/train_on_your_scenes.py data/mouse runs/mouse
 
 A scene is a folder with RGBA images and opencv_cameras.json (docs/data.md). `prepare`
-makes such scenes from a calibrated recording (docs/recording.md). The command line does
-the same with `--config configs/lgm.py:tiny --config.data.path=data/mouse`.
+makes such scenes from a calibrated recording. docs/recording.md shows how to train on
+them from the command line.
 """
 
 import argparse
@@ -30,13 +30,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--recipe", default="tiny", help="as in configs/lgm.py:RECIPE")
     parser.add_argument("--held-out", type=int, default=8, help="the last N scenes")
     parser.add_argument("--inputs", type=int, default=4, help="views given")
+    parser.add_argument("--targets", type=int, default=6, help="views in the loss")
     parser.add_argument("--steps", type=int, help="default: the recipe's")
     flags = parser.parse_args(arguments)
     command.log_own_lines()
 
     config: Any = get_config(flags.recipe)
     config.data.update(path=str(flags.data), num_held_out_scenes=flags.held_out)
-    config.data.update(num_inputs=flags.inputs, min_held_out=1)
+    config.data.update(num_inputs=flags.inputs, num_targets=flags.targets)
+    config.data.min_held_out = 1
     if flags.steps:
         config.run.num_steps = flags.steps
     check_settings(config)

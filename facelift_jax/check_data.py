@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         if len(sources) > 1:
             raise ValueError(
                 "--held-out splits a single set; several sets are already the sides of "
-                "a split"
+                "a split; remove --held-out"
             )
         if not 0 < num_held_out < num_scenes:
             raise ValueError(

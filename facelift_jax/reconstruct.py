@@ -252,7 +252,7 @@ def main(arguments: list[str]) -> None:
     if flags.filter != "opacity" and options.frame != "world":
         raise ValueError(
             f"--filter {flags.filter}: needs a world whose z axis points up, but this "
-            "checkpoint uses the axes of input camera 0 (y up)"
+            "checkpoint uses the axes of input camera 0 (y up); use --filter opacity"
         )
     settings = {f"data.{name}": getattr(options, name) for name in RELEVANT_OPTIONS}
     settings |= {"weights": digest(restored.params), "filter": flags.filter}

@@ -110,7 +110,10 @@ def check_data_settings(section: Any) -> None:
         raise ValueError("data.path and data.mix are both given; remove one")
     for path in mix_paths or filter(None, [section.path]):
         if not Path(path).exists():
-            raise ValueError(f"{path}: there is no such folder or list")
+            raise ValueError(
+                f"{path}: there is no such folder or list; correct data.path or "
+                "data.mix"
+            )
 
 
 def open_parts(section: Any) -> list[Part]:

@@ -39,7 +39,7 @@ def select_views(
             f"scene {scene.name} ({scene.path}): {num_views} views, "
             f"{len(others)} of them {condition}; "
             f"num_targets={options.num_targets} and "
-            f"min_held_out={options.min_held_out} need more"
+            f"min_held_out={options.min_held_out} need more; reduce them"
         )
     held_out = others[: options.min_held_out]
     remaining = np.concatenate([inputs, others[options.min_held_out :]])
@@ -135,7 +135,7 @@ def _input_pool(
     if len(pool) < options.num_inputs:
         raise DataError(
             f"{where}: {len(pool)} {kind}, but num_inputs={options.num_inputs} needs "
-            "more"
+            "more; reduce it"
         )
     return _evenly(pool, options.num_inputs) if kind == "views" else pool
 

@@ -132,7 +132,10 @@ def make_optimizer(
     """
     values = tree.first_match(tree.flatten_names(params), config.rules)
     if all(value is None for value in values.values()):
-        raise ValueError("optim: rules freeze every parameter: nothing to train")
+        raise ValueError(
+            "optim: rules freeze every parameter: nothing to train; change "
+            "optim.freeze or optim.rules"
+        )
     treedef = jax.tree.structure(params)
     labels = ["frozen" if v is None else "trained" for v in values.values()]
     multipliers = [1.0 if v is None else float(v) for v in values.values()]

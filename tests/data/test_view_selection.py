@@ -105,11 +105,11 @@ def test_views_and_pixels_stay_together(scene):
 TOO_FEW = {
     "flags": (
         {"num_inputs": 4},
-        "3 views marked as inputs, but num_inputs=4 needs more",
+        "3 views marked as inputs, but num_inputs=4 needs more; reduce it",
     ),
     "pool": (
         {"input_views": (1, 2), "num_inputs": 4},
-        "2 views in input_views, but num_inputs=4 needs more",
+        "2 views in input_views, but num_inputs=4 needs more; reduce it",
     ),
     "unknown view": (
         {"input_views": (1, 2, 8)},
@@ -121,16 +121,18 @@ TOO_FEW = {
     ),
     "held out": (
         {"min_held_out": 6, "num_targets": 6},
-        "8 views, 5 of them not inputs; num_targets=6 and min_held_out=6 need more",
+        "8 views, 5 of them not inputs; num_targets=6 and min_held_out=6 need more; "
+        "reduce them",
     ),
     "near": (
         {"max_angle": 5.0},
         "8 views, 0 of them not inputs and within max_angle=5 degrees of one; "
-        "num_targets=5 and min_held_out=3 need more",
+        "num_targets=5 and min_held_out=3 need more; reduce them",
     ),
     "targets": (
         {"num_targets": 9},
-        "8 views, 5 of them not inputs; num_targets=9 and min_held_out=3 need more",
+        "8 views, 5 of them not inputs; num_targets=9 and min_held_out=3 need more; "
+        "reduce them",
     ),
 }
 

@@ -145,7 +145,10 @@ def _label3d_entries(path: Path) -> list[tuple[Any, Any]]:
     except Exception as error:  # damaged files raise many types
         raise DataError(f"not a readable .mat file ({error})") from error
     if len(params) != len(camnames):
-        raise DataError(f"{len(params)} params for {len(camnames)} camnames")
+        raise DataError(
+            f"{len(params)} params for {len(camnames)} camnames; every camera needs "
+            "one of each"
+        )
     return list(zip(map(str, camnames), params, strict=True))
 
 

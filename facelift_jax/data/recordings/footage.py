@@ -129,7 +129,7 @@ def open_recording(
                 if size and size != image.size:
                     raise DataError(
                         f"the images are {image.size[0]} x {image.size[1]} px, but the "
-                        f"{what} {size[0]} x {size[1]}"
+                        f"{what} {size[0]} x {size[1]}; they must have the same size"
                     )
             check_camera(camera.viewmat, camera.K, image.size)
             is_folder = image.times is None

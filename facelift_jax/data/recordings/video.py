@@ -22,6 +22,7 @@ _OPEN_OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm",
     "protocol_whitelist": "file",
 }
+_ADVICE = "copy the original file again"
 _DECODE_OPTIONS = {"err_detect": "explode"}  # fail where FFmpeg would conceal damage
 
 
@@ -39,7 +40,9 @@ def probe_video(path: Path) -> tuple[tuple[int, int], Float[np.ndarray, "n"]]:
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 if packet.is_corrupt:
-                    raise DataError(f"frame {len(stamps)} is damaged or cut off")
+                    raise DataError(
+                        f"frame {len(stamps)} is damaged or cut off; {_ADVICE}"
+                    )
                 stamps.append(packet.dts if packet.pts is None else packet.pts)
         if not stamps or not 0 < width * height <= MAX_PIXELS:
             raise DataError(
@@ -69,7 +72,7 @@ def read_video(
         stream.thread_type = "AUTO"
         for number, frame in enumerate(container.decode(stream)):
             if frame.is_corrupt:
-                raise DataError(f"frame {number} is damaged")
+                raise DataError(f"frame {number} is damaged; {_ADVICE}")
             if number in frames:
                 _check_frame(frame, number, size)
                 yield frame.to_ndarray(
@@ -77,7 +80,9 @@ def read_video(
                 )
             if number == frames[-1]:
                 return
-        raise DataError(f"ends after {number + 1} of the {count} frames in its index")
+        raise DataError(
+            f"ends after {number + 1} of the {count} frames in its index; {_ADVICE}"
+        )
 
 
 def _check_frame(frame: VideoFrame, number: int, size: tuple[int, int]) -> None:
