@@ -90,3 +90,8 @@ def camera_entry(cameras: Cameras, view: int) -> dict[str, Any]:
         "cy": float(K[1, 2]),
         "w2c": viewmat.tolist(),
     }
+
+
+def image_path(view: int) -> str:
+    """Path of a view's image in the folder of its scene."""
+    return f"images/cam_{view:03d}.png"

@@ -74,10 +74,8 @@ def evaluate(
             radius = float(outputs.radius[0])
             metrics |= shape_step(gaussians, batch, scene, options, radius)
         origin = scene.origin if isinstance(scene, StoredScene) else NO_ORIGIN
-        held_out, psnr_fg = (
-            slice(options.num_inputs, None),
-            outputs.view_metrics["psnr_fg"],
-        )
+        held_out = slice(options.num_inputs, None)
+        psnr_fg = outputs.view_metrics["psnr_fg"]
         results.append(
             SceneResult(
                 scene.name,

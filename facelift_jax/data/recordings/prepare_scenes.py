@@ -25,13 +25,18 @@ from facelift_jax.data.recordings.footage import (
 from facelift_jax.data.recordings.scenes import (
     PrepareOptions,
     Timestamp,
-    image_path,
     measure_objects,
     plan_scenes,
     write_recording_scene,
 )
 from facelift_jax.data.recordings.virtual_cameras import undistorted_pixels
-from facelift_jax.data.writing import MARKER, claim_folder, read_marker, write_json
+from facelift_jax.data.writing import (
+    MARKER,
+    claim_folder,
+    image_path,
+    read_marker,
+    write_json,
+)
 from facelift_jax.io import atomic
 from facelift_jax.io.progress import map_in_order, with_progress
 

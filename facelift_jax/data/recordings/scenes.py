@@ -29,7 +29,12 @@ from facelift_jax.data.recordings.virtual_cameras import (
     triangulate_object,
     virtual_camera,
 )
-from facelift_jax.data.writing import camera_entry, write_image, write_json
+from facelift_jax.data.writing import (
+    camera_entry,
+    image_path,
+    write_image,
+    write_json,
+)
 from facelift_jax.geometry.rigid import transform_world
 from facelift_jax.io.progress import map_in_order
 from facelift_jax.structs import Cameras
@@ -339,8 +344,3 @@ def write_recording_scene(
         "frames": frames,
     }
     write_json(folder / OPENCV_FILE, document)
-
-
-def image_path(view: int) -> str:
-    """Path of a view's image in the folder of its scene."""
-    return f"images/cam_{view:03d}.png"

@@ -21,8 +21,14 @@ from facelift_jax.data.rodent.scene import (
     sample_parameters,
     scene_name,
 )
-from facelift_jax.data.rodent.write import depth_path, image_path, write_rodent_scene
-from facelift_jax.data.writing import MARKER, claim_folder, read_marker, write_json
+from facelift_jax.data.rodent.write import depth_path, write_rodent_scene
+from facelift_jax.data.writing import (
+    MARKER,
+    claim_folder,
+    image_path,
+    read_marker,
+    write_json,
+)
 from facelift_jax.io.progress import with_progress
 
 KIND = "facelift_jax rodent scenes"

@@ -128,9 +128,8 @@ def posed_mesh(
       ValueError: the parameters are incomplete or of another version; one line.
     """
     with _checked(parameters):
-        return pose_mesh(
-            load_rodent(), parameters["pose"]
-        ).vertices, load_rodent().faces
+        rodent = load_rodent()
+        return pose_mesh(rodent, parameters["pose"]).vertices, rodent.faces
 
 
 def render_images(

@@ -9,7 +9,12 @@ import numpy as np
 from facelift_jax.data.formats import OPENCV_FILE
 from facelift_jax.data.io import ScenePath, located, read_json
 from facelift_jax.data.rodent.scene import RodentScene
-from facelift_jax.data.writing import camera_entry, write_image, write_json
+from facelift_jax.data.writing import (
+    camera_entry,
+    image_path,
+    write_image,
+    write_json,
+)
 from facelift_jax.geometry.numerics import Array
 
 _DEPTH_LEVELS = 2**16 - 1
@@ -54,11 +59,6 @@ def read_parameters(folder: ScenePath) -> dict[str, Any] | None:
     with located(str(path)):
         parameters = read_json(path).get("rodent")
     return parameters if isinstance(parameters, dict) else None
-
-
-def image_path(view: int) -> str:
-    """Path of a view's image in the folder of its scene."""
-    return f"images/cam_{view:03d}.png"
 
 
 def depth_path(view: int) -> str:
