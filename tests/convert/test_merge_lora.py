@@ -26,7 +26,7 @@ TOLERANCES = {
     "gaussians": 1e-5,  # float32 sums in another order, values up to a few units
     "colors": 1e-5,  # likewise, in [0, 1]
     # where two Gaussians lie at nearly the same depth, rounding decides their order,
-    # which moves a colour by the product of their opacities times their contrast
+    # which moves a color by the product of their opacities times their contrast
     "flipped share": 0.01,
     "flipped": 1e-3,
 }
@@ -134,7 +134,7 @@ def test_merged_weights_give_the_same_images(tuned):
     base, _ = load_params(tuned / "base")
     moved = np.abs(reconstruct(base, config, scene)[1] - wanted)
     share = np.mean(error > TOLERANCES["colors"])
-    print(f"\nmerged differs from adapted by {error.max():.1e}, {share:.2%} of colours")
+    print(f"\nmerged differs from adapted by {error.max():.1e}, {share:.2%} of colors")
     print(f"by more than {TOLERANCES['colors']}; base by {moved.max():.1e}")
     assert share <= TOLERANCES["flipped share"]
     assert error.max() <= TOLERANCES["flipped"] < moved.max() / 100

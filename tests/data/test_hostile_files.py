@@ -86,7 +86,7 @@ BAD_IMAGE_FILES = {
         image_0(not_an_image),
         f"{VIEW}: not a readable PNG or JPEG file (cannot identify image file it)",
     ),
-    "grey image": (
+    "gray image": (
         image_0(save_as("L")),
         f"{VIEW}: image of Pillow mode L, expected RGB or RGBA",
     ),

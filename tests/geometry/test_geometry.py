@@ -56,7 +56,7 @@ def test_projection_matches_lgm():
     np.testing.assert_allclose(cameras.viewmats, view_rows, **FLOAT32)
     points = np.broadcast_to(GOLDEN["points"], (8, 6, 3))
     pixels, depths = rays.project(cameras, points)
-    # the rasterizer of LGM has pixel centres at integers
+    # the rasterizer of LGM has pixel centers at integers
     np.testing.assert_allclose(pixels - 0.5, GOLDEN["points_pix_512"], atol=2e-3)
     np.testing.assert_allclose(depths, GOLDEN["points_depth"], **FLOAT32)
 

@@ -58,7 +58,7 @@ def test_the_bootstrap_interval_is_that_of_the_mean():
     assert again == (low, high)
 
 
-def test_correlated_neighbours_widen_the_bootstrap_interval():
+def test_correlated_neighbors_widen_the_bootstrap_interval():
     """Runs of eight equal frames: blocks of eight overlap two runs, so their means have
     2/3 of a run's variance, and 512 frames count as 64 blocks."""
     rng = np.random.default_rng(1)

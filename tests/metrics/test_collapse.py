@@ -24,7 +24,7 @@ def targets_of(truth, num_targets=2):
 
 
 def stripes(low, high):
-    """Columns of two alternating greys; the deviation is half their difference."""
+    """Columns of two alternating grays; the deviation is half their difference."""
     columns = np.where(np.arange(SIZE) % 2, high, low)
     return np.broadcast_to(columns[None, :, None], (SIZE, SIZE, 3)).astype(np.float32)
 
@@ -59,7 +59,7 @@ def test_a_perfect_rendering_has_the_metrics_of_the_ground_truth():
     assert metrics["background_error"] == 0
 
 
-def test_a_blob_of_one_colour_has_no_contrast():
+def test_a_blob_of_one_color_has_no_contrast():
     targets = targets_of(stripes(0.2, 0.6))
     metrics = compute_metrics(targets, 0.5, targets.masks)
     assert metrics["contrast"] == pytest.approx(0, abs=1e-6)
@@ -76,7 +76,7 @@ def test_filled_frustums_and_images_on_another_background():
 
 
 def test_views_are_centered_separately_and_pixels_have_equal_weight():
-    """A dark and a bright view of one colour each, one of them half as large."""
+    """A dark and a bright view of one color each, one of them half as large."""
     shades = np.array([0.2, 0.8]).reshape(2, 1, 1, 1)
     targets = targets_of(shades)
     targets.masks[:, 1, :, : SIZE // 4] = 0

@@ -25,7 +25,7 @@ RADIUS = np.ones(1, np.float32)
 
 
 def one_view(mask: np.ndarray) -> tuple[RenderOutput, Views]:
-    """A perfect rendering [1 1] of a grey image with a mask [h w]."""
+    """A perfect rendering [1 1] of a gray image with a mask [h w]."""
     mask = mask.astype(np.float32)[None, None, :, :, None]
     camera = orbit_cameras(
         np.zeros(1), np.zeros(1), 2.0, fov_intrinsics(50.0, SIZE), SIZE

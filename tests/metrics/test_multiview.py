@@ -1,7 +1,7 @@
 """Own-view metrics, blend weights, health and angles against closed forms.
 
 Each Gaussian here is so large that it covers every image with one opacity, at the depth
-of its centre.
+of its center.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ SIZE, DISTANCE, RADIUS = 12, 2.0, 1.0
 AZIMUTHS = np.array([0.0, 120.0, 240.0])
 TOLERANCE = 2e-5  # float32 sums over 144 pixels
 OPACITY = 0.8
-BACKGROUND = np.array([0.9, 0.3, 0.6], np.float32)  # not grey: its red must not count
+BACKGROUND = np.array([0.9, 0.3, 0.6], np.float32)  # not gray: its red must not count
 RED, GREEN, BLUE = np.eye(3)
 render_fn = functools.partial(render, background=BACKGROUND, backend="reference")
 
@@ -62,7 +62,7 @@ def sheets(means, colors, num_coefficients=1, opacities=OPACITY) -> Gaussians:
 
 
 def measure(gaussians, sources, color=RED, cameras=None):
-    """Own-view metrics [v] of an object of one colour that fills every image."""
+    """Own-view metrics [v] of an object of one color that fills every image."""
     cameras = rig() if cameras is None else cameras
     v = cameras.viewmats.shape[1]
     images = np.broadcast_to(color.astype(np.float32), (1, v, SIZE, SIZE, 3))

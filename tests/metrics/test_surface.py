@@ -10,13 +10,13 @@ from facelift_jax.metrics.surface import sample_surface
 VERTICES = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]], np.float32)
 FACES = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
 RADIUS = np.sqrt(2)
-SPACING = 0.005  # of points on the sheet and of centres: the error of distances
-TRIMMED = 0.006  # of recall, since the centres with the last .01 of weight are left out
+SPACING = 0.005  # of points on the sheet and of centers: the error of distances
+TRIMMED = 0.006  # of recall, since the centers with the last .01 of weight are left out
 HALF = np.arange(-1, 1, SPACING) + SPACING / 2
 
 
 def centers(height: float, xs=HALF) -> np.ndarray:
-    """A dense grid of centres at a height above the sheet, in radii."""
+    """A dense grid of centers at a height above the sheet, in radii."""
     x, y = np.meshgrid(xs, HALF)
     points = np.stack([x, y, np.full_like(x, height * RADIUS)], axis=-1)
     return points.reshape(-1, 3).astype(np.float32)
@@ -27,14 +27,14 @@ def measure(means, weights=None):
     return surface_metrics(means, weights, VERTICES, FACES)
 
 
-def test_centres_on_the_mesh():
+def test_centers_on_the_mesh():
     metrics = measure(centers(0.0))
     assert metrics["chamfer"] < 0.6 * SPACING / RADIUS
     assert metrics["f_01"] == pytest.approx(1, abs=TRIMMED)
     assert metrics["f_005"] == pytest.approx(1, abs=TRIMMED)
 
 
-def test_centres_at_a_height():
+def test_centers_at_a_height():
     metrics = measure(centers(0.008))
     assert metrics["chamfer"] == pytest.approx(0.008, abs=5e-4)
     assert metrics["f_01"] == pytest.approx(1, abs=TRIMMED)
@@ -48,7 +48,7 @@ def test_half_a_sheet_has_full_precision_and_half_the_recall():
     assert metrics["chamfer"] == pytest.approx(0.25 * 0.5 / RADIUS, abs=2e-3)
 
 
-def test_centres_count_by_their_weight():
+def test_centers_count_by_their_weight():
     near, far = centers(0.0, HALF[HALF < 0]), centers(0.0, HALF[HALF > 0])
     stray = np.array([[0, 0, 5 * RADIUS]], np.float32)
     means = np.concatenate([near, far, stray])

@@ -23,7 +23,7 @@ INPUTS = rig(np.arange(6) * 60.0)
 
 
 def ball_frames(shades) -> tuple[RenderOutput, Cameras]:
-    """A turn around a ball at the origin, with one shade of grey per frame."""
+    """A turn around a ball at the origin, with one shade of gray per frame."""
     shades = np.array(shades, np.float32)
     cameras = turntable_cameras(INPUTS, len(shades), SIZE)
     directions = ray_directions(cameras).astype(np.float64)

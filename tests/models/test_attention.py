@@ -117,7 +117,7 @@ def test_the_tpu_kernel_lowers():
     assert text.count("@tpu_custom_call(") == 3
 
 
-def test_rematerialisation_keeps_the_result_of_attention():
+def test_rematerialization_keeps_the_result_of_attention():
     """The backward pass of a checkpoint does not recompute attention."""
     q, k, v = tokens(600)
 

@@ -71,7 +71,7 @@ def test_pixel_gaussians_lie_on_their_rays(tiny):
     assert sources.tolist() == [-1, -1, *np.repeat([0, 1, 2], 256)]
 
 
-def test_rematerialised_blocks_change_nothing(tiny):
+def test_rematerialized_blocks_change_nothing(tiny):
     _, params, inputs, _ = tiny
     gradients = []
     for remat in (False, True):
@@ -112,8 +112,8 @@ def test_transforms(tiny):
     assert_close([jax.device_get(x) for x in outputs], expected)
 
 
-def test_starts_grey_small_and_faint():
-    """log-scale -2.3, opacity 0.12, grey, at the rays' points nearest the origin."""
+def test_starts_gray_small_and_faint():
+    """log-scale -2.3, opacity 0.12, gray, at the rays' points nearest the origin."""
     model = get_model("gslrm", **TINY)
     inputs = random_views(1, 2, 16)
     params = jax.jit(model.init)(jax.random.key(0), inputs)["params"]

@@ -95,7 +95,7 @@ def test_every_view_sees_every_other(nano):
 
 
 def test_images_and_cameras_are_normalized_inside(nano):
-    """A grey of the ImageNet mean and a camera at the origin leave only directions."""
+    """A gray of the ImageNet mean and a camera at the origin leave only directions."""
     model, params, _ = nano
     views = random_views(1, 1, 8)
     mean = np.broadcast_to(np.float32([0.485, 0.456, 0.406]), views.images.shape)

@@ -44,7 +44,7 @@ def backend(request):
 
 
 def spheres(means, scales, opacities, colors):
-    """Isotropic Gaussians with the same colour from everywhere."""
+    """Isotropic Gaussians with the same color from everywhere."""
     means, scales, opacities, colors = (
         np.asarray(a, np.float32) for a in (means, scales, opacities, colors)
     )
@@ -137,7 +137,7 @@ def test_alpha_is_capped_without_gradient(backend):
     assert max_error(out.alphas, 0.99) < 1e-6
     assert d_gaussians.opacities[0] == 0
     assert (d_gaussians.scales[0] == 0).all()
-    assert (d_gaussians.sh[0, 0] != 0).all()  # colour is drawn and has a gradient
+    assert (d_gaussians.sh[0, 0] != 0).all()  # color is drawn and has a gradient
 
 
 def test_equal_depths_are_drawn_by_index(backend):
@@ -247,7 +247,7 @@ def test_transparent_padding_changes_nothing(scene, backend):
 
 
 def test_moving_world_and_cameras_together_changes_nothing(scene, backend):
-    """With constant colours: higher harmonics are functions of the world's axes."""
+    """With constant colors: higher harmonics are functions of the world's axes."""
     gaussians, cameras, _, _ = scene
     gaussians = dataclasses.replace(gaussians, sh=gaussians.sh.at[:, 1:].set(0))
     half = np.sqrt(0.5).astype(np.float32)
@@ -297,7 +297,7 @@ def test_slices_change_nothing(scene, backend):
         gaussians, cameras, background, backend=backend, slice_entries=1
     )
     assert_same_bits(actual[0], drawn(backend)[0])
-    if backend == "pallas":  # xla adds neighbouring rows by doubling strides
+    if backend == "pallas":  # xla adds neighboring rows by doubling strides
         assert_same_bits(actual[1], drawn(backend)[1])
     assert_trees_close(actual[1], drawn(backend)[1], rtol=1e-6)
 

@@ -45,7 +45,7 @@ GRADIENT_BOUND = {"float32": 2e-5, "float64": 1e-12}
 
 
 def _run(data, variant, backend, dtype, compiler_options):
-    """Images and gradients; goldens hold plain colours and accumulated depth."""
+    """Images and gradients; goldens hold plain colors and accumulated depth."""
     width, height = int(data["in/width"]), int(data["in/height"])
     config = config_for(backend, alpha_max=0.999, antialiased=variant == "aa64")
     colors = data["in/colors"].astype(np.float64)

@@ -63,7 +63,7 @@ def rasterize(backend, splats, size, weights, **config):
 
 
 def compare(workload, tile_size):
-    """Largest errors of (colours, transmittances, depths); relative ones of gradients.
+    """Largest errors of (colors, transmittances, depths); relative ones of gradients.
 
     Both backends rasterize the same float32 splats, the reference in float64: rounding
     during projection could swap two Gaussians of nearly equal depth. Pixels where

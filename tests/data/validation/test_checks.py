@@ -348,7 +348,7 @@ def write_rgb_and_masks(folder, background):
 
 
 def test_rgb_images_with_masks_keep_their_background(tmp_path):
-    gray = write_rgb_and_masks(tmp_path / "grey", (127, 127, 127))
+    gray = write_rgb_and_masks(tmp_path / "gray", (127, 127, 127))
     assert check_scene(gray, WHITE).problems == (
         "the background of 5 of 5 views (first: view 0) is RGB (127, 127, 127), but "
         "the renderer's is (255, 255, 255); store RGBA, or use this background for "
