@@ -1,14 +1,17 @@
 """Settings shared by every test: eight fake devices, strict shapes and dtypes."""
 
 import os
+import sys
 import tempfile
 
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # inherited from the parent process
 os.environ["JAX_PLATFORMS"] = os.environ.get("FACELIFT_TEST_PLATFORM", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import logging
 import zlib
 
+import absl.logging
 import jax
 import numpy as np
 import pytest
@@ -44,11 +47,43 @@ def _usual_flags():
     os.environ["XLA_FLAGS"] = USUAL_FLAGS
 
 
+@pytest.fixture(autouse=True)
+def _usual_logging():
+    """Undoes what `command.log_own_lines` changes, so that no test depends on order."""
+    handler = absl.logging.get_absl_handler()
+    loggers = (logging.root, logging.getLogger("absl"))
+    verbosity, filters = absl.logging.get_verbosity(), list(handler.filters)
+    levels = [logger.level for logger in loggers]
+    is_attached = handler in logging.root.handlers
+    yield
+    absl.logging.set_verbosity(verbosity)
+    handler.setFormatter(absl.logging.PythonFormatter())
+    handler.filters[:] = filters
+    if not is_attached:
+        logging.root.removeHandler(handler)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
 @pytest.fixture(scope="session")
 def usual_compiler() -> dict[str, int | bool]:
     """Compiler options that undo LESS_OPTIMIZATION."""
     usual = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
     return {name: usual[name] for name in LESS_OPTIMIZATION}
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys):
+    """Runs the `main` of a command here; returns (exit code, stdout, stderr)."""
+    from facelift_jax.io import command
+
+    def run(name, main, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ending:
+            command.run(name, main)
+        return ending.value.code or 0, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ from facelift_jax.data import rodent
 from facelift_jax.data.scenes import open_source
 from facelift_jax.data.validation.checks import check_scene
 from facelift_jax.data.validation.visualize import write_check_image
-from facelift_jax.io import command
 
 ROOT = Path(__file__).parent.parent
 WHITE = (1.0, 1.0, 1.0)
@@ -127,20 +126,17 @@ BAD_USAGE = {
 
 @pytest.mark.parametrize("usage", BAD_USAGE)
 def test_invalid_usage_is_one_line_and_exit_code_2(
-    usage, rodents, tmp_path, monkeypatch, capsys
+    usage, rodents, tmp_path, monkeypatch, run_main
 ):
     (tmp_path / "list.txt").write_text(f"{rodents}/scene_000000\n")
     words = {"DATA": str(rodents), "LIST": "list.txt"}
     arguments = [words.get(word, word) for word in usage.split()]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["check_data", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        command.run("check_data", check_data.main)
-    assert ended.value.code == 2
-    output = capsys.readouterr()
-    assert output.err.startswith(f"check_data: {BAD_USAGE[usage]}")
-    assert output.err.count("\n") == 1
-    assert not output.out
+    code, out, err = run_main("check_data", check_data.main, *arguments)
+    assert code == 2
+    assert err.startswith(f"check_data: {BAD_USAGE[usage]}")
+    assert err.count("\n") == 1
+    assert not out
 
 
 def test_the_module_is_a_command(tmp_path):

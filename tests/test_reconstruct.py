@@ -19,7 +19,6 @@ from facelift_jax.data import rodent
 from facelift_jax.data.scenes import open_source
 from facelift_jax.evaluation.steps import make_eval_step
 from facelift_jax.geometry.paths import dummy_views
-from facelift_jax.io import command
 from facelift_jax.metrics import (
     HEALTH_DEFINITIONS,
     OWN_VIEW_DEFINITIONS,
@@ -31,11 +30,6 @@ ROOT = Path(__file__).parent.parent
 SIZES = {"width": 32, "depth": 1, "head_dim": 16}
 MODEL = {"name": "gslrm", "variant": "mini", "dtype": "float32", "overrides": SIZES}
 DATA = {"input_size": 16, "target_size": 16, "radius": 2.7, "frame": "world"}
-
-
-@pytest.fixture(autouse=True)
-def keep_log_handlers(monkeypatch):
-    monkeypatch.setattr(command, "log_own_lines", lambda: None)
 
 
 @pytest.fixture(scope="module")

@@ -193,7 +193,7 @@ def test_the_last_step_before_another(tmp_path):
     assert steps == [None, 5, 5, 10, 100]
 
 
-def test_a_step_is_saved_once(tmp_path):
+def test_a_step_cannot_be_saved_twice(tmp_path):
     save(tmp_path, 3)
     with pytest.raises(ValueError, match="3: this step exists already"):
         save(tmp_path, 3)

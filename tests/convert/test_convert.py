@@ -1,36 +1,17 @@
 """Published names and layouts to our parameters; every mismatch is reported."""
 
-import gzip
-import json
 import logging
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from lgm_recipe import KEYS, MICRO, micro_state
 
 from facelift_jax.checkpoints.tree import flatten_names
 from facelift_jax.convert import abstract_params, from_torch, rules
 from facelift_jax.convert.lgm import RULES
 from facelift_jax.convert.rules import Rule, convert_tensors, strip_common_prefix
 from facelift_jax.models import get_model
-
-GOLDENS = Path(__file__).parent.parent / "goldens/lgm"
-KEYS = json.loads(gzip.decompress((GOLDENS / "keys.json.gz").read_bytes()))
-MICRO = {
-    "down_channels": (32, 64, 128),
-    "down_attention": (False, True, True),
-    "up_channels": (128, 64),
-    "up_attention": (True, False),
-}
-
-
-def micro_state(dtype=np.float32):
-    rng = np.random.default_rng(0)
-    return {
-        key: rng.standard_normal(shape).astype(dtype)
-        for key, shape in KEYS["micro"].items()
-    }
 
 
 @pytest.mark.parametrize("variant", ["big", "small", "lrm", "tiny"])

@@ -4,30 +4,26 @@ import hashlib
 import importlib.util
 import json
 import struct
-import sys
 import zipfile
 
 import jax
 import numpy as np
 import pytest
+from lgm_recipe import KEYS, MICRO, micro_state
 from safetensors.numpy import save_file
-from test_convert import KEYS, MICRO, micro_state
 
 from facelift_jax.checkpoints.checkpoint import load_params
 from facelift_jax.convert import from_torch, lgm
 from facelift_jax.convert.__main__ import main
-from facelift_jax.io import command
 
 
 @pytest.fixture
-def run_command(monkeypatch, capsys):
+def run_command(run_main):
     """Runs the command with arguments; returns (exit code, stderr)."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["convert", *arguments])
-        with pytest.raises(SystemExit) as exit_info:
-            command.run("convert", main)
-        return exit_info.value.code or 0, capsys.readouterr().err
+        code, _, err = run_main("convert", main, *arguments)
+        return code, err
 
     return run
 

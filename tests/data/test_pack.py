@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from batches import OPTIONS, assert_same, first_batches
 from breakers import line_of
 from PIL import Image
+from scene_sets import contents
 from tiny_scenes import (
     nerf_document,
     to_nerf,
@@ -146,14 +147,6 @@ def record(scene):
 pack.record = record
 pack.main(sys.argv[1:])
 """
-
-
-def contents(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def test_a_killed_pack_starts_again_and_ends_with_the_same_files(

@@ -106,21 +106,12 @@ def test_the_background_is_white_unless_given():
     assert flags.background == [0.0, 0.5, 1.0]
 
 
-@pytest.fixture
-def absl_handler():
-    handler = logging.get_absl_handler()
-    verbosity, filters = logging.get_verbosity(), list(handler.filters)
-    yield handler
-    logging.set_verbosity(verbosity)
-    handler.filters[:] = filters
-
-
-def test_info_lines_of_other_libraries_are_not_shown(absl_handler):
+def test_info_lines_of_other_libraries_are_not_shown():
     command.log_own_lines()
 
     def is_shown(path, level):
         record = python_logging.LogRecord("x", level, path, 1, "message", (), None)
-        return bool(absl_handler.filter(record))
+        return bool(logging.get_absl_handler().filter(record))
 
     own, other = command.__file__, python_logging.__file__
     assert is_shown(own, python_logging.INFO)

@@ -1,3 +1,5 @@
+"""Loss terms on images against closed forms; weights, schedules and messages."""
+
 import dataclasses
 from pathlib import Path
 

@@ -117,7 +117,7 @@ def test_gradients_match_the_formula(params, lpips_folder):
     assert error <= TOLERANCE * np.abs(expected).max()
 
 
-def test_it_is_a_distance(params, pair):
+def test_lpips_is_symmetric_and_zero_for_equal_images(params, pair):
     x, t = pair
     forward, backward = distance(params, x, t), distance(params, t, x)
     np.testing.assert_allclose(forward, backward, rtol=TOLERANCE)

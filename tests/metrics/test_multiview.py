@@ -132,14 +132,14 @@ def test_agreement_is_counted_pair_by_pair():
     np.testing.assert_array_equal(metrics["xva_05"], [1, 1, 1])
 
 
-def test_what_is_not_solid_does_not_overlap():
+def test_transparent_views_do_not_count_for_the_overlap():
     gaussians = sheets([[0, 0, 0]] * 3, [RED] * 3, opacities=[0.9, 0.9, 0.3])
     metrics = measure(gaussians, [0, 1, 2])
     np.testing.assert_array_equal(metrics["xva_overlap"], [0.5, 0.5, np.nan])
     np.testing.assert_array_equal(metrics["xva_05"], [1, 1, np.nan])
 
 
-def test_one_view_has_nothing_to_agree_with():
+def test_with_one_view_agreement_is_undefined():
     gaussians = sheets([[0, 0, 0]], [RED])
     metrics = measure(gaussians, [0], cameras=rig(AZIMUTHS[:1]))
     assert metrics["own_view_share"] == pytest.approx(1, abs=TOLERANCE)

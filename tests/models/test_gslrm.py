@@ -138,9 +138,8 @@ def test_presets_fit_every_depth(variant, name):
     """The blocks nearest the heads train, each as a whole."""
     model = get_model("gslrm", variant)
     names = list(flatten_names(abstract_params(model)))
-    values = first_match(
-        names, model.freeze_presets[name]
-    )  # raises if a rule or a name is unused
+    # raises if a rule or a name is unused
+    values = first_match(names, model.freeze_presets[name])
     count, tokens, heads = PRESETS[name]
     trained = {n.split("/")[0] for n in names if values[n] is not None}
     frozen = {n.split("/")[0] for n in names if values[n] is None}

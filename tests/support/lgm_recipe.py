@@ -49,6 +49,15 @@ def weight(key, shape):
     return values.astype(np.float32)
 
 
+def micro_state(dtype=np.float32):
+    """Random tensors under the published names of the network of sizes MICRO."""
+    rng = np.random.default_rng(0)
+    return {
+        key: rng.standard_normal(shape).astype(dtype)
+        for key, shape in KEYS["micro"].items()
+    }
+
+
 def random_params(model, seed=0):
     """Parameters of the recipe's distributions; compiles nothing."""
     rng = np.random.default_rng(seed)

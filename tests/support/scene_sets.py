@@ -1,4 +1,4 @@
-"""Small sets of scenes on disk, and one corruption of their cameras."""
+"""Small sets of scenes on disk, one corruption of their cameras, and their files."""
 
 import json
 
@@ -25,3 +25,12 @@ def invert_poses(folder):
     for frame in document["frames"]:
         frame["w2c"] = np.linalg.inv(frame["w2c"]).tolist()
     write_cameras(folder, document)
+
+
+def contents(folder):
+    """Path in the folder -> bytes, of every file."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,3 +1,5 @@
+"""The optimizer: schedules, AdamW, frozen parameters, steps that are not finite."""
+
 import dataclasses
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""The run directory: its files, what it refuses, and the lines of its metrics."""
+
 import json
 import math
 import os

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.spatial
+from scene_sets import contents
 
 from facelift_jax import prepare
 from facelift_jax.data.examples import training_example
@@ -45,14 +46,6 @@ def run(recording, out, options=OPTIONS, **changes):
     sides = recording / "images", recording / "masks"
     changes = {"workers": 2, "progress": silent} | changes
     return prepare_scenes(recording / "c.toml", *sides, out, options, **changes)
-
-
-def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -329,28 +322,16 @@ def test_a_recording_too_short_to_split_is_refused():
         split_by_time([0.0, 1.0, 2.0], PrepareOptions(scenes=3))
 
 
-def command(capsys, *arguments):
-    """Exit code, stdout and stderr of the command."""
-    try:
-        prepare.main([str(argument) for argument in arguments])
-        code = 0
-    except (ValueError, OSError) as error:
-        with pytest.raises(SystemExit) as leaving:
-            prepare.command.fail("prepare", error)
-        code = leaving.value.code
-    return code, *capsys.readouterr()
-
-
-def test_the_command(recording, complete, tmp_path, capsys):
+def test_the_command(recording, complete, tmp_path, run_main):
     inputs = ["--calibration", recording / "c.toml", "--masks", recording / "masks"]
     inputs += ["--pictures", recording / "images", "--out", tmp_path / "set"]
     options = ["--scenes", NUM, "--size", SIZE, "--fps", 2, "--gap", 0.4]
-    code, output, _ = command(capsys, *inputs, *options)
+    code, output, _ = run_main("prepare", prepare.main, *inputs, *options)
     assert code == 0
     assert contents(tmp_path / "set") == contents(complete[0])
     assert "--config.data.num_held_out_scenes=2; the last scenes are" in output
     few = ["--out", tmp_path / "few", "--scenes", 1, "--val", 0, "--test", 0]
-    code, output, _ = command(capsys, *inputs, *options, *few)
+    code, output, _ = run_main("prepare", prepare.main, *inputs, *options, *few)
     assert code == 0
     assert "to evaluate on: prepare again with --val or --test" in output
     assert "num_held_out_scenes=0" not in output
@@ -360,7 +341,7 @@ def test_the_command(recording, complete, tmp_path, capsys):
         (["--pictures", tmp_path], "camera 'A' .*: expected one video A.mp4"),
         (["--val", 1.2], "the fractions must leave something to train on"),
     ):
-        code, _, error = command(capsys, *inputs, *options, *changes)
+        code, _, error = run_main("prepare", prepare.main, *inputs, *options, *changes)
         assert (code, error.count("\n")) == (2, 1)
         assert error.startswith("prepare: ")
         assert re.search(message, error), error

@@ -102,21 +102,18 @@ def test_a_virtual_camera_is_rotated_about_its_own_center(cameras):
         np.testing.assert_allclose(virtual.centers, -rotation.T @ camera.viewmat[:3, 3])
         np.testing.assert_allclose(project(virtual, CENTER[None])[0], [[SIZE / 2] * 2])
         turn = virtual.viewmats[:3, :3] @ rotation.T
-        assert turn[0, 1] == pytest.approx(
-            turn[1, 0]
-        )  # the axis is orthogonal to z: no roll
+        # the axis is orthogonal to z: no roll
+        assert turn[0, 1] == pytest.approx(turn[1, 0])
 
 
 def test_the_object_is_triangulated_and_fills_its_share(cameras, points, masks):
     seen = [masked_points(m, p) for m, p in zip(masks, points, strict=True)]
     estimate = triangulate_object(cameras, seen)
-    np.testing.assert_allclose(
-        estimate.center, CENTER, atol=0.3
-    )  # half a pixel is .4 mm
+    # half a pixel is .4 mm
+    np.testing.assert_allclose(estimate.center, CENTER, atol=0.3)
     assert estimate.radius == pytest.approx(RADIUS, abs=0.6)
-    assert (
-        estimate.offsets.max() < 1
-    )  # the outline of a ball is not exactly centered on it
+    # the outline of a ball is not exactly centered on it
+    assert estimate.offsets.max() < 1
     white = np.full((*masks[0].shape, 3), 200, np.uint8)
     for camera, mask, rays, distance, reach in zip(
         cameras, masks, points, estimate.distances, estimate.reaches, strict=True

@@ -1,6 +1,7 @@
 """Sets of scenes: files, resuming, worker processes, refusals."""
 
 import errno
+import functools
 import json
 import multiprocessing
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from scene_sets import contents
 
 from facelift_jax.data import writing
 from facelift_jax.data.formats import OPENCV_FILE
@@ -35,14 +37,6 @@ def make(out, scenes=SCENES, **changes):
     return generate(
         out, scenes, SIZE, **{"workers": 1, "views": 1, "progress": silent} | changes
     )
-
-
-def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -221,28 +215,28 @@ def test_a_full_disk_is_a_one_line_error_and_the_next_run_finishes(
     assert contents(tmp_path / "set") == contents(complete)
 
 
-def run_command(monkeypatch, *arguments):
-    """Exit code of the command."""
-    monkeypatch.setattr(sys, "argv", ["rodent", *map(str, arguments)])
-    with pytest.raises(SystemExit) as exited:
-        command.command.run("rodent", command.main)
-    return exited.value.code
+@pytest.fixture
+def run_command(run_main):
+    """Runs the command with arguments; returns (exit code, stdout, stderr)."""
+    return functools.partial(run_main, "rodent", command.main)
 
 
-def test_the_command(complete, tmp_path, monkeypatch, capsys):
+def test_the_command(complete, tmp_path, run_command):
     options = ("--scenes", SCENES, "--size", SIZE, "--workers", 1, "--views", 1)
     out = tmp_path / "set"
-    assert not run_command(monkeypatch, "--out", out, *options)
-    assert "rodent: 3 scenes in 0:0" in capsys.readouterr().out
+    code, output, _ = run_command("--out", out, *options)
+    assert code == 0
+    assert "rodent: 3 scenes in 0:0" in output
     assert contents(out) == contents(complete)
 
-    assert run_command(monkeypatch, "--out", out, *options, "--seed", 3) == 2
-    error = capsys.readouterr().err
+    code, _, error = run_command("--out", out, *options, "--seed", 3)
+    assert code == 2
     assert error.count("\n") == 1
     assert "made with seed 0, not 3" in error
 
-    assert run_command(monkeypatch, "--out", out, *options, "--fov", 20) == 2
-    assert "cut the object off" in capsys.readouterr().err
+    code, _, error = run_command("--out", out, *options, "--fov", 20)
+    assert code == 2
+    assert "cut the object off" in error
 
 
 @pytest.mark.parametrize(
@@ -259,23 +253,23 @@ def test_the_command(complete, tmp_path, monkeypatch, capsys):
         ),
     ],
 )
-def test_bad_usage_is_a_one_line_error(tmp_path, monkeypatch, capsys, arguments, line):
+def test_bad_usage_is_a_one_line_error(tmp_path, run_command, arguments, line):
     out = tmp_path / "set"
-    assert run_command(monkeypatch, "--out", out, "--scenes", 1, *arguments) == 2
-    assert capsys.readouterr().err == line
+    code, _, error = run_command("--out", out, "--scenes", 1, *arguments)
+    assert (code, error) == (2, line)
     assert not out.exists()
 
 
 def test_a_dead_worker_is_a_one_line_error_of_the_command(
-    tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, run_command
 ):
     def fail(*_, **__):
         raise RuntimeError("a worker process died")
 
     monkeypatch.setattr(command, "generate", fail)
     options = ("--out", tmp_path / "set", "--scenes", 1, "--size", SIZE)
-    assert run_command(monkeypatch, *options) == 2
-    assert capsys.readouterr().err == "rodent: a worker process died\n"
+    code, _, error = run_command(*options)
+    assert (code, error) == (2, "rodent: a worker process died\n")
 
 
 WITHOUT_EMBREEX = """
