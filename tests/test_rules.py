@@ -39,8 +39,10 @@ MAY_IMPORT = {
     "builders": {
         *("structs", "checkpoints", "data", "models", "render", "training.optim"),
     },
+    "reconstruction": {"structs", "geometry", "render"},
     "evaluation": {
         *("structs", "geometry", "io", "export", "render", "metrics", "data"),
+        "reconstruction",
     },
     "training": {
         *("structs", "geometry", "io", "metrics", "losses", "data", "checkpoints"),
@@ -53,6 +55,7 @@ MAY_IMPORT = {
     "view": {"geometry", "io", "export"},
     "reconstruct": {
         *("structs", "io", "data", "metrics", "builders", "evaluation", "export"),
+        "reconstruction",
     },
     "main": {
         *("io", "data", "metrics", "losses", "checkpoints", "builders"),

@@ -14,7 +14,6 @@ import numpy as np
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.scenes import Scene, StoredScene
 from facelift_jax.evaluation.ground_truth import scene_ground_truth
-from facelift_jax.evaluation.visual_hull import visual_hull
 from facelift_jax.geometry.numerics import Array
 from facelift_jax.geometry.paths import turntable_cameras
 from facelift_jax.metrics import (
@@ -28,6 +27,7 @@ from facelift_jax.metrics import (
     turntable_metrics,
     view_metrics,
 )
+from facelift_jax.reconstruction import visual_hull
 from facelift_jax.render.path import render_path
 from facelift_jax.structs import Batch, Cameras, Gaussians, RenderFn, RenderOutput
 

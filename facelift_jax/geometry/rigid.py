@@ -46,6 +46,17 @@ def rig_radius(cameras: Cameras, center: Float[Array, "*b 3"]) -> Float[Array, "
     return xp.asarray(xp.linalg.norm(offsets, axis=-1).mean(-1))
 
 
+def pixel_size(cameras: Cameras) -> Float[Array, "*b"]:
+    """Side of a pixel at the center of a rig [*b v], world units, mean over its views.
+
+    Uses the horizontal focal lengths. Needs the same rigs as `rig_center`.
+    """
+    xp = namespace(cameras.viewmats)
+    offsets = cameras.centers - rig_center(cameras)[..., None, :]
+    distances = xp.linalg.norm(offsets, axis=-1)
+    return xp.asarray((distances / cameras.Ks[..., 0, 0]).mean(-1))
+
+
 def rig_up(cameras: Cameras) -> Float[np.ndarray, "3"]:
     """Unit upright axis of a rig [v]: the one nearest to perpendicular to all x axes.
 

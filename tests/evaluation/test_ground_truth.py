@@ -15,9 +15,9 @@ from facelift_jax.data.examples import evaluation_example
 from facelift_jax.data.scenes import open_source
 from facelift_jax.evaluation.ground_truth import scene_ground_truth
 from facelift_jax.evaluation.steps import make_hull_step, make_shape_step, scene_metrics
-from facelift_jax.evaluation.visual_hull import visual_hull
 from facelift_jax.geometry.rays import project
 from facelift_jax.metrics import OWN_VIEW_DEFINITIONS, SURFACE_DEFINITIONS
+from facelift_jax.reconstruction import visual_hull
 from facelift_jax.render import render
 
 SIZE = 32

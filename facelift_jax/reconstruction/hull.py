@@ -1,4 +1,4 @@
-"""The visual hull of input masks as Gaussians: the baseline for networks.
+"""The visual hull of input masks as Gaussians: a baseline, and a start of refinement.
 
 Laurentini, "The Visual Hull Concept for Silhouette-Based Image Understanding", 1994.
 Space is carved from coarse to fine around the point nearest to the optical axes, down
@@ -15,7 +15,7 @@ from scipy.spatial import KDTree
 
 from facelift_jax.geometry.numerics import SH_C0, normalize
 from facelift_jax.geometry.rays import project
-from facelift_jax.geometry.rigid import rig_center
+from facelift_jax.geometry.rigid import pixel_size, rig_center
 from facelift_jax.structs import Cameras, Gaussians, Views
 
 START = 8  # voxels per side of the first, coarsest grid
@@ -26,6 +26,9 @@ SIGMA = 0.5  # standard deviation of a splat, voxels
 INSET = 1.0
 NORMAL_BLUR = 1.5  # voxels; normals are the gradient of the blurred occupancy
 HIDDEN = 2.0  # a voxel this many voxels behind the nearest one in its pixel is hidden
+SPACING = 2.5  # side of the cubes in which `hull_surface` averages, voxels
+TANGENTIAL, NORMAL = 0.65, 0.1  # standard deviations of its splats, cubes
+SURFACE_OPACITY = 0.97
 GRAZING = 0.05  # minimum weight of a view that sees a voxel: cosine of 87 degrees
 
 
@@ -54,11 +57,68 @@ def visual_hull(inputs: Views) -> Gaussians:
     that few array shapes occur. Masks without a common hull give a single transparent
     Gaussian.
     """
+    surface = _hull_points(inputs)
+    shape = (len(surface.points), 1)
+    return _padded_gaussians(
+        surface.points,
+        np.tile([1.0, 0, 0, 0], shape),
+        np.full((len(surface.points), 3), SIGMA * surface.size),
+        np.full(len(surface.points), OPACITY),
+        surface.colors,
+    )
+
+
+def hull_surface(inputs: Views) -> Gaussians:
+    """Gaussians [n] for `refine`: fewer than those of `visual_hull`, and flat.
+
+    The splats of `visual_hull` are averaged over cubes of `SPACING` voxels. Fewer
+    Gaussians agree better between views, flat ones dilate silhouettes less. Padded as
+    in `visual_hull`.
+    """
+    surface = _hull_points(inputs)
+    if not len(surface.points):
+        return visual_hull(inputs)
+    cubes = np.floor(surface.points / (SPACING * surface.size)).astype(int)
+    _, cube = np.unique(cubes, axis=0, return_inverse=True)
+    cube = cube.reshape(-1)
+    counts = np.bincount(cube)
+
+    def average(values: Float[np.ndarray, "m c"]) -> Float[np.ndarray, "k c"]:
+        sums = [np.bincount(cube, column) for column in values.T]
+        return np.stack(sums, axis=-1) / counts[:, None]
+
+    points, colors = average(surface.points), average(surface.colors)
+    sigmas = SPACING * surface.size * np.array([TANGENTIAL, TANGENTIAL, NORMAL])
+    return _padded_gaussians(
+        points,
+        _rotations_of_z(average(surface.normals)),
+        np.tile(sigmas, (len(points), 1)),
+        np.full(len(points), SURFACE_OPACITY),
+        colors,
+    )
+
+
+class _HullPoints(NamedTuple):
+    """Splat centers [m 3], unit normals [m 3], colors [m 3] and the voxel's side."""
+
+    points: np.ndarray
+    normals: np.ndarray
+    colors: np.ndarray
+    size: float
+
+
+def _hull_points(inputs: Views) -> _HullPoints:
     views = [_silhouette(inputs, view) for view in range(len(inputs.images))]
     cells, corner, size = carve(views)
     surface, normals = surface_cells(cells)
-    means = corner + (surface + 0.5) * size - INSET * size * normals
-    colors = paint(means, normals, inputs, HIDDEN * size)
+    points = corner + (surface + 0.5) * size - INSET * size * normals
+    return _HullPoints(
+        points, normals, paint(points, normals, inputs, HIDDEN * size), size
+    )
+
+
+def _padded_gaussians(means, quats, scales, opacities, colors) -> Gaussians:
+    """Float32 Gaussians, with transparent ones added up to a power of four."""
     exponent = (max(len(means) - 1, 0).bit_length() + 1) // 2
     num_padding = 4**exponent - len(means)
 
@@ -66,14 +126,19 @@ def visual_hull(inputs: Views) -> Gaussians:
         widths = [(0, num_padding), *((0, 0) for _ in values.shape[1:])]
         return np.pad(values, widths).astype(np.float32)
 
-    ones = np.ones((len(means), 1))
-    return Gaussians(
-        means=pad(means),
-        quats=pad(ones * np.array([1.0, 0, 0, 0])),
-        scales=pad(ones * np.full(3, SIGMA * size)),
-        opacities=pad(OPACITY * ones[:, 0]),
-        sh=pad((colors[:, None] - 0.5) / SH_C0),
-    )
+    sh = (colors[:, None] - 0.5) / SH_C0
+    return Gaussians(pad(means), pad(quats), pad(scales), pad(opacities), pad(sh))
+
+
+def _rotations_of_z(normals: Float[np.ndarray, "k 3"]) -> Float[np.ndarray, "k 4"]:
+    """Unit quaternions (w, x, y, z) that turn the z axis to a direction.
+
+    A zero vector keeps the z axis; for -z the rotation is about the x axis.
+    """
+    x, y, z = np.asarray(normalize(normals)).T
+    quats = np.stack([1 + z, -y, x, np.zeros_like(z)], axis=-1)
+    quats[z < -1 + 1e-9] = (0.0, 1.0, 0.0, 0.0)
+    return np.asarray(normalize(quats))
 
 
 def carve(
@@ -85,7 +150,7 @@ def carve(
     rig = Cameras(viewmats, Ks, views[0].camera.width, views[0].camera.height)
     center = np.asarray(rig_center(rig))
     distances = np.linalg.norm(rig.centers - center, axis=-1)
-    pixel = float((distances / Ks[:, 0, 0]).mean())  # at the center, world units
+    pixel = float(pixel_size(rig))
     # a cube that reaches to the nearest camera; its voxels are halved down to a pixel
     halvings = max(0, int(np.ceil(np.log2(2 * distances.min() / (START * pixel)))))
     size = pixel * 2.0**halvings

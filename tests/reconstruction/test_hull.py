@@ -1,0 +1,114 @@
+"""The visual hull: carving against brute force, a ball in closed form, odd rigs."""
+
+import itertools
+
+import numpy as np
+from ball import CENTER, RADIUS, ball_cameras, ball_views
+
+from facelift_jax.data import rodent
+from facelift_jax.data.resize import composite
+from facelift_jax.data.scenes import open_source
+from facelift_jax.geometry.numerics import SH_C0
+from facelift_jax.geometry.rotations import quat_to_matrix
+from facelift_jax.reconstruction import hull
+from facelift_jax.structs import Cameras, Views, check
+
+
+def of_opaque(gaussians):
+    keep = gaussians.opacities > 0
+    colors = SH_C0 * gaussians.sh[keep, 0] + 0.5
+    return gaussians.means[keep], colors, gaussians.scales[keep]
+
+
+def test_a_ball_anywhere_in_the_world():
+    views = ball_views(ball_cameras(24))
+    gaussians = hull.visual_hull(views)
+    check(gaussians, "hull")
+    num = len(gaussians.means)
+    assert num in 4 ** np.arange(10)
+    means, colors, scales = of_opaque(gaussians)
+    assert 0.25 * num < len(means) <= num
+    pixel = 3.0 / float(views.cameras.Ks[0, 0, 0])
+    np.testing.assert_allclose(scales, hull.SIGMA * pixel, rtol=1e-2)
+    offsets = means - CENTER
+    distances = np.linalg.norm(offsets, axis=-1)
+    # moved inwards by one voxel; the hull is larger than the ball between the views
+    expected = RADIUS - hull.INSET * pixel
+    assert abs(np.median(distances) - expected) < 0.6 * pixel
+    assert np.abs(distances - expected).max() < 3 * pixel
+    normals = offsets / distances[:, None]
+    assert np.abs(colors - (0.5 + 0.5 * normals)).mean() < 0.05
+
+
+def test_coarse_to_fine_carving_equals_brute_force(tmp_path):
+    """On a rodent, which has thin parts, and an uneven rig."""
+    rodent.generate(tmp_path / "set", 1, 32, workers=1, views=0, uneven=True)
+    scene = open_source(tmp_path / "set")[0]
+    inputs = composite(scene.take(np.arange(6)), (1.0, 1.0, 1.0))
+    views = [hull._silhouette(inputs, view) for view in range(6)]
+    cells, corner, size = hull.carve(views)
+    side = hull.START
+    while side <= cells.max():
+        side *= 2
+    grid = np.array(list(itertools.product(range(side), repeat=3)))
+    for view in views:
+        grid = grid[hull.is_inside(view, corner + (grid + 0.5) * size)]
+    assert len(grid) > 50
+    assert {*map(tuple, cells.tolist())} == {*map(tuple, grid.tolist())}
+
+
+def test_an_object_that_leaves_an_image_is_not_cut_off():
+    views = ball_views(ball_cameras(24))
+    whole = of_opaque(hull.visual_hull(views))[0]
+    half = views.cameras.width // 2
+    images, masks = views.images.copy(), views.masks.copy()
+    Ks = views.cameras.Ks.copy()
+    images[0], masks[0] = 1, 0
+    images[0, :, :half] = views.images[0, :, half:]  # the ball's other half is outside
+    masks[0, :, :half] = views.masks[0, :, half:]
+    Ks[0, 0, 2] -= half
+    cameras = Cameras(views.cameras.viewmats, Ks, 48, 48)
+    cut = of_opaque(hull.visual_hull(Views(images, masks, None, cameras)))[0]
+    assert len(whole) <= len(cut) < 1.05 * len(whole)
+
+
+def test_masks_without_a_common_hull_give_one_transparent_gaussian():
+    views = ball_views(ball_cameras(4))
+    masks = views.masks.copy()
+    masks[0] = 0
+    for function in (hull.visual_hull, hull.hull_surface):
+        gaussians = function(Views(views.images, masks, None, views.cameras))
+        check(gaussians, "hull")
+        assert gaussians.opacities.tolist() == [0]
+
+
+def test_the_surface_of_a_ball_is_covered_by_flat_gaussians():
+    views = ball_views(ball_cameras(24))
+    gaussians = hull.hull_surface(views)
+    check(gaussians, "hull")
+    means, colors, scales = of_opaque(gaussians)
+    num = len(means)
+    assert num < 0.4 * len(of_opaque(hull.visual_hull(views))[0])
+    offsets = means - CENTER
+    distances = np.linalg.norm(offsets, axis=-1)
+    pixel = 3.0 / float(views.cameras.Ks[0, 0, 0])
+    # an average over a curved piece of the surface is slightly inside of it
+    assert abs(np.median(distances) - (RADIUS - hull.INSET * pixel)) < 0.8 * pixel
+    normals = offsets / distances[:, None]
+    axes = quat_to_matrix(gaussians.quats[:num])[..., 2]  # of the smallest scale
+    np.testing.assert_allclose(scales[:, 2] / scales[:, 0], 0.1 / 0.65, rtol=1e-5)
+    assert np.quantile((axes * normals).sum(-1), 0.05) > 0.9
+    assert np.abs(colors - (0.5 + 0.5 * normals)).mean() < 0.05
+    # nowhere a hole: every point of the ball has a splat within two standard deviations
+    directions = np.random.default_rng(0).normal(size=(500, 3))
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    points = CENTER + np.median(distances) * directions
+    gaps = np.linalg.norm(points[:, None] - means, axis=-1).min(-1)
+    assert gaps.max() < 2 * scales[0, 0]
+
+
+def test_normals_along_the_z_axis_have_rotations():
+    quats = hull._rotations_of_z(np.array([[0, 0, 1.0], [0, 0, -2.0], [0, 0, 0]]))
+    np.testing.assert_allclose(
+        quat_to_matrix(quats)[..., 2], [[0, 0, 1], [0, 0, -1], [0, 0, 1]], atol=1e-12
+    )
