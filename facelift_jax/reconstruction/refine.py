@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from facelift_jax.geometry.numerics import Array, normalize
 from facelift_jax.geometry.rigid import pixel_size
+from facelift_jax.reconstruction.hull import hull_surface, visual_hull
 from facelift_jax.render import RenderConfig, render
 from facelift_jax.structs import Gaussians, Views, check
 
@@ -75,6 +76,25 @@ def refine(
     background = jnp.asarray(background, jnp.float32)
     config = config or RenderConfig()
     return _refine(gaussians, inputs, background, num_steps, config, backend)
+
+
+def refine_hull(
+    inputs: Views, background: Float[Array, "3"], num_steps: int = NUM_STEPS
+) -> Gaussians:
+    """Reconstructs one scene from its input views [v]: Gaussians [n], NumPy.
+
+    The start is `hull_surface`, refined by `num_steps` steps of `refine`; without steps
+    the result is `visual_hull`.
+
+    Raises:
+      ValueError: as `refine`.
+    """
+    if num_steps == 0:
+        return visual_hull(inputs)
+    start = hull_surface(inputs)
+    start, inputs = jax.tree.map(lambda x: x[None], (start, inputs))
+    refined = jax.device_get(refine(start, inputs, background, num_steps))
+    return jax.tree.map(lambda x: x[0], refined)
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "config", "backend"))

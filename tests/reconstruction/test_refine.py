@@ -13,7 +13,7 @@ from facelift_jax.data import rodent
 from facelift_jax.data.examples import evaluation_example
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.scenes import open_source
-from facelift_jax.reconstruction import hull_surface, refine, visual_hull
+from facelift_jax.reconstruction import hull_surface, refine, refine_hull, visual_hull
 from facelift_jax.render import render
 from facelift_jax.structs import Gaussians, Views, check
 
@@ -97,7 +97,7 @@ def test_held_out_views_of_a_rodent_improve(tmp_path):
     targets = jax.tree.map(lambda x: x[6:], example.targets)
     add_axis = functools.partial(jax.tree.map, lambda x: jnp.asarray(x)[None])
     start = add_axis(hull_surface(example.inputs))
-    after = refine(start, add_axis(example.inputs), WHITE)
+    after = add_axis(refine_hull(example.inputs, WHITE))
     check(after, "refined")
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
     psnr, iou = errors(after, targets)
@@ -105,6 +105,8 @@ def test_held_out_views_of_a_rodent_improve(tmp_path):
         other_psnr, other_iou = errors(other, targets)
         assert psnr > other_psnr + 1
         assert iou > other_iou + 0.03
+    unrefined = refine_hull(example.inputs, WHITE, 0)
+    jax.tree.map(np.testing.assert_array_equal, unrefined, visual_hull(example.inputs))
 
 
 def test_the_same_call_gives_the_same_bits():
