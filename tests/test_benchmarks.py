@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from benchmarks import networks
+from facelift_jax.data import rodent
 from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.models import get_model
 
@@ -72,3 +73,24 @@ def test_the_networks_benchmark_prints_a_table(tmp_path):
     row = json.loads(out.read_text())["smoke-gslrm"]
     assert all(row[f"{kind}_ms"] > 0 for kind in networks.PASSES)
     assert row["forward_tflops"] > 0
+
+
+@pytest.mark.slow
+def test_the_refinement_benchmark_prints_a_table_and_writes_json(tmp_path):
+    rodent.generate(tmp_path / "set", 3, 32, workers=1, views=2)
+    out = tmp_path / "refine.json"
+    words = ["--batch", "2", "--steps", "10", "--repeats", "1", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.refine", str(tmp_path / "set"), *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())
+    assert list(rows) == ["hull", "start", "10 steps"]
+    assert rows["10 steps"]["scenes_per_s"] > 0
+    assert rows["10 steps"]["inputs/psnr_fg"] > rows["start"]["inputs/psnr_fg"]
+    for column in ("refine_ms", "held_out/psnr_fg", "gap"):
+        assert column in done.stdout

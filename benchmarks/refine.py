@@ -1,0 +1,134 @@
+"""Refinement of visual hulls: scenes per second, and metrics by number of steps.
+
+    python -m benchmarks.refine data/rodent-256 --batch 8 --out refine.json
+
+DATA is a set of scenes with held-out views, such as `facelift_jax.data.rodent` writes.
+The first column is the visual hull, the second the start of the refinement, the others
+are refined hulls. Metrics are means over scenes. Times are of one call of `refine` on
+`--batch` scenes, medians after warm-up; `hull_ms` is one scene's hull, made on the CPU.
+"""
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from benchmarks.render import REPEATS, milliseconds, table
+from facelift_jax.builders import baseline_options, make_renderer
+from facelift_jax.data.pipeline import evaluation_batches
+from facelift_jax.data.scenes import open_source
+from facelift_jax.evaluation.steps import (
+    SceneOutputs,
+    evaluate_gaussians,
+    scene_metrics,
+)
+from facelift_jax.io import command
+from facelift_jax.metrics import summarize_scenes
+from facelift_jax.reconstruction import NUM_STEPS, hull_surface, refine, visual_hull
+from facelift_jax.structs import Batch, Gaussians, Views
+
+NUM_HELD_OUT_VIEWS = 12
+STEPS = [NUM_STEPS // 4, NUM_STEPS // 2, NUM_STEPS, 2 * NUM_STEPS]
+METRICS = ("inputs/psnr_fg", "held_out/psnr_fg", "gap", "inputs/iou", "held_out/iou")
+METRICS += ("held_out/ssim", "held_out/depth_error", "held_out/depth_within_05R")
+
+
+def parse(arguments: list[str]):
+    """Flags of the command."""
+    parser = command.Parser(prog="python -m benchmarks.refine", description=__doc__)
+    parser.add_argument("data", help="folder or list of scenes")
+    parser.add_argument("--batch", type=int, default=8, help="scenes per call")
+    parser.add_argument("--inputs", type=int, metavar="N", help="input views per scene")
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--out", type=Path, help="JSON file")
+    return parser.parse_args(arguments)
+
+
+def stack(scenes: Iterable[Gaussians]) -> Gaussians:
+    """Gaussians [b n]; transparent ones fill up the smaller scenes."""
+    scenes = list(scenes)
+    num = max(len(scene.means) for scene in scenes)
+
+    def pad(x):
+        return np.pad(x, [(0, num - len(x))] + [(0, 0)] * (x.ndim - 1))
+
+    return jax.tree.map(lambda *x: np.stack([pad(y) for y in x]), *scenes)
+
+
+def make_hulls(
+    make: Callable[[Views], Gaussians], batches: list[Batch]
+) -> tuple[list[Gaussians], float]:
+    """The hulls [b n] of every batch, and the milliseconds of one scene."""
+    start = time.perf_counter()
+    num_scenes, hulls = 0, []
+    for batch in batches:
+        scenes = range(len(batch.scene_id))
+        inputs = [jax.tree.map(lambda x, i=i: x[i], batch.inputs) for i in scenes]
+        hulls.append(stack(map(make, inputs)))
+        num_scenes += len(scenes)
+    return hulls, 1e3 * (time.perf_counter() - start) / num_scenes
+
+
+def mean_metrics(
+    evaluate: Callable[..., SceneOutputs],
+    gaussians: Iterable[Gaussians],
+    batches: list[Batch],
+) -> dict[str, float]:
+    """`METRICS`, means over views, then over the scenes of all batches."""
+    scenes = []
+    for scene, batch in zip(gaussians, batches, strict=True):
+        outputs = jax.device_get(evaluate(scene, None, batch))
+        num_scenes, num_inputs = batch.inputs.images.shape[:2]
+        for i in range(num_scenes):
+            one = jax.tree.map(lambda x, i=i: x[i : i + 1], outputs)
+            scenes.append(scene_metrics(one, num_inputs)[0])
+    means = summarize_scenes(scenes)[0]
+    return {name: means[name] for name in METRICS}
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command."""
+    flags = parse(arguments)
+    source = open_source(flags.data)
+    options = baseline_options(source, NUM_HELD_OUT_VIEWS, flags.inputs)
+    render_fn = make_renderer(options.background)
+    evaluate = jax.jit(functools.partial(evaluate_gaussians, render_fn))
+    batches = list(evaluation_batches(source, options, flags.batch))
+    rows: dict[str, dict[str, float]] = {}
+    hulls, ms = make_hulls(visual_hull, batches)
+    rows["hull"] = {"hull_ms": ms, **mean_metrics(evaluate, hulls, batches)}
+    starts, ms = make_hulls(hull_surface, batches)
+    rows["start"] = {"hull_ms": ms, **mean_metrics(evaluate, starts, batches)}
+    background = np.asarray(options.background)
+    first, inputs = jax.device_put((starts[0], batches[0].inputs))
+    for steps in flags.steps:
+        start = time.perf_counter()
+        jax.block_until_ready(refine(first, inputs, background, steps))
+        seconds = time.perf_counter() - start
+        call = functools.partial(refine, first, inputs, background, steps)
+        ms = milliseconds(call, repeats=flags.repeats)
+        pairs = zip(starts, batches, strict=True)
+        refined = (refine(x, batch.inputs, background, steps) for x, batch in pairs)
+        rows[f"{steps} steps"] = {
+            "first_s": seconds,
+            "refine_ms": ms,
+            "scenes_per_s": 1e3 * len(batches[0].scene_id) / ms,
+            **mean_metrics(evaluate, refined, batches),
+        }
+        print(steps, *rows[f"{steps} steps"].items(), file=sys.stderr, flush=True)
+        if flags.out:
+            flags.out.write_text(json.dumps(rows, indent=1) + "\n")
+    print(
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}; {len(source)} scenes"
+    )
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    command.run("benchmarks.refine", main)
