@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
     rows: dict[str, dict[str, float]] = {}
     hulls, ms = make_hulls(visual_hull, batches)
     rows["hull"] = {"hull_ms": ms, **mean_metrics(evaluate, hulls, batches)}
-    starts, ms = make_hulls(hull_surface, batches)
+    starts, ms = make_hulls(lambda inputs: hull_surface(inputs)[0], batches)
     rows["start"] = {"hull_ms": ms, **mean_metrics(evaluate, starts, batches)}
     background = np.asarray(options.background)
     first, inputs = jax.device_put((starts[0], batches[0].inputs))

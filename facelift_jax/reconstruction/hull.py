@@ -5,6 +5,7 @@ Space is carved from coarse to fine around the point nearest to the optical axes
 to voxels with the size of a pixel there. It needs no bounds of the object.
 """
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -29,6 +30,9 @@ HIDDEN = 2.0  # a voxel this many voxels behind the nearest one in its pixel is 
 SPACING = 2.5  # side of the cubes in which `hull_surface` averages, voxels
 TANGENTIAL, NORMAL = 0.65, 0.1  # standard deviations of its splats, cubes
 SURFACE_OPACITY = 0.97
+NUM_WITNESSES = 2  # masks that must show a part which one mask lacks
+MARGIN = 2  # pixels by which the silhouettes of voxels are dilated in comparisons
+MIN_UNCOVERED = 0.005  # share of a mask; less is rounding at the border
 GRAZING = 0.05  # minimum weight of a view that sees a voxel: cosine of 87 degrees
 
 
@@ -57,27 +61,32 @@ def visual_hull(inputs: Views) -> Gaussians:
     that few array shapes occur. Masks without a common hull give a single transparent
     Gaussian.
     """
-    surface = _hull_points(inputs)
-    shape = (len(surface.points), 1)
+    surface = _surface_points(inputs, *carve(_silhouettes(inputs)))
+    num = len(surface.points)
     return _padded_gaussians(
         surface.points,
-        np.tile([1.0, 0, 0, 0], shape),
-        np.full((len(surface.points), 3), SIGMA * surface.size),
-        np.full(len(surface.points), OPACITY),
+        np.tile([1.0, 0, 0, 0], (num, 1)),
+        np.full((num, 3), SIGMA * surface.size),
+        np.full(num, OPACITY),
         surface.colors,
     )
 
 
-def hull_surface(inputs: Views) -> Gaussians:
-    """Gaussians [n] for `refine`: fewer than those of `visual_hull`, and flat.
+def hull_surface(
+    inputs: Views,
+) -> tuple[Gaussians, Float[np.ndarray, "v h w 1"]]:
+    """The start of a refinement, and the weights of its pixels, NumPy.
 
-    The splats of `visual_hull` are averaged over cubes of `SPACING` voxels. Fewer
-    Gaussians agree better between views, flat ones dilate silhouettes less. Padded as
-    in `visual_hull`.
+    The hull is that of `carve_by_majority`. The splats of `visual_hull` are averaged
+    over cubes of `SPACING` voxels: fewer Gaussians agree better between views. They are
+    flat, because flat ones dilate the silhouettes less. The weight of a pixel is 0
+    where its mask is wrong, else 1. Padded as in `visual_hull`.
     """
-    surface = _hull_points(inputs)
+    *hull, is_wrong = carve_by_majority(_silhouettes(inputs))
+    weights = 1 - np.stack([x[1:-1, 1:-1, None] for x in is_wrong]).astype(np.float32)
+    surface = _surface_points(inputs, *hull)
     if not len(surface.points):
-        return visual_hull(inputs)
+        return visual_hull(inputs), weights
     cubes = np.floor(surface.points / (SPACING * surface.size)).astype(int)
     _, cube = np.unique(cubes, axis=0, return_inverse=True)
     cube = cube.reshape(-1)
@@ -89,16 +98,17 @@ def hull_surface(inputs: Views) -> Gaussians:
 
     points, colors = average(surface.points), average(surface.colors)
     sigmas = SPACING * surface.size * np.array([TANGENTIAL, TANGENTIAL, NORMAL])
-    return _padded_gaussians(
+    gaussians = _padded_gaussians(
         points,
         _rotations_of_z(average(surface.normals)),
         np.tile(sigmas, (len(points), 1)),
         np.full(len(points), SURFACE_OPACITY),
         colors,
     )
+    return gaussians, weights
 
 
-class _HullPoints(NamedTuple):
+class _SurfacePoints(NamedTuple):
     """Splat centers [m 3], unit normals [m 3], colors [m 3] and the voxel's side."""
 
     points: np.ndarray
@@ -107,14 +117,12 @@ class _HullPoints(NamedTuple):
     size: float
 
 
-def _hull_points(inputs: Views) -> _HullPoints:
-    views = [_silhouette(inputs, view) for view in range(len(inputs.images))]
-    cells, corner, size = carve(views)
+def _surface_points(inputs, cells, corner, size) -> _SurfacePoints:
+    """Points on the surface of a hull of voxels, from `carve`."""
     surface, normals = surface_cells(cells)
     points = corner + (surface + 0.5) * size - INSET * size * normals
-    return _HullPoints(
-        points, normals, paint(points, normals, inputs, HIDDEN * size), size
-    )
+    colors = paint(points, normals, inputs, HIDDEN * size)
+    return _SurfacePoints(points, normals, colors, size)
 
 
 def _padded_gaussians(means, quats, scales, opacities, colors) -> Gaussians:
@@ -142,9 +150,12 @@ def _rotations_of_z(normals: Float[np.ndarray, "k 3"]) -> Float[np.ndarray, "k 4
 
 
 def carve(
-    views: list[Silhouette],
+    views: list[Silhouette], max_outside: int = 0
 ) -> tuple[Int[np.ndarray, "n 3"], Float[np.ndarray, "3"], float]:
-    """Voxel indices of the hull, the world corner of the grid, the side of a voxel."""
+    """Voxel indices of the hull, the world corner of the grid, the side of a voxel.
+
+    A voxel is kept if its center is outside at most `max_outside` of the masks.
+    """
     viewmats = np.stack([view.camera.viewmats for view in views])
     Ks = np.stack([view.camera.Ks for view in views])
     rig = Cameras(viewmats, Ks, views[0].camera.width, views[0].camera.height)
@@ -157,14 +168,61 @@ def carve(
     corner = center - 0.5 * START * size
     cells = np.array(list(itertools.product(range(START), repeat=3)))
     octants = np.array(list(itertools.product((0, 1), repeat=3)))
-    for _ in range(halvings):
+
+    def keep(cells, is_candidate):
+        num_outside = np.zeros(len(cells), int)
         for view in views:
-            cells = cells[_may_overlap(view, corner + (cells + 0.5) * size, size)]
+            centers = corner + (cells + 0.5) * size
+            num_outside += np.logical_not(is_candidate(view, centers))
+            cells, num_outside = (
+                x[num_outside <= max_outside] for x in (cells, num_outside)
+            )
+        return cells
+
+    for _ in range(halvings):
+        cells = keep(cells, functools.partial(_may_overlap, size=size))
         cells = (2 * cells[:, None] + octants).reshape(-1, 3)
         size /= 2
-    for view in views:
-        cells = cells[is_inside(view, corner + (cells + 0.5) * size)]
-    return cells, corner, size
+    return keep(cells, is_inside), corner, size
+
+
+def carve_by_majority(
+    views: list[Silhouette],
+) -> tuple[Int[np.ndarray, "n 3"], Float[np.ndarray, "3"], float, list[np.ndarray]]:
+    """`carve`, but a part of the object that one mask lacks is kept.
+
+    If all masks are right, the hull covers all of them. Where a mask lacks a part of
+    the object, the hull lacks it too, and the masks of other views stay uncovered. So a
+    voxel that is outside exactly one mask is added if it is in the uncovered parts of
+    at least `NUM_WITNESSES` other masks.
+
+    Returns also, per view, which pixels [h w] of the padded image show added voxels
+    although they are outside its mask: there the mask is wrong.
+    """
+    cells, corner, size = carve(views)
+    uncovered = [
+        (view.mask > 0.5) & ~_dilate(_splat(view, corner + (cells + 0.5) * size))
+        for view in views
+    ]
+    is_wrong = [np.zeros(view.mask.shape, bool) for view in views]
+    shares = [
+        x.sum() / max(1, (view.mask > 0.5).sum())
+        for x, view in zip(uncovered, views, strict=True)
+    ]
+    if sum(share > MIN_UNCOVERED for share in shares) < NUM_WITNESSES:
+        return cells, corner, size, is_wrong
+    candidates, _, _ = carve(views, max_outside=1)
+    centers = corner + (candidates + 0.5) * size
+    is_outside = ~np.stack([is_inside(view, centers) for view in views])
+    witnesses = np.zeros(len(candidates), int)
+    for view, is_uncovered, outside in zip(views, uncovered, is_outside, strict=True):
+        cols, rows = _project(view.camera, centers)[0].astype(int).T
+        witnesses += is_uncovered[rows, cols] & ~outside
+    is_added = is_outside.any(0) & (witnesses >= NUM_WITNESSES)
+    for index, view in enumerate(views):
+        image = _splat(view, centers[is_added & is_outside[index]])
+        is_wrong[index] = _dilate(image) & (view.mask <= 0.5)
+    return candidates[is_added | ~is_outside.any(0)], corner, size, is_wrong
 
 
 def is_inside(
@@ -226,6 +284,10 @@ def paint(
     return colors[KDTree(points[has_color]).query(points)[1]]
 
 
+def _silhouettes(inputs: Views) -> list[Silhouette]:
+    return [_silhouette(inputs, view) for view in range(len(inputs.images))]
+
+
 def _silhouette(inputs: Views, view: int) -> Silhouette:
     mask = np.asarray(inputs.masks, np.float64)[view, ..., 0]
     border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
@@ -242,6 +304,20 @@ def _padded_camera(cameras: Cameras, view: int) -> Cameras:
     K[:2, 2] += 1
     viewmat = np.asarray(cameras.viewmats[view], np.float64)
     return Cameras(viewmat, K, cameras.width + 2, cameras.height + 2)
+
+
+def _splat(
+    view: Silhouette, points: Float[np.ndarray, "n 3"]
+) -> Bool[np.ndarray, "h w"]:
+    """The pixels of the padded image that contain the projection of a point."""
+    image = np.zeros(view.mask.shape, bool)
+    cols, rows = _project(view.camera, points)[0].astype(int).T
+    image[rows, cols] = True
+    return image
+
+
+def _dilate(image: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    return np.asarray(scipy.ndimage.binary_dilation(image, iterations=MARGIN), bool)
 
 
 def _may_overlap(

@@ -38,6 +38,7 @@ def refine(
     inputs: Views,
     background: Float[Array, "3"],
     num_steps: int = NUM_STEPS,
+    weights: Float[Array, "b v h w 1"] | None = None,
     *,
     config: RenderConfig | None = None,
     backend: str | None = None,
@@ -56,6 +57,8 @@ def refine(
 
     Args:
       background: RGB in [0, 1] that the input images are composited on.
+      weights: of the pixels in both errors, for example 0 where a mask is wrong; None:
+        all pixels have weight 1.
       config: settings of the renderer; None: its defaults.
       backend: of the renderer; None: chosen by platform.
 
@@ -73,9 +76,16 @@ def refine(
         raise ValueError("refine: needs at least two input views, found 1")
     if num_steps < 0:
         raise ValueError(f"refine: num_steps must be at least 0, found {num_steps}")
+    if weights is None:
+        weights = jnp.ones_like(inputs.masks)
+    elif weights.shape != inputs.masks.shape:
+        raise ValueError(
+            f"refine: expected weights of shape {inputs.masks.shape}, as the masks, "
+            f"found {weights.shape}"
+        )
     background = jnp.asarray(background, jnp.float32)
     config = config or RenderConfig()
-    return _refine(gaussians, inputs, background, num_steps, config, backend)
+    return _refine(gaussians, inputs, background, weights, num_steps, config, backend)
 
 
 def refine_hull(
@@ -91,27 +101,28 @@ def refine_hull(
     """
     if num_steps == 0:
         return visual_hull(inputs)
-    start = hull_surface(inputs)
-    start, inputs = jax.tree.map(lambda x: x[None], (start, inputs))
-    refined = jax.device_get(refine(start, inputs, background, num_steps))
+    scene = (*hull_surface(inputs), inputs)
+    start, weights, inputs = jax.tree.map(lambda x: x[None], scene)
+    refined = jax.device_get(refine(start, inputs, background, num_steps, weights))
     return jax.tree.map(lambda x: x[0], refined)
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "config", "backend"))
-def _refine(gaussians, inputs, background, num_steps, config, backend):
+def _refine(gaussians, inputs, background, weights, num_steps, config, backend):
     shift = jnp.reshape(GRAY - background, (1, 1, 1, 1, 3))
     images = inputs.images + shift * (1 - inputs.masks)
     coverage = jnp.mean(inputs.masks, axis=(1, 2, 3, 4))
-    weight = 1 / jnp.maximum(coverage, MIN_COVERAGE)
+    scale = 1 / jnp.maximum(coverage, MIN_COVERAGE)
 
     def loss(params: Gaussians) -> Array:
         gray = jnp.full(3, GRAY)
         output = render(
             _constrain(params), inputs.cameras, gray, config=config, backend=backend
         )
-        color = jnp.mean((output.colors - images) ** 2, axis=(1, 2, 3, 4))
-        alpha = jnp.mean((output.alphas - inputs.masks) ** 2, axis=(1, 2, 3, 4))
-        return jnp.sum(weight * (color + ALPHA_WEIGHT * alpha))
+        color = weights * (output.colors - images) ** 2
+        alpha = weights * (output.alphas - inputs.masks) ** 2
+        color, alpha = (jnp.mean(x, axis=(1, 2, 3, 4)) for x in (color, alpha))
+        return jnp.sum(scale * (color + ALPHA_WEIGHT * alpha))
 
     def step(index, carry):
         params, first, second = carry

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pytest
 from ball import CENTER, RADIUS, ball_cameras, ball_views
 
 from facelift_jax.data import rodent
@@ -75,16 +76,40 @@ def test_an_object_that_leaves_an_image_is_not_cut_off():
 def test_masks_without_a_common_hull_give_one_transparent_gaussian():
     views = ball_views(ball_cameras(4))
     masks = views.masks.copy()
-    masks[0] = 0
-    for function in (hull.visual_hull, hull.hull_surface):
-        gaussians = function(Views(views.images, masks, None, views.cameras))
+    masks[:2] = 0
+    inputs = Views(views.images, masks, None, views.cameras)
+    for gaussians in (hull.visual_hull(inputs), hull.hull_surface(inputs)[0]):
         check(gaussians, "hull")
         assert gaussians.opacities.tolist() == [0]
 
 
+@pytest.mark.parametrize("missing", ["part", "all"])
+def test_the_surface_survives_one_bad_mask(missing):
+    views = ball_views(ball_cameras(6))
+    expected, weights = hull.hull_surface(views)
+    assert (weights == 1).all()
+    masks = views.masks.copy()
+    masks[1, (24 if missing == "part" else 0) :] = 0
+    bad = Views(views.images, masks, None, views.cameras)
+    means = of_opaque(hull.hull_surface(bad)[0])[0]
+    assert len(of_opaque(hull.visual_hull(bad))[0]) < 0.75 * len(
+        of_opaque(hull.visual_hull(views))[0]
+    )
+    # the points of the good masks' surface are there
+    pixel = 3.0 / float(views.cameras.Ks[0, 0, 0])
+    gaps = np.linalg.norm(of_opaque(expected)[0][:, None] - means, axis=-1).min(-1)
+    assert np.quantile(gaps, 0.95) < 3 * pixel
+    weights = hull.hull_surface(bad)[1]
+    assert (weights[[0, 2, 3, 4, 5]] == 1).all()
+    is_lost = (views.masks[1] > 0.5) & (masks[1] < 0.5)
+    assert weights[1][is_lost].mean() < 0.1
+    # a margin of three pixels around the ball is left out too
+    assert (weights[1][views.masks[1] == masks[1]] == 0).mean() < 0.25
+
+
 def test_the_surface_of_a_ball_is_covered_by_flat_gaussians():
     views = ball_views(ball_cameras(24))
-    gaussians = hull.hull_surface(views)
+    gaussians, _ = hull.hull_surface(views)
     check(gaussians, "hull")
     means, colors, scales = of_opaque(gaussians)
     num = len(means)

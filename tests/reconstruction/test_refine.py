@@ -26,7 +26,7 @@ def scene(num_views=5):
     """Inputs [1 v] of the ball and the surface [1 n] of their hull."""
     inputs = ball_views(ball_cameras(num_views, SIZE))
     add_axis = functools.partial(jax.tree.map, lambda x: jnp.asarray(x)[None])
-    return add_axis(hull_surface(inputs)), add_axis(inputs)
+    return add_axis(hull_surface(inputs)[0]), add_axis(inputs)
 
 
 @functools.cache
@@ -96,7 +96,7 @@ def test_held_out_views_of_a_rodent_improve(tmp_path):
     example = evaluation_example(stored, DataOptions(input_size=48, target_size=48))
     targets = jax.tree.map(lambda x: x[6:], example.targets)
     add_axis = functools.partial(jax.tree.map, lambda x: jnp.asarray(x)[None])
-    start = add_axis(hull_surface(example.inputs))
+    start = add_axis(hull_surface(example.inputs)[0])
     after = add_axis(refine_hull(example.inputs, WHITE))
     check(after, "refined")
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
@@ -162,6 +162,25 @@ def test_the_background_of_the_images_does_not_matter():
     )
 
 
+def test_pixels_of_weight_zero_have_no_effect():
+    gaussians, inputs = scene()
+    weights = jnp.ones_like(inputs.masks).at[:, 1, :10].set(0)
+    damaged = dataclasses.replace(
+        inputs,
+        images=inputs.images.at[:, 1, :10].set(0.2),
+        masks=inputs.masks.at[:, 1, :10].set(inputs.masks[:, 2, 10:20]),
+    )
+    assert not np.array_equal(damaged.masks, inputs.masks)
+    # the same share of foreground: it scales the loss, not the steps
+    expected = refine(gaussians, inputs, WHITE, 3, weights)
+    actual = refine(gaussians, damaged, WHITE, 3, weights)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+        actual,
+        expected,
+    )
+
+
 @pytest.mark.parametrize(("platform", "backend"), [("cuda", "pallas"), ("tpu", "xla")])
 def test_lowers_for_other_platforms(platform, backend):
     gaussians, inputs = scene()
@@ -178,5 +197,7 @@ def test_arguments_that_do_not_fit_are_refused():
     one_view = jax.tree.map(lambda x: x[:, :1], inputs)
     with pytest.raises(ValueError, match="at least two input views, found 1"):
         refine(gaussians, one_view, WHITE)
+    with pytest.raises(ValueError, match=r"expected weights of shape .*32, 1\)"):
+        refine(gaussians, inputs, WHITE, weights=jnp.ones((1, 5, 16, 16, 1)))
     with pytest.raises(ValueError, match="num_steps must be at least 0, found -1"):
         refine(gaussians, inputs, WHITE, -1)
