@@ -17,8 +17,9 @@ from facelift_jax.checkpoints.run_format import require_run_format
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.scenes import FolderSource
 from facelift_jax.models import get_model
+from facelift_jax.reconstruction import refine
 from facelift_jax.render import RenderConfig, render
-from facelift_jax.structs import RenderFn
+from facelift_jax.structs import RefineFn, RenderFn
 from facelift_jax.training.optim import OptimConfig
 
 
@@ -46,6 +47,22 @@ def make_renderer(
     return functools.partial(
         render,
         background=np.asarray(background, np.float32),
+        config=RenderConfig(antialiased=antialiased),
+        backend=backend or None,
+    )
+
+
+def make_refiner(
+    background: tuple[float, ...],
+    num_steps: int,
+    antialiased: bool = False,
+    backend: str = "",
+) -> RefineFn:
+    """`refine` with a fixed number of steps; otherwise as `make_renderer`."""
+    return functools.partial(
+        refine,
+        background=np.asarray(background, np.float32),
+        num_steps=num_steps,
         config=RenderConfig(antialiased=antialiased),
         backend=backend or None,
     )

@@ -2,21 +2,30 @@
 
     python -m facelift_jax.evaluate --checkpoint runs/x DATA --out evaluation
     python -m facelift_jax.evaluate --baseline hull DATA --out evaluation
+    python -m facelift_jax.evaluate --baseline hull DATA --refine --out evaluation
 
+With `--refine`, the Gaussians are refined by gradient steps on the input views.
 Metrics of input views and metrics of held-out views have different names.
 """
 
+import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-from facelift_jax.builders import baseline_options, make_renderer, restore
+from facelift_jax.builders import (
+    baseline_options,
+    make_refiner,
+    make_renderer,
+    restore,
+)
 from facelift_jax.data.scenes import open_source
 from facelift_jax.evaluation.evaluator import NUM_SHAPE_SCENES, evaluate_held_out
 from facelift_jax.evaluation.results import EvaluatedModel, table
 from facelift_jax.evaluation.steps import make_eval_step, make_hull_step
 from facelift_jax.io import command
 from facelift_jax.metrics import load_lpips
+from facelift_jax.reconstruction import NUM_STEPS
 
 
 def parse(arguments: list[str]) -> Any:
@@ -38,6 +47,16 @@ def parse(arguments: list[str]) -> Any:
         choices=["hull"],
         help="evaluate the visual hull instead of a network; with --checkpoint, the "
         "hull is made from the input images that the network would get",
+    )
+    add(
+        "--refine",
+        nargs="?",
+        type=_num_steps,
+        const=NUM_STEPS,
+        default=0,
+        metavar="N",
+        help="refine the Gaussians by N gradient steps on the input views; without N, "
+        "by %(const)s",
     )
     add("--out", default="evaluation", help="output folder")
     add(
@@ -80,6 +99,18 @@ def parse(arguments: list[str]) -> Any:
     return parser.parse_args(arguments)
 
 
+def _num_steps(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of steps; give DATA before the flags"
+        ) from error
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: must be at least 1")
+    return number
+
+
 def main(arguments: list[str]) -> None:
     """Evaluates the checkpoint or the visual hull, and prints the metrics."""
     flags = parse(arguments)
@@ -92,18 +123,23 @@ def main(arguments: list[str]) -> None:
         )
     lpips = None if flags.lpips is None else load_lpips(flags.lpips)
     source = open_source(flags.data)
-    params, trained_on, evaluated = None, [], EvaluatedModel(None, {})
+    params, trained_on = None, []
+    evaluated = EvaluatedModel(None, {}, flags.refine)
     if flags.checkpoint:
         restored = restore(flags.checkpoint, flags.held_out_views, flags.inputs)
         params, trained_on = restored.params, restored.trained_on
         options, render_fn = restored.options, restored.render_fn
-        step = make_eval_step(restored.model, render_fn, lpips)
-        evaluated = EvaluatedModel(flags.checkpoint, restored.config)
+        refine_fn = None
+        if flags.refine:
+            section = restored.config.get("render", {})
+            refine_fn = make_refiner(options.background, flags.refine, **section)
+        step = make_eval_step(restored.model, render_fn, lpips, refine_fn)
+        evaluated = EvaluatedModel(flags.checkpoint, restored.config, flags.refine)
     else:
         options = baseline_options(source, flags.held_out_views, flags.inputs)
         render_fn = make_renderer(options.background)
     if flags.baseline:
-        step = make_hull_step(render_fn, lpips)
+        step = make_hull_step(render_fn, options.background, flags.refine, lpips)
         evaluated = dataclasses.replace(evaluated, checkpoint=None)
     evaluation = evaluate_held_out(
         Path(flags.out),
@@ -112,6 +148,7 @@ def main(arguments: list[str]) -> None:
         source,
         options,
         render_fn,
+        lpips,
         evaluated,
         data_sets={Path(flags.data): source},
         trained_on=trained_on,

@@ -124,6 +124,7 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
         join(parts)[1],
         restored.options,
         restored.render_fn,
+        lpips,
         EvaluatedModel(str(workdir), settings),
         data_sets={part.path: part.held_out for part in parts},
         trained_on=restored.trained_on,

@@ -134,6 +134,10 @@ class RenderOutput:
 # over [*b] and cameras over [*b v] to outputs over [*b v].
 RenderFn = Callable[[Gaussians, Cameras], RenderOutput]
 
+# `refine` with its settings fixed, as `builders.make_refiner` returns it: Gaussians
+# [b n] and input views [b v] to refined Gaussians.
+RefineFn = Callable[[Gaussians, Views], Gaussians]
+
 
 def check(struct: object, name: str = "") -> dict[str, Any]:
     """Verifies one struct and returns its axis sizes ("b" is a tuple).

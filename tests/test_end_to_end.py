@@ -268,7 +268,7 @@ def test_reconstruct_command_writes_scenes_and_keeps_complete_ones(
 @pytest.mark.slow
 def test_evaluate_command_takes_any_data_set(run, rodents, tmp_path):
     arguments = ["--checkpoint", run, rodents, "--out", "evaluated"]
-    arguments += ["--image-scenes", 1, "--turntable-frames", 4]
+    arguments += ["--image-scenes", 1, "--turntable-frames", 4, "--refine", 2]
     code, out, err = finish(command(*arguments, cwd=tmp_path, module="evaluate"))
     assert code == 0, err
     assert "scenes in the means: 2" in out  # six were trained on
@@ -277,6 +277,8 @@ def test_evaluate_command_takes_any_data_set(run, rodents, tmp_path):
     scenes = json.loads((folder / "metrics.json").read_text())["scenes"]
     assert [scene["name"] for scene in scenes] == ["scene_000006", "scene_000007"]
     assert (folder / "turntable.mp4").stat().st_size > 1000
+    report = (folder / "report.html").read_text()
+    assert f"<bdi>{run}, refined by 2 gradient steps</bdi>" in report
 
 
 @pytest.mark.slow

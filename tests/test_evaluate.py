@@ -5,19 +5,24 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs.lgm import get_config
 from facelift_jax import evaluate as command_evaluate
-from facelift_jax.builders import data_options
+from facelift_jax.builders import data_options, make_refiner, make_renderer
 from facelift_jax.data import rodent
 from facelift_jax.data.mixture import open_checked
+from facelift_jax.data.pipeline import evaluation_batches
 from facelift_jax.data.scenes import open_source
 from facelift_jax.evaluation.evaluator import evaluate
-from facelift_jax.evaluation.steps import make_hull_step
+from facelift_jax.evaluation.results import SIDES, format_number
+from facelift_jax.evaluation.steps import make_eval_step, make_hull_step
 from facelift_jax.io import command
+from facelift_jax.reconstruction import refine
 from facelift_jax.render import RenderConfig, render
+from facelift_jax.structs import Gaussians
 
 
 def test_dropped_entries_end_an_evaluation(tmp_path):
@@ -33,7 +38,7 @@ def test_dropped_entries_end_an_evaluation(tmp_path):
         ValueError,
         match=r"scene scene_000000: the renderer dropped \d+ list entries, so its",
     ):
-        evaluate(make_hull_step(capped), None, source, options)
+        evaluate(make_hull_step(capped, options.background), None, source, options)
 
 
 def repeat_a_view(scene):
@@ -96,10 +101,89 @@ def test_the_hull_is_evaluated_without_a_network(tmp_path, monkeypatch, capsys, 
     means = [np.mean(scene["psnr_fg"]) for scene in written["scenes"]]
     assert metrics["held_out/psnr_fg"] == pytest.approx(np.mean(means))
     lines = capsys.readouterr().out.splitlines()
-    iou = next(line.split() for line in lines if line.startswith("iou"))
-    assert iou[2] == iou[-1]  # held-out views, and the hull's
-    box = next(line.split() for line in lines if line.startswith("psnr_box"))
-    assert box[-1] == "-"
+    header = next(i for i, line in enumerate(lines) if "held-out views  95 %" in line)
+    assert lines[header - 1].split() == ["hull,", "refined"]  # not the hull itself
+    refined = written["hull_refined"]["metrics"]
+    for name in ("iou", "psnr_box"):
+        row = next(line.split() for line in lines if line.startswith(name))
+        means = [values[f"{x}/{name}"] for x in SIDES for values in (metrics, refined)]
+        assert [row[1], row[-2], row[2], row[-1]] == [format_number(x) for x in means]
     files = {path.name for path in (tmp_path / "hull").iterdir()}
     wanted = "metrics.json images report.html scene.ply turntable.mp4"
     assert files == {*wanted.split()}
+    command_evaluate.main(
+        [*arguments, "--turntable-frames", "4", "--refine", "--out", f"{tmp_path}/2"]
+    )
+    direct = json.loads((tmp_path / "2" / "metrics.json").read_text())
+    assert direct["hull_refined"]["metrics"] == direct["metrics"]
+    for baseline, itself in ((refined, direct["metrics"]), (direct["hull"], metrics)):
+        baseline = baseline.get("metrics", baseline)
+        # properties of the true object
+        only = {name for name in itself if name.startswith("true_turntable/")}
+        assert itself.keys() - baseline.keys() == only
+        assert baseline == {name: itself[name] for name in baseline}
+    assert capsys.readouterr().out.splitlines()[0].strip() == "hull"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--refine", "0"], "argument --refine: 0: must be at least 1; see --help"),
+        (["--refine", "-2"], "argument --refine: -2: must be at least 1; see --help"),
+        (
+            ["--refine", "data"],
+            "argument --refine: 'data' is not a number of steps; give DATA before the "
+            "flags; see --help",
+        ),
+    ],
+)
+def test_refinement_needs_a_number_of_steps(arguments, line, capsys):
+    with pytest.raises(SystemExit) as ending:
+        command_evaluate.main(["--baseline", "hull", *arguments])
+    assert ending.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"evaluate: {line}"
+
+
+def test_refinement_needs_a_checkpoint_or_a_baseline(monkeypatch):
+    monkeypatch.setattr(command, "log_own_lines", lambda: None)
+    with pytest.raises(ValueError, match="give --checkpoint, or --baseline hull for "):
+        command_evaluate.main(["data", "--refine"])
+
+
+class OneGaussian:
+    """A network without parameters: one Gaussian per input view."""
+
+    def apply(self, variables, inputs):
+        del variables
+        shape = inputs.images.shape[:2]
+        gaussians = Gaussians(
+            jnp.zeros((*shape, 3)),
+            jnp.broadcast_to(jnp.array([1.0, 0, 0, 0]), (*shape, 4)),
+            jnp.full((*shape, 3), 0.3),
+            jnp.full(shape, 0.5),
+            jnp.zeros((*shape, 1, 3)),
+        )
+        return gaussians, None
+
+    def source_views(self, num_views, size):
+        del size
+        return jnp.arange(num_views)
+
+
+def test_the_gaussians_of_a_network_are_refined_before_they_are_evaluated(tmp_path):
+    rodent.generate(tmp_path / "data", 1, 16, workers=1)
+    source = open_source(tmp_path / "data")
+    options = data_options({"input_size": 16, "target_size": 16}, 1)
+    batch = next(iter(evaluation_batches(source, options, batch_size=1)))
+    model, white = OneGaussian(), options.background
+    refiner = make_refiner(white, 2, backend="xla")
+    step = make_eval_step(model, make_renderer(white), refine_fn=refiner)
+    gaussians, outputs = step({}, batch)
+    before, _ = model.apply({}, batch.inputs)
+    expected = refine(before, batch.inputs, np.float32(white), 2)
+    assert not np.allclose(before.scales, expected.scales, atol=1e-3)
+    for value, other in zip(*map(jax.tree.leaves, (gaussians, expected)), strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-5)
+    rendered = make_renderer(white)(expected, batch.targets.cameras)
+    np.testing.assert_allclose(outputs.output.colors, rendered.colors, atol=1e-4)
+    assert {"own_view_share", "lovo_drop"} <= outputs.own_view_metrics.keys()

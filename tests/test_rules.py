@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "checkpoints": {"io"},
     "convert": {"structs", "io", "checkpoints", "losses", "models"},
     "builders": {
-        *("structs", "checkpoints", "data", "models", "render", "training.optim"),
+        *("structs", "checkpoints", "data", "models", "render", "reconstruction"),
+        "training.optim",
     },
     "reconstruction": {"structs", "geometry", "render"},
     "evaluation": {
@@ -51,7 +52,7 @@ MAY_IMPORT = {
     "training.optim": {"checkpoints"},
     "prepare": {"io", "data"},
     "check_data": {"io", "data"},
-    "evaluate": {"io", "data", "metrics", "builders", "evaluation"},
+    "evaluate": {"io", "data", "metrics", "builders", "evaluation", "reconstruction"},
     "view": {"geometry", "io", "export"},
     "reconstruct": {
         *("structs", "io", "data", "metrics", "builders", "evaluation", "export"),

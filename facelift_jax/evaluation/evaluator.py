@@ -1,4 +1,4 @@
-"""A complete evaluation: every scene of a data set, the visual hull, and all files."""
+"""A complete evaluation: every scene of a data set, the baselines, and all files."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ from facelift_jax.data.validation.dataset_report import find_violations
 from facelift_jax.data.validation.leakage import leave_out_trained
 from facelift_jax.evaluation.report import require_report_packages, write_report
 from facelift_jax.evaluation.results import (
+    BASELINES,
     METRICS_FILE,
     EvaluatedModel,
     Evaluation,
@@ -49,11 +50,13 @@ def evaluate(
     num_image_scenes: int = 0,
     image_dir: Path | None = None,
     shape_step: ShapeStep | None = None,
+    label: str = "evaluate",
 ) -> Evaluation:
     """Metrics of every scene of a source, at its input views and at held-out views.
 
     The first `num_image_scenes` scenes get sheets in `image_dir`. With a `shape_step`,
-    the first `NUM_SHAPE_SCENES` scenes get its metrics as well.
+    the first `NUM_SHAPE_SCENES` scenes get its metrics as well. `label` starts the
+    lines of progress.
 
     Raises:
       ValueError: the renderer dropped list entries (an explicit cap).
@@ -61,7 +64,7 @@ def evaluate(
     results: list[SceneResult] = []
     first, sheets = None, {}
     batches = evaluation_batches(source, options, batch_size=1)
-    batches = with_progress(batches, "evaluate", len(source), show_on_first_process)
+    batches = with_progress(batches, label, len(source), show_on_first_process)
     for index, batch in enumerate(batches):
         scene = source[int(batch.scene_id[0])]
         gaussians, outputs = jax.device_get(eval_step(params, batch))
@@ -99,26 +102,34 @@ def write_evaluation(
     directory: Path,
     evaluation: Evaluation,
     render_fn: RenderFn,
+    lpips: Any,
     turn: Turntable,
     source: FolderSource,
     options: DataOptions,
     evaluated: EvaluatedModel,
 ) -> Evaluation:
-    """Adds the visual hull of the same scenes to an evaluation and writes its files.
+    """Adds the baselines on the same scenes to an evaluation and writes its files.
 
     Writes scene.ply and turntable.mp4 of the first scene, then metrics.json, then
-    report.html.
+    report.html. `lpips` as in `make_eval_step`.
     """
-    hull = evaluation
-    if evaluated.checkpoint is not None:
-        shape_step = make_shape_step(render_fn, None)
-        step = make_hull_step(render_fn)
-        hull = evaluate(step, None, source, options, shape_step=shape_step)
+    baselines = {}
+    shape_step = make_shape_step(render_fn, turn, with_true_turntable=False)
+    for name, baseline in BASELINES.items():
+        if evaluated.is_baseline(baseline):
+            continue
+        step = make_hull_step(
+            render_fn, options.background, baseline.num_refine_steps, lpips
+        )
+        label = f"evaluate {baseline.label}"
+        baselines[name] = evaluate(
+            step, None, source, options, shape_step=shape_step, label=label
+        )
     frames, _ = turn(evaluation.gaussians, evaluation.inputs)
     for line in write_ply_and_turntable(directory, evaluation.gaussians, frames):
         logging.info(line)
     evaluation = dataclasses.replace(
-        evaluation, hull=hull, violations=source.violations
+        evaluation, baselines=baselines, violations=source.violations
     )
     write_metrics(directory / METRICS_FILE, evaluation)
     write_report(directory, evaluation, evaluated, source, options)
@@ -132,6 +143,7 @@ def evaluate_held_out(
     source: FolderSource,
     options: DataOptions,
     render_fn: RenderFn,
+    lpips: Any,
     evaluated: EvaluatedModel,
     data_sets: Mapping[Path, FolderSource],
     trained_on: Sequence[str],
@@ -141,7 +153,8 @@ def evaluate_held_out(
     """Evaluates the scenes that a model was not trained on; writes all files.
 
     `source` holds the scenes of all `data_sets` (path -> its scenes); `trained_on` are
-    the fingerprints of training scenes. Evaluated scenes that fail the data checks are
+    the fingerprints of training scenes; `lpips` is for the baselines, as in
+    `make_eval_step`. Evaluated scenes that fail the data checks are
     counted and reported as a warning.
 
     Raises:
@@ -174,7 +187,7 @@ def evaluate_held_out(
         make_shape_step(render_fn, turn),
     )
     return write_evaluation(
-        directory, evaluation, render_fn, turn, source, options, evaluated
+        directory, evaluation, render_fn, lpips, turn, source, options, evaluated
     )
 
 

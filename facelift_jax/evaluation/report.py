@@ -25,6 +25,7 @@ from facelift_jax.data.options import DataOptions
 from facelift_jax.data.packed import PackedScene
 from facelift_jax.data.scenes import FolderSource
 from facelift_jax.evaluation.results import (
+    BASELINES,
     EvaluatedModel,
     Evaluation,
     SceneResult,
@@ -42,7 +43,13 @@ MAX_DATA_SETS = 3  # paths listed on the page; the others are counted
 MAX_SHEET = (2200, 16_000)  # px; the PNG files have the full size
 WEBP = {"quality": 85, "method": 2}  # much faster than the default method
 SHEET_COLOR = "#f3f3f1"  # background of sheets
+# metrics in the comparison with a baseline; higher is better
 COMPARED = {"held_out/psnr_fg": "color", "held_out/iou": "silhouette"}
+COMPARED_DEPTH = {"held_out/depth_within_05R": "depth"}  # of data with true depth
+BASELINE_STYLES = {  # of their lines in the curve
+    "hull": {"color": "0.3", "ls": "--"},
+    "hull_refined": {"color": "tab:orange", "ls": "-."},
+}
 UNITS = {"psnr_fg": " dB", "gap": " dB"}
 COLUMNS = {  # of the table of scenes: heading -> metric
     "psnr_fg, input views": "inputs/psnr_fg",
@@ -73,7 +80,7 @@ def write_report(
     source: FolderSource,
     options: DataOptions,
 ) -> None:
-    """Writes report.html. The hull, the sheets and turntable.mp4 must exist.
+    """Writes report.html. The baselines, the sheets and turntable.mp4 must exist.
 
     Raises:
       OSError: one of these files cannot be read, or the page cannot be written.
@@ -93,10 +100,14 @@ def write_report(
         for name, files in evaluation.sheets.items()
     ]
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        evaluated=printable(evaluated.checkpoint or "the visual hull"),
-        is_hull=evaluated.checkpoint is None,
+        evaluated=printable(evaluated.name),
+        kind=evaluated.kind,
         facts=_facts(evaluation, source, options),
-        comparison=_compare(evaluation),
+        baselines={key: BASELINES[key] for key in evaluation.baselines},
+        comparisons={
+            key: _compare(evaluation, baseline)
+            for key, baseline in evaluation.baselines.items()
+        },
         rows={row.label: row for row in metric_rows(evaluation)},
         units=UNITS,
         video=_data_uri("video/mp4", (directory / "turntable.mp4").read_bytes()),
@@ -138,21 +149,22 @@ def _facts(
     }
 
 
-def _compare(evaluation: Evaluation) -> list[dict[str, str]]:
-    """Compares held-out metrics with the hull: ahead, behind or no clear difference.
+def _compare(evaluation: Evaluation, baseline: Evaluation) -> list[dict[str, str]]:
+    """Compares held-out metrics: ahead, behind or no clear difference.
 
     A difference is clear if its 95 % interval over scenes, see `paired_interval`, does
     not contain zero.
     """
-    assert evaluation.hull is not None
-    pairs = list(zip(evaluation.scenes, evaluation.hull.scenes, strict=True))
+    pairs = list(zip(evaluation.scenes, baseline.scenes, strict=True))
     timestamps = [scene.timestamp for scene in evaluation.scenes]
+    depth = [baseline.metrics.get(name, math.nan) for name in COMPARED_DEPTH]
+    compared = COMPARED if np.isnan(depth).all() else COMPARED | COMPARED_DEPTH
     comparison = []
-    for name, what in COMPARED.items():
+    for name, what in compared.items():
         metric = name.split("/")[1]
         differences = [
-            scene.metrics.get(name, math.nan) - hull.metrics.get(name, math.nan)
-            for scene, hull in pairs
+            scene.metrics.get(name, math.nan) - other.metrics.get(name, math.nan)
+            for scene, other in pairs
         ]
         mean, (low, high) = paired_interval(np.array(differences), timestamps)
         word = "ahead" if low > 0 else "behind" if high < 0 else "no clear difference"
@@ -174,11 +186,10 @@ def _compare(evaluation: Evaluation) -> list[dict[str, str]]:
 
 
 def _scene_rows(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
-    """Name and `COLUMNS` of the mean, of the hull's mean, then of every scene.
+    """Name and `COLUMNS` of the mean, of the baselines' means, then of every scene.
 
     Scenes are sorted by held-out psnr_fg, the lowest first and NaN last.
     """
-    assert evaluation.hull is not None
 
     def psnr_fg(scene: SceneResult) -> float:
         value = scene.metrics.get("held_out/psnr_fg", math.nan)
@@ -186,7 +197,8 @@ def _scene_rows(evaluation: Evaluation) -> list[tuple[str, list[str]]]:
 
     scenes = sorted(evaluation.scenes, key=psnr_fg)
     rows = [("mean", evaluation.metrics)]
-    rows += [("visual hull, mean", evaluation.hull.metrics)]
+    for key, baseline in evaluation.baselines.items():
+        rows.append((f"mean of {BASELINES[key].label}", baseline.metrics))
     rows += [(printable(scene.name), scene.metrics) for scene in scenes]
     return [
         (name, [format_number(metrics.get(x, math.nan)) for x in COLUMNS.values()])
@@ -199,7 +211,6 @@ def _draw_by_angle(evaluation: Evaluation) -> bytes:
     with extra("report"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    assert evaluation.hull is not None
     figure = Figure((8.6, 3.6), dpi=160, layout="constrained", facecolor=SHEET_COLOR)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -209,10 +220,12 @@ def _draw_by_angle(evaluation: Evaluation) -> bytes:
     axes.plot(
         angles, psnr_fg, ".", color="tab:blue", alpha=0.5, ms=8, mew=0, label="views"
     )
-    for drawn, style, label in (
-        (evaluation, {"color": "tab:blue", "lw": 2.5}, "mean of views"),
-        (evaluation.hull, {"color": "0.3", "ls": "--"}, "visual hull, mean of views"),
-    ):
+    lines = [(evaluation, {"color": "tab:blue", "lw": 2.5}, "mean of views")]
+    lines += [
+        (baseline, BASELINE_STYLES[key], f"{BASELINES[key].label}: mean of views")
+        for key, baseline in evaluation.baselines.items()
+    ]
+    for drawn, style, label in lines:
         bins = [angle_bin for angle_bin in drawn.by_angle if angle_bin.num_views]
         ends = [[x.low, min(x.high, angles.max())] for x in bins]
         if bins:  # otherwise no view defines psnr_fg

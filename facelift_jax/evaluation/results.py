@@ -27,13 +27,11 @@ from facelift_jax.metrics import (
     mean_by_angle,
     summarize_scenes,
 )
+from facelift_jax.reconstruction import NUM_STEPS
 from facelift_jax.structs import Batch, Cameras, Gaussians, RenderOutput
 
 METRICS_FILE = "metrics.json"
 VIDEO_FPS = 24
-# metrics that are meaningful for a hull; tables show "-" for its other metrics
-HULL_METRICS = ("psnr_fg", "ssim", "iou", "depth_error", "depth_within_02R")
-HULL_METRICS += ("depth_within_05R", "absrel", "chamfer")
 SIDES = {"inputs": "input views", "held_out": "held-out views"}
 GAP = "psnr_fg of the input views minus psnr_fg of the held-out views, dB; large when "
 GAP += "each camera sees a flat image instead of a shape"
@@ -48,6 +46,25 @@ DEFINED = {
 """Kind of metric -> name -> definition."""
 
 
+class Baseline(NamedTuple):
+    """A reconstruction without a network, which stands beside every evaluated model.
+
+    Attributes:
+      label: name in tables.
+      num_refine_steps: gradient steps by which the visual hull is refined.
+    """
+
+    label: str
+    num_refine_steps: int
+
+
+BASELINES = {
+    "hull": Baseline("hull", 0),
+    "hull_refined": Baseline("hull, refined", NUM_STEPS),
+}
+"""Key in metrics.json -> baseline."""
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluatedModel:
     """Which model an evaluation is about.
@@ -55,10 +72,30 @@ class EvaluatedModel:
     Attributes:
       checkpoint: directory of the network's weights; None for the visual hull.
       settings: the settings it was trained with, as JSON values.
+      num_refine_steps: gradient steps by which its Gaussians are refined.
     """
 
     checkpoint: str | None
     settings: dict[str, Any]
+    num_refine_steps: int = 0
+
+    def is_baseline(self, baseline: Baseline) -> bool:
+        """Whether the model is this baseline."""
+        steps = baseline.num_refine_steps
+        return self.checkpoint is None and self.num_refine_steps == steps
+
+    @property
+    def kind(self) -> str:
+        """Network or hull, refined or not, in words."""
+        kind = "hull" if self.checkpoint is None else "network"
+        return f"refined {kind}" if self.num_refine_steps else kind
+
+    @property
+    def name(self) -> str:
+        """The checkpoint or the hull, and the number of steps of refinement."""
+        name = self.checkpoint or "the visual hull"
+        steps = self.num_refine_steps
+        return f"{name}, refined by {steps} gradient steps" if steps else name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +135,8 @@ class Evaluation:
       gaussians: of the first scene, [n].
       inputs: input cameras [v] of the first scene.
       sheets: scene name -> kind of sheet -> PNG file, for the scenes that have any.
-      hull: the evaluation of the visual hull on the same scenes.
+      baselines: the evaluations of `BASELINES` on the same scenes, by key; without that
+        of the evaluated model itself.
       violations: number of scenes that fail the data checks; None: not checked.
     """
 
@@ -111,7 +149,7 @@ class Evaluation:
     gaussians: Gaussians
     inputs: Cameras
     sheets: dict[str, dict[str, Path]] = dataclasses.field(default_factory=dict)
-    hull: "Evaluation | None" = None
+    baselines: dict[str, "Evaluation"] = dataclasses.field(default_factory=dict)
     violations: int | None = None
 
 
@@ -154,8 +192,9 @@ class MetricRow(NamedTuple):
       definition: definition of the metric, one line.
       inputs, held_out: means; metrics that belong to no view are in `held_out`.
       interval: 95 % interval of `held_out`, or of `inputs` if that is the only mean.
-      hull: `held_out` of the visual hull.
-      notes: number of undefined views; number of scenes if some lack the metric.
+      baselines: `inputs` and `held_out` of each baseline, by key.
+      notes: number of undefined views; number of scenes if some lack the metric. Those
+        of a baseline are included if they differ.
     """
 
     kind: str
@@ -164,7 +203,7 @@ class MetricRow(NamedTuple):
     inputs: str
     held_out: str
     interval: str
-    hull: str
+    baselines: dict[str, tuple[str, str]]
     notes: str
 
 
@@ -201,40 +240,58 @@ def _metric_row(
 ) -> MetricRow:
     """The row of the metrics named in the two columns; "" leaves a column empty."""
     name = columns[1] or columns[0]
+    low, high = evaluation.intervals.get(name, (math.nan, math.nan))
+    notes = [own_notes := _notes(evaluation, columns)]
+    for key, baseline in evaluation.baselines.items():
+        baseline_notes = _notes(baseline, columns)
+        if baseline_notes not in ("", own_notes):
+            notes.append(f"{BASELINES[key].label}: {baseline_notes}")
+    return MetricRow(
+        kind,
+        label,
+        DEFINED[kind][name.split("/")[-1]],
+        *_means(evaluation, columns),
+        "" if math.isnan(low) else f"[{format_number(low)}, {format_number(high)}]",
+        {key: _means(x, columns) for key, x in evaluation.baselines.items()},
+        "; ".join(filter(None, notes)),
+    )
+
+
+def _means(evaluation: Evaluation, columns: list[str]) -> tuple[str, str]:
+    """The means of the two columns, empty for metrics that do not apply."""
+    if not any(column in evaluation.metrics for column in columns):
+        return "", ""
     inputs, held_out = (
         format_number(evaluation.metrics.get(column, math.nan)) if column else ""
         for column in columns
     )
-    low, high = evaluation.intervals.get(name, (math.nan, math.nan))
-    hull = {} if evaluation.hull is None else evaluation.hull.metrics
-    metric = name.split("/")[-1]
+    return inputs, held_out
+
+
+def _notes(evaluation: Evaluation, columns: list[str]) -> str:
+    """The number of undefined views; of scenes, if some lack the metric."""
     undefined = [
         f"{count} {SIDES[column.split('/')[0]]}"
         for column in columns
         if (count := evaluation.undefined.get(column, 0))
     ]
     notes = [f"undefined in {' and '.join(undefined)}"] if undefined else []
-    num_scenes, count = len(evaluation.scenes), evaluation.counts.get(name, 0)
-    notes += [f"mean of {count} scenes"] if count < num_scenes else []
-    return MetricRow(
-        kind,
-        label,
-        DEFINED[kind][metric],
-        inputs,
-        held_out,
-        "" if math.isnan(low) else f"[{format_number(low)}, {format_number(high)}]",
-        format_number(hull[name]) if name in hull and metric in HULL_METRICS else "-",
-        ", ".join(notes),
-    )
+    count = evaluation.counts.get(columns[1] or columns[0])
+    if count is not None and count < len(evaluation.scenes):
+        notes.append(f"mean of {count} scenes")
+    return ", ".join(notes)
 
 
 def table(evaluation: Evaluation) -> str:
-    """All metrics as text: input views, held-out views, interval, visual hull."""
-    lines = [f"{'':<28}{'input views':>12}{'held-out views':>16}  {'95 %':<22}"]
-    lines[0] += "hull, held-out views"
+    """All metrics as text: input views, held-out views, interval, baselines."""
+    labels = [BASELINES[key].label for key in evaluation.baselines]
+    lines = [f"{'':<80}{''.join(f'{label:>22}' for label in labels)}"]
+    lines.append(f"{'':<28}{'input views':>12}{'held-out views':>16}  {'95 %':<22}")
+    lines[-1] += f"{'inputs':>11}{'held-out':>11}" * len(labels)
     for row in metric_rows(evaluation):
         means = f"{row.label:<28}{row.inputs:>12}{row.held_out:>16}"
-        lines.append(f"{means}  {row.interval:<22}{row.hull}")
+        baselines = [f"{x:>11}" for pair in row.baselines.values() for x in pair]
+        lines.append(f"{means}  {row.interval:<22}{''.join(baselines)}".rstrip())
     lines.append("held-out psnr_fg by degrees to the nearest input view (views):")
     lines.append(f"  {', '.join(describe_angle_bins(evaluation))}")
     undefined = {name: n for name, n in evaluation.undefined.items() if n}
@@ -272,12 +329,12 @@ def _describe_counts(evaluation: Evaluation) -> str:
 
 
 def write_metrics(path: Path, evaluation: Evaluation) -> None:
-    """Writes the metrics of the data set, of each scene and of the visual hull."""
+    """Writes the metrics of the data set, of each scene and of the baselines."""
     content = _as_json(evaluation)
     if evaluation.violations is not None:
         content["violations"] = evaluation.violations
-    if evaluation.hull is not None:
-        content["hull"] = _as_json(evaluation.hull)
+    for key in BASELINES:  # one of them may be the evaluated model
+        content[key] = _as_json(evaluation.baselines.get(key, evaluation))
     write_json(path, content)
 
 

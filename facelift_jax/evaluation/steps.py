@@ -27,9 +27,16 @@ from facelift_jax.metrics import (
     turntable_metrics,
     view_metrics,
 )
-from facelift_jax.reconstruction import visual_hull
+from facelift_jax.reconstruction import refine_hull
 from facelift_jax.render.path import render_path
-from facelift_jax.structs import Batch, Cameras, Gaussians, RenderFn, RenderOutput
+from facelift_jax.structs import (
+    Batch,
+    Cameras,
+    Gaussians,
+    RefineFn,
+    RenderFn,
+    RenderOutput,
+)
 
 MIN_TURNTABLE = 128  # px; turntables of smaller input images have this size
 
@@ -62,15 +69,23 @@ ShapeStep = Callable[
 Turntable = Callable[[Gaussians, Cameras], tuple[RenderOutput, Cameras]]
 
 
-def make_eval_step(model: Any, render_fn: RenderFn, lpips: Any = None) -> EvalStep:
+def make_eval_step(
+    model: Any,
+    render_fn: RenderFn,
+    lpips: Any = None,
+    refine_fn: RefineFn | None = None,
+) -> EvalStep:
     """Jitted (params, batch) -> (the network's Gaussians, their outputs).
 
-    `lpips` are the parameters of LPIPS; without them it is not computed.
+    `lpips` are the parameters of LPIPS; without them it is not computed. With a
+    `refine_fn`, the Gaussians are refined on the input views.
     """
 
     @jax.jit
     def eval_step(lpips: Any, params: Any, batch: Batch):
         gaussians, _ = model.apply({"params": params}, batch.inputs)
+        if refine_fn is not None:
+            gaussians = refine_fn(gaussians, batch.inputs)
         sources = model.source_views(*batch.inputs.images.shape[1:3])
         return gaussians, evaluate_gaussians(
             render_fn, gaussians, sources, batch, lpips
@@ -79,8 +94,17 @@ def make_eval_step(model: Any, render_fn: RenderFn, lpips: Any = None) -> EvalSt
     return functools.partial(eval_step, jax.device_put(lpips))
 
 
-def make_hull_step(render_fn: RenderFn, lpips: Any = None) -> EvalStep:
-    """(unused, batch of one scene) -> (the visual hull, its outputs)."""
+def make_hull_step(
+    render_fn: RenderFn,
+    background: tuple[float, float, float],
+    num_refine_steps: int = 0,
+    lpips: Any = None,
+) -> EvalStep:
+    """(unused, batch of one scene) -> (`refine_hull` of it, its outputs).
+
+    Without steps of refinement this is the visual hull. `background` is that of the
+    images, `lpips` as in `make_eval_step`.
+    """
 
     @jax.jit
     def evaluate_hull(lpips: Any, gaussians: Gaussians, batch: Batch):
@@ -90,7 +114,8 @@ def make_hull_step(render_fn: RenderFn, lpips: Any = None) -> EvalStep:
 
     def hull_step(params: Any, batch: Batch):
         del params
-        hull = visual_hull(jax.tree.map(lambda x: x[0], batch.inputs))
+        inputs = jax.tree.map(lambda x: x[0], batch.inputs)
+        hull = refine_hull(inputs, np.asarray(background), num_refine_steps)
         gaussians = jax.tree.map(lambda x: x[None], hull)
         return gaussians, evaluate_hull(lpips, gaussians, batch)
 
@@ -160,12 +185,15 @@ def require_nothing_dropped(name: str, output: RenderOutput) -> None:
         )
 
 
-def make_shape_step(render_fn: RenderFn, turn: Turntable | None) -> ShapeStep:
+def make_shape_step(
+    render_fn: RenderFn, turn: Turntable, with_true_turntable: bool = True
+) -> ShapeStep:
     """(Gaussians [n], batch of their scene, the scene, options, radius) -> metrics.
 
     `turntable/...` are computed from the frames of `turn`. If the scene has a
     ground-truth mesh, `surface/...` compare the Gaussians with it, and
-    `true_turntable/...` are the turntable metrics of the ground truth.
+    `true_turntable/...` are the turntable metrics of the ground truth, which do not
+    depend on the Gaussians.
     """
     weigh = jax.jit(functools.partial(blend_weights, render_fn))
 
@@ -177,14 +205,13 @@ def make_shape_step(render_fn: RenderFn, turn: Turntable | None) -> ShapeStep:
         radius: float,
     ) -> dict[str, float]:
         metrics, truth = {}, scene_ground_truth(scene, options)
-        if turn is not None:
-            inputs = jax.tree.map(lambda x: x[0], batch.inputs.cameras)
-            frames, cameras = turn(gaussians, inputs)
-            around = (cameras, inputs, radius)
-            metrics["turntable"] = turntable_metrics(frames, *around)
-            if truth is not None:
-                frames = truth.render(cameras, options.background)
-                metrics["true_turntable"] = turntable_metrics(frames, *around)
+        inputs = jax.tree.map(lambda x: x[0], batch.inputs.cameras)
+        frames, cameras = turn(gaussians, inputs)
+        around = (cameras, inputs, radius)
+        metrics["turntable"] = turntable_metrics(frames, *around)
+        if truth is not None and with_true_turntable:
+            frames = truth.render(cameras, options.background)
+            metrics["true_turntable"] = turntable_metrics(frames, *around)
         if truth is not None:
             batched = jax.tree.map(lambda x: x[None], gaussians)
             weights = np.asarray(weigh(batched, batch.targets.cameras))[0]

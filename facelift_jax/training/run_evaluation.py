@@ -27,8 +27,8 @@ class RunEvaluator:
     Attributes:
       evaluate: (step, params, with_shape) -> evaluation; writes the images of that step
         to the run directory. `with_shape` adds the metrics of shape, which are slow.
-      write: adds the visual hull's metrics to an evaluation; writes the report, the PLY
-        file and the turntable. For process 0 only.
+      write: adds the metrics of the baselines to an evaluation; writes the report, the
+        PLY file and the turntable. For process 0 only.
     """
 
     evaluate: Callable[[int, Any, bool], Evaluation]
@@ -67,7 +67,14 @@ def make_run_evaluator(
     def write(evaluation: Evaluation) -> Evaluation:
         evaluated = EvaluatedModel(str(workdir), plain(config))
         return write_evaluation(
-            workdir, evaluation, render_fn, turntable, held_out, options, evaluated
+            workdir,
+            evaluation,
+            render_fn,
+            lpips,
+            turntable,
+            held_out,
+            options,
+            evaluated,
         )
 
     return RunEvaluator(evaluate_step, write)

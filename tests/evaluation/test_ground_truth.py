@@ -14,10 +14,19 @@ from facelift_jax.data import rodent
 from facelift_jax.data.examples import evaluation_example
 from facelift_jax.data.scenes import open_source
 from facelift_jax.evaluation.ground_truth import scene_ground_truth
-from facelift_jax.evaluation.steps import make_hull_step, make_shape_step, scene_metrics
+from facelift_jax.evaluation.steps import (
+    make_hull_step,
+    make_shape_step,
+    make_turntable,
+    scene_metrics,
+)
 from facelift_jax.geometry.rays import project
-from facelift_jax.metrics import OWN_VIEW_DEFINITIONS, SURFACE_DEFINITIONS
-from facelift_jax.reconstruction import visual_hull
+from facelift_jax.metrics import (
+    OWN_VIEW_DEFINITIONS,
+    SURFACE_DEFINITIONS,
+    TURNTABLE_DEFINITIONS,
+)
+from facelift_jax.reconstruction import refine_hull
 from facelift_jax.render import render
 
 SIZE = 32
@@ -70,10 +79,13 @@ def test_other_scenes_have_no_ground_truth(scene, tmp_path):
         scene_ground_truth(other, OPTIONS)
 
 
-def test_the_hull_has_all_metrics_except_those_of_source_views(scene, example):
+@pytest.mark.parametrize("num_steps", [0, 1])
+def test_hulls_have_all_metrics_except_those_of_source_views(scene, example, num_steps):
     batch = jax.tree.map(lambda x: x[None], example)
-    gaussians, outputs = jax.device_get(make_hull_step(render_fn)(None, batch))
-    expected = visual_hull(example.inputs)
+    hull_step = make_hull_step(render_fn, OPTIONS.background, num_steps)
+    gaussians, outputs = jax.device_get(hull_step(None, batch))
+    white = np.ones(3, np.float32)
+    expected = refine_hull(example.inputs, white, num_steps)
     np.testing.assert_array_equal(gaussians.means[0], expected.means)
     metrics, undefined = scene_metrics(outputs, 6)
     assert metrics["held_out/iou"] > 0.6  # a thin animal, blurred by half a pixel
@@ -81,7 +93,12 @@ def test_the_hull_has_all_metrics_except_those_of_source_views(scene, example):
     assert not any(name.split("/")[1] in OWN_VIEW_DEFINITIONS for name in undefined)
     assert not any(undefined.values())
     first = jax.tree.map(lambda x: x[0], gaussians)
-    step = make_shape_step(render_fn, None)
+    turn = make_turntable(render_fn, 3)
+    step = make_shape_step(render_fn, turn, with_true_turntable=False)
     shape = step(first, batch, scene, OPTIONS, float(outputs.radius[0]))
-    assert shape.keys() == {f"surface/{name}" for name in SURFACE_DEFINITIONS}
-    assert shape["surface/chamfer"] < 0.1  # a pixel is .08 of the object's radius
+    assert shape.keys() == {
+        *(f"turntable/{name}" for name in TURNTABLE_DEFINITIONS),
+        *(f"surface/{name}" for name in SURFACE_DEFINITIONS),
+    }
+    # a pixel is .08 of the object's radius; centers to be refined are 2.5 pixels apart
+    assert shape["surface/chamfer"] < (0.2 if num_steps else 0.1)

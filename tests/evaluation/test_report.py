@@ -19,6 +19,7 @@ from facelift_jax.data.scenes import FolderSource
 from facelift_jax.evaluation import evaluator
 from facelift_jax.evaluation.report import write_report
 from facelift_jax.evaluation.results import (
+    BASELINES,
     DEFINED,
     EvaluatedModel,
     SceneResult,
@@ -65,7 +66,7 @@ def evaluation(better=0.0, **fields):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The folder of the report of a network that is behind the hull."""
+    """The folder of the report of a network between the refined hull and the hull."""
     folder = tmp_path_factory.mktemp("report")
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
     sheets = {}
@@ -75,7 +76,8 @@ def page(tmp_path_factory):
         for file in sheets[name].values():
             write_png(file, image)
     write_video(folder / "turntable.mp4", image[None].repeat(6, 0), 24)
-    evaluated = evaluation(hull=evaluation(better=1.0), sheets=sheets, violations=2)
+    hulls = {"hull": evaluation(better=1.0), "hull_refined": evaluation(better=-1.0)}
+    evaluated = evaluation(baselines=hulls, sheets=sheets, violations=2)
     source = FolderSource(tuple(folder / EVIL / x for x in "abc"), ("a", "b", "c"))
     command = ["python", "-m", "facelift_jax.evaluate", EVIL, "it's"]
     with pytest.MonkeyPatch.context() as patch:
@@ -160,13 +162,21 @@ def test_the_metrics_are_those_of_the_table_each_with_its_definition(page, eleme
     for row, definition in zip(rows, defined, strict=True):
         assert definition in DEFINED[row.kind].values()
         at = cells.index(row.label)
-        expected = row[3:] if row.inputs else row[4:]  # one cell under both headings
-        assert tuple(cells[at + 1 :][: len(expected)]) == expected
-        line = next(x for x in text.splitlines() if x.split()[0] == row.label)
-        assert line.split()[1:] == " ".join(row[3:7]).split()
+        means = [(row.inputs, row.held_out), *row.baselines.values()]
+        # one cell under two headings
+        shown = [pair if pair[0] else pair[1:] for pair in means]
+        expected = [*shown[0], row.interval, *sum(shown[1:], ()), row.notes]
+        assert cells[at + 1 :][: len(expected)] == expected
+        line = next(x for x in text.splitlines() if x.split()[:1] == [row.label])
+        expected = [*means[0], row.interval, *sum(means[1:], ())]
+        assert line.split()[1:] == " ".join(expected).split()
     psnr_fg, _, depth, gap = rows[:4]
     assert psnr_fg[3:5] == ("22.00", "15.67")
-    assert psnr_fg.hull == "17.67"
+    assert psnr_fg.baselines["hull"] == ("22.00", "17.67")
+    assert psnr_fg.baselines["hull_refined"] == ("22.00", "13.67")
+    assert gap.baselines == {"hull": ("", "4.333"), "hull_refined": ("", "8.333")}
+    header = [text for text in cells if text.endswith(":held-out views")]
+    assert header == [f"{x.label}:held-out views" for x in BASELINES.values()]
     assert psnr_fg.notes == "undefined in 1 held-out views"
     assert (depth.held_out, depth.interval) == ("-", "")
     assert depth.notes == "undefined in 6 held-out views, mean of 0 scenes"
@@ -177,22 +187,23 @@ def test_the_metrics_are_those_of_the_table_each_with_its_definition(page, eleme
 def test_scenes_are_sorted_by_psnr_fg_below_the_means(elements):
     cells = [text for _, _, text in elements.of("th", "bdi", "td", "h2")]
     cells = cells[cells.index("Scenes, lowest psnr_fg first") :]
-    names = ("mean", "visual hull, mean", SHOWN, "middle", "easy")
+    names = ("mean", "mean of hull", "mean of hull, refined", SHOWN, "middle", "easy")
     at = [cells.index(name) for name in names]
     assert at == sorted(at)
-    first = cells[at[2] + 1 : at[2] + 5]
+    first = cells[at[3] + 1 : at[3] + 5]
     assert first == ["22.00", "12.00", "10.00", "0.8000"]
-    assert cells[at[1] + 2] == "17.67"  # the hull's
+    assert [cells[i + 2] for i in at[:3]] == ["15.67", "17.67", "13.67"]
 
 
-def write_other(page, evaluated):
+def write_other(page, evaluated, model=None):
     """The heading and the texts of the report of another evaluation."""
+    model = model or EvaluatedModel("run", {})
     folder, _ = page
     source = FolderSource((folder / "a",), ("a",))
     other = folder / "other"
     other.mkdir(exist_ok=True)
     shutil.copy(folder / "turntable.mp4", other)
-    write_report(other, evaluated, EvaluatedModel("run", {}), source, DataOptions())
+    write_report(other, evaluated, model, source, DataOptions())
     elements = Elements((other / "report.html").read_text())
     ((_, _, heading),) = elements.of("h1")
     return heading, [" ".join(text.split()) for *_, text in elements.all]
@@ -219,13 +230,81 @@ def write_other(page, evaluated):
 def test_the_headline_depends_on_differences_per_scene(
     page, better, copies, headline, difference
 ):
-    hull = evaluation(better)
-    hull = dataclasses.replace(hull, scenes=hull.scenes * copies)
-    scenes = page[1].scenes * copies
-    evaluated = dataclasses.replace(page[1], scenes=scenes, hull=hull, sheets={})
+    hulls = {"hull": evaluation(better), "hull_refined": evaluation(3.0)}
+    evaluated = copied(evaluation(baselines=hulls), copies)
     heading, texts = write_other(page, evaluated)
     assert heading == headline
     assert difference in texts
+    assert (
+        "behind, -6.000 dB" if copies == 2 else "too few scenes, -6.000 dB"
+    ) in texts
+    assert has(texts, "which the network does not see")
+
+
+def copied(evaluated, copies):
+    """With every scene several times, also in the baselines."""
+    baselines = {k: copied(x, copies) for k, x in evaluated.baselines.items()}
+    scenes = evaluated.scenes * copies
+    return dataclasses.replace(evaluated, scenes=scenes, baselines=baselines)
+
+
+def has(texts, part):
+    return any(part in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("model", "other", "headline", "name", "kind"),
+    [
+        (
+            EvaluatedModel(None, {}, 60),
+            "hull",
+            "Ahead of the visual hull",
+            "the visual hull, refined by 60 gradient steps",
+            "refined hull",
+        ),
+        (
+            EvaluatedModel(None, {}),
+            "hull_refined",
+            "The visual hull, the baseline for networks",
+            "the visual hull",
+            "hull",
+        ),
+        (
+            EvaluatedModel("run", {}, 7),
+            "hull",
+            "Ahead of the visual hull",
+            "run, refined by 7 gradient steps",
+            "refined network",
+        ),
+    ],
+)
+def test_the_page_says_what_is_evaluated(page, model, other, headline, name, kind):
+    """A baseline is not compared with itself."""
+    evaluated = copied(evaluation(baselines={other: evaluation(-1.0)}), 2)
+    heading, texts = write_other(page, evaluated, model)
+    assert heading == headline
+    assert name in texts
+    assert has(texts, f"which the {kind} does not see")
+    assert "ahead, +2.000 dB" in texts
+    labels = [x.rpartition(":")[0] for x in texts if x.endswith(":held-out views")]
+    assert labels == [BASELINES[other].label]
+    assert has(texts, "The refined hull starts from") == (other == "hull_refined")
+
+
+def test_true_depth_is_compared_too(page):
+    """Color and silhouette may improve while the shape does not."""
+    evaluated = copied(evaluation(baselines={"hull": evaluation(-1.0)}), 2)
+    for scene in evaluated.scenes:
+        scene.metrics["held_out/depth_within_05R"] = 0.4
+    hull = evaluated.baselines["hull"]
+    for scene in hull.scenes:
+        scene.metrics["held_out/depth_within_05R"] = 0.6
+    hull.metrics["held_out/depth_within_05R"] = 0.6
+    heading, texts = write_other(page, evaluated)
+    assert heading == (
+        "Compared with the visual hull: color ahead, silhouette ahead, depth behind"
+    )
+    assert "behind, -0.2000" in texts
 
 
 def test_a_page_of_views_that_all_lack_a_metric(page):
@@ -242,7 +321,8 @@ def test_a_page_of_views_that_all_lack_a_metric(page):
         ]
         return summarize(scenes, None, None, {})
 
-    evaluated = dataclasses.replace(without(page[1]), hull=without(page[1].hull))
+    hulls = {key: without(hull) for key, hull in page[1].baselines.items()}
+    evaluated = dataclasses.replace(without(page[1]), baselines=hulls)
     _, texts = write_other(page, evaluated)
     assert any(text.endswith("number of views in parentheses: none.") for text in texts)
     assert not re.search(r"\bnan\b", " ".join(texts), re.I)
@@ -252,11 +332,14 @@ def test_metrics_are_written_even_if_the_page_cannot_be(page, monkeypatch):
     folder, evaluated = page
     (folder / "full").mkdir()
     monkeypatch.setattr(evaluator, "write_ply_and_turntable", lambda *_: [])
+    hull = evaluated.baselines["hull"]
+    monkeypatch.setattr(evaluator, "evaluate", lambda *_, **__: hull)
     source = FolderSource((folder / "a",), ("a",), violations=1)
     with pytest.raises(FileNotFoundError, match=r"turntable\.mp4"):
         evaluator.write_evaluation(
             folder / "full",
             evaluated,
+            None,
             None,
             lambda *_: (None, None),
             source,
@@ -266,6 +349,8 @@ def test_metrics_are_written_even_if_the_page_cannot_be(page, monkeypatch):
     written = json.loads((folder / "full" / "metrics.json").read_text())
     psnr_fg = written["metrics"]["held_out/psnr_fg"]
     assert psnr_fg == evaluated.metrics["held_out/psnr_fg"]
+    assert written["hull"]["metrics"] == written["metrics"]  # evaluated once
+    assert written["hull_refined"]["metrics"]["held_out/psnr_fg"] != psnr_fg
     assert written["violations"] == 1
 
 
