@@ -39,8 +39,9 @@ GRAZING = 0.05  # minimum weight of a view that sees a voxel: cosine of 87 degre
 class Silhouette(NamedTuple):
     """The mask of one view, padded by a rim of one pixel.
 
-    The rim represents everything outside the image. It is 1 if the mask touches the
-    border anywhere, since the object may extend beyond it, else 0.
+    The rim represents everything outside the image; points there are clipped to it. It
+    repeats the border of the mask: where the mask touches the border, the object may
+    extend beyond it.
 
     Attributes:
       mask: [h w] padded.
@@ -56,10 +57,11 @@ class Silhouette(NamedTuple):
 def visual_hull(inputs: Views) -> Gaussians:
     """Gaussians [n] on the surface of the hull of input views [v], NumPy.
 
-    A voxel belongs to the hull if its center is inside every mask. Voxels with an empty
-    neighbor become splats. Transparent Gaussians are added up to a power of four, so
-    that few array shapes occur. Masks without a common hull give a single transparent
-    Gaussian.
+    A voxel belongs to the hull if its center is inside every mask and inside at least
+    one image. Outside of an image, its mask continues as on the border. Voxels with an
+    empty neighbor become splats. Transparent Gaussians are added up to a power of four,
+    so that few array shapes occur. Masks without a common hull give a single
+    transparent Gaussian.
     """
     surface = _surface_points(inputs, *carve(_silhouettes(inputs)))
     num = len(surface.points)
@@ -181,9 +183,11 @@ def carve(
 
     for _ in range(halvings):
         cells = keep(cells, functools.partial(_may_overlap, size=size))
+        cells = _seen_cells(views, cells, corner, size, reaches=True)
         cells = (2 * cells[:, None] + octants).reshape(-1, 3)
         size /= 2
-    return keep(cells, is_inside), corner, size
+    cells = keep(cells, is_inside)
+    return _seen_cells(views, cells, corner, size, reaches=False), corner, size
 
 
 def carve_by_majority(
@@ -223,6 +227,28 @@ def carve_by_majority(
         image = _splat(view, centers[is_added & is_outside[index]])
         is_wrong[index] = _dilate(image) & (view.mask <= 0.5)
     return candidates[is_added | ~is_outside.any(0)], corner, size, is_wrong
+
+
+def _seen_cells(
+    views: list[Silhouette],
+    cells: Int[np.ndarray, "n 3"],
+    corner: Float[np.ndarray, "3"],
+    size: float,
+    reaches: bool,
+) -> Int[np.ndarray, "m 3"]:
+    """The voxels whose center is in the image of at least one view.
+
+    If `reaches`, a part of the voxel is enough; some more voxels are kept then.
+    """
+    points = corner + (cells + 0.5) * size
+    is_seen = np.zeros(len(cells), bool)
+    for view in views:
+        pixels, radii = _footprints(view.camera, points, size)
+        margin = radii[:, None] if reaches else 0
+        end = np.array([view.camera.width - 1, view.camera.height - 1])
+        is_inside = (pixels >= 1 - margin) & (pixels <= end + margin)
+        is_seen |= is_inside.all(axis=-1) & (reaches | np.isfinite(radii))
+    return cells[is_seen]
 
 
 def is_inside(
@@ -290,8 +316,7 @@ def _silhouettes(inputs: Views) -> list[Silhouette]:
 
 def _silhouette(inputs: Views, view: int) -> Silhouette:
     mask = np.asarray(inputs.masks, np.float64)[view, ..., 0]
-    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-    mask = np.pad(mask, 1, constant_values=float(border.max() > 0.5))
+    mask = np.pad(mask, 1, mode="edge")
     distance = np.full(mask.shape, np.inf)
     if (mask > 0.5).any():
         distance = np.asarray(scipy.ndimage.distance_transform_edt(mask <= 0.5))
@@ -324,25 +349,47 @@ def _may_overlap(
     view: Silhouette, points: Float[np.ndarray, "n 3"], size: float
 ) -> Bool[np.ndarray, "n"]:
     """False for voxels, centered at points, that cannot overlap the mask anywhere."""
-    pixels, depths = _project(view.camera, points)
+    pixels, radii = _footprints(view.camera, points, size)
+    cols, rows = _clip(view.camera, pixels).astype(int).T
+    # distances are between pixel centers; point and mask are anywhere in their pixels
+    return view.distance[rows, cols] <= radii + np.sqrt(2)
+
+
+def _footprints(
+    camera: Cameras, points: Float[np.ndarray, "n 3"], size: float
+) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n"]]:
+    """Pixels of voxels centered at points, and how many pixels they extend from them.
+
+    A voxel that is close to the camera or behind it extends infinitely far.
+    """
+    pixels, depths = _unclipped(camera, points)
     reach = 0.5 * np.sqrt(3) * size
     is_near = depths < 2 * reach  # or behind the camera
     # at focal length 1, the image of a ball of radius r at c = (x, y, z) extends at
     # most r |c| / (z (z - r)) from the image of c
-    distances = np.linalg.norm(points - view.camera.centers, axis=-1)
-    scale = view.camera.Ks[(0, 1), (0, 1)].max() * distances
-    reach_pixels = reach * scale / np.where(is_near, 1, depths * (depths - reach))
-    cols, rows = pixels.astype(int).T
-    # distances are between pixel centers; point and mask are anywhere in their pixels
-    return is_near | (view.distance[rows, cols] <= reach_pixels + np.sqrt(2))
+    distances = np.linalg.norm(points - camera.centers, axis=-1)
+    scale = camera.Ks[(0, 1), (0, 1)].max() * distances
+    radii = reach * scale / np.where(is_near, 1, depths * (depths - reach))
+    return pixels, np.where(is_near, np.inf, radii)
 
 
 def _project(
     camera: Cameras, points: Float[np.ndarray, "n 3"]
 ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n"]]:
     """Pixel coordinates, clipped to the rim of the padded image, and depths."""
+    pixels, depths = _unclipped(camera, points)
+    return _clip(camera, pixels), depths
+
+
+def _unclipped(
+    camera: Cameras, points: Float[np.ndarray, "n 3"]
+) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n"]]:
+    """Pixel coordinates, 0 for points behind the camera, and depths."""
     with np.errstate(divide="ignore", invalid="ignore"):
         pixels, depths = project(camera, points)
-    pixels = np.where((depths > 0)[:, None], pixels, 0)
-    size = np.array([camera.width, camera.height])
-    return np.clip(pixels, 0.5, size - 0.5), np.asarray(depths)
+    return np.where((depths > 0)[:, None], pixels, 0), np.asarray(depths)
+
+
+def _clip(camera: Cameras, pixels: Float[np.ndarray, "n 2"]) -> np.ndarray:
+    """Pixel coordinates, clipped to the rim of the padded image."""
+    return np.clip(pixels, 0.5, np.array([camera.width, camera.height]) - 0.5)

@@ -94,15 +94,18 @@ def refine_hull(
     """Reconstructs one scene from its input views [v]: Gaussians [n], NumPy.
 
     The start is `hull_surface`, refined by `num_steps` steps of `refine`; without steps
-    the result is `visual_hull`.
+    the result is `visual_hull`, as it is for masks without a common hull.
 
     Raises:
       ValueError: as `refine`.
     """
     if num_steps == 0:
         return visual_hull(inputs)
-    scene = (*hull_surface(inputs), inputs)
-    start, weights, inputs = jax.tree.map(lambda x: x[None], scene)
+    start, weights = hull_surface(inputs)
+    if not (start.opacities > 0).any():
+        return start
+    scene = jax.tree.map(lambda x: x[None], (start, inputs, weights))
+    start, inputs, weights = scene
     refined = jax.device_get(refine(start, inputs, background, num_steps, weights))
     return jax.tree.map(lambda x: x[0], refined)
 

@@ -10,6 +10,7 @@ from facelift_jax.data import rodent
 from facelift_jax.data.resize import composite
 from facelift_jax.data.scenes import open_source
 from facelift_jax.geometry.numerics import SH_C0
+from facelift_jax.geometry.rays import project
 from facelift_jax.geometry.rotations import quat_to_matrix
 from facelift_jax.reconstruction import hull
 from facelift_jax.structs import Cameras, Views, check
@@ -71,6 +72,24 @@ def test_an_object_that_leaves_an_image_is_not_cut_off():
     cameras = Cameras(views.cameras.viewmats, Ks, 48, 48)
     cut = of_opaque(hull.visual_hull(Views(images, masks, None, cameras)))[0]
     assert len(whole) <= len(cut) < 1.05 * len(whole)
+
+
+def test_an_object_that_leaves_every_image_ends_where_no_view_sees_it():
+    """All images are cut through the middle of the ball."""
+    cameras = ball_cameras(12, elevations=(10.0,))
+    views = ball_views(cameras)
+    half = cameras.height // 2
+    cameras = Cameras(cameras.viewmats, cameras.Ks, cameras.width, half)
+    cut = Views(views.images[:, :half], views.masks[:, :half], None, cameras)
+    means = of_opaque(hull.visual_hull(cut))[0]
+    distances = np.linalg.norm(means - CENTER, axis=-1)
+    pixel = 3.0 / float(cameras.Ks[0, 0, 0])
+    pixels, _ = project(cameras, np.repeat(means[None], 12, axis=0))
+    rows = np.asarray(pixels)[..., 1].min(axis=0)
+    assert rows.max() < half + 2  # splats are moved inwards, here up by one voxel
+    upper = rows < half - 4
+    assert upper.sum() > 100
+    assert distances[upper].max() < RADIUS + 2 * pixel
 
 
 def test_masks_without_a_common_hull_give_one_transparent_gaussian():
