@@ -161,6 +161,15 @@ def check_scene(
     )
 
 
+def camera_problems(alphas: UInt8[np.ndarray, "v h w"], cameras: Cameras) -> list[str]:
+    """How cameras and masks contradict each other, with the likely cause.
+
+    These are problems of `check_scene`, one line each.
+    """
+    results = _check_cameras(alphas, cameras, with_diagnosis=True)
+    return [problem for result in results for problem in result.problems]
+
+
 def _check_distinct(digests: Sequence[str]) -> _CheckResult:
     first: dict[str, int] = {}
     problems = [
