@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> None:
     """Runs the command."""
     flags = parse(arguments)
     source = open_source(flags.data)
-    options = baseline_options(source, NUM_HELD_OUT_VIEWS, flags.inputs)
+    options = baseline_options(source[0], NUM_HELD_OUT_VIEWS, flags.inputs)
     render_fn = make_renderer(options.background)
     evaluate = jax.jit(functools.partial(evaluate_gaussians, render_fn))
     batches = list(evaluation_batches(source, options, flags.batch))

@@ -15,7 +15,7 @@ import numpy as np
 from facelift_jax.checkpoints.checkpoint import load_params
 from facelift_jax.checkpoints.run_format import require_run_format
 from facelift_jax.data.options import DataOptions
-from facelift_jax.data.scenes import FolderSource
+from facelift_jax.data.scenes import StoredScene
 from facelift_jax.models import get_model
 from facelift_jax.reconstruction import refine
 from facelift_jax.render import RenderConfig, render
@@ -81,14 +81,13 @@ def data_options(section: Mapping[str, Any], num_held_out_views: int) -> DataOpt
 
 
 def baseline_options(
-    source: FolderSource, num_held_out_views: int, num_inputs: int | None
+    scene: StoredScene, num_held_out_views: int, num_inputs: int | None
 ) -> DataOptions:
-    """Data options for an evaluation without a network.
+    """Data options for a reconstruction or an evaluation without a network.
 
-    Image size and input views are those of the first scene; `num_inputs` overrides the
-    number of input views.
+    Image size and input views are those of the scene; `num_inputs` overrides the number
+    of input views.
     """
-    scene = source[0]
     side = min(scene.cameras.width, scene.cameras.height)
     section = {"input_size": side, "target_size": side}
     if scene.is_input.any():

@@ -136,7 +136,7 @@ def main(arguments: list[str]) -> None:
         step = make_eval_step(restored.model, render_fn, lpips, refine_fn)
         evaluated = EvaluatedModel(flags.checkpoint, restored.config, flags.refine)
     else:
-        options = baseline_options(source, flags.held_out_views, flags.inputs)
+        options = baseline_options(source[0], flags.held_out_views, flags.inputs)
         render_fn = make_renderer(options.background)
     if flags.baseline:
         step = make_hull_step(render_fn, options.background, flags.refine, lpips)

@@ -1,9 +1,13 @@
-"""Reconstructs 3D scenes from images and cameras: a function and a command.
+"""Reconstructs 3D scenes from images and cameras: functions and a command.
 
+    python -m facelift_jax.reconstruct SCENE --out reconstruction
     python -m facelift_jax.reconstruct --checkpoint runs/x SCENE --out reconstruction
 
-The checkpoint is a run directory or converted weights. A scene needs no held-out views:
-the metrics use its input views only. `facelift_jax.evaluate` measures held-out views.
+Without a checkpoint, the visual hull of the input views is refined by gradient steps on
+them; this works for any object with masks. With a checkpoint, which is a run directory
+or converted weights, the Gaussians are those of the network. A scene needs no held-out
+views: the metrics use its input views only. `facelift_jax.evaluate` measures held-out
+views.
 """
 
 import dataclasses
@@ -12,17 +16,25 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import logging
 
-from facelift_jax.builders import restore
+from facelift_jax.builders import (
+    Restored,
+    baseline_options,
+    make_refiner,
+    make_renderer,
+    restore,
+)
 from facelift_jax.data.examples import normalised_from_stored, reconstruction_example
+from facelift_jax.data.io import DataError, located
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.scenes import FolderSource, Scene, StoredScene, open_source
 from facelift_jax.data.validation.dataset_report import source_digests
+from facelift_jax.data.validation.inputs import input_warnings
 from facelift_jax.data.writing import read_marker
 from facelift_jax.evaluation.results import (
     METRICS_FILE,
@@ -34,6 +46,7 @@ from facelift_jax.evaluation.steps import (
     EvalStep,
     Turntable,
     make_eval_step,
+    make_hull_step,
     make_turntable,
     require_nothing_dropped,
     scene_metrics,
@@ -46,8 +59,13 @@ from facelift_jax.metrics import (
     TURNTABLE_DEFINITIONS,
     turntable_metrics,
 )
-from facelift_jax.structs import Batch, Gaussians, RenderOutput
+from facelift_jax.reconstruction import NUM_STEPS
+from facelift_jax.structs import Batch, Gaussians, RenderFn, RenderOutput
 
+STARTS = ("hull", "network")
+# Time and memory of a refined hull grow with the number of views and of pixels.
+MAX_DEFAULT_INPUTS = 8
+MAX_SIZE = 256  # px
 # the data options that change a reconstruction
 RELEVANT_OPTIONS = ("input_size", "target_size", "num_inputs", "input_views")
 RELEVANT_OPTIONS += ("background", "radius", "frame")
@@ -58,16 +76,17 @@ class Reconstruction:
     """One reconstructed scene, in the world of its normalized rig.
 
     Attributes:
-      gaussians: all Gaussians of the network, [n].
+      gaussians: all Gaussians, [n].
       batch: the input views, also as targets, over [1 v].
       output: the Gaussians rendered at the input cameras, over [1 v].
       view_metrics: per input view, [1 v].
       radius: radius of the object, world units.
       metrics: `inputs/<metric>`, means over the input views; `health/...` of the
-        Gaussians; `num_gaussians`; `share_opaque`, the share of Gaussians that the
-        filter "opacity" keeps; `seconds` from images to Gaussians and metrics (the
-        first call includes compilation).
+        Gaussians; `num_gaussians` with an opacity above 0; `share_opaque`, the share
+        of them that the filter "opacity" keeps; `seconds` from images to Gaussians and
+        metrics (the first call includes compilation).
       world: similarity from the stored world to that of the Gaussians, [4 4].
+      warnings: what is unreliable about the input views, one line each.
     """
 
     gaussians: Gaussians
@@ -77,6 +96,69 @@ class Reconstruction:
     radius: float
     metrics: dict[str, float]
     world: np.ndarray
+    warnings: list[str]
+
+
+def hull_options(scene: StoredScene, num_inputs: int | None) -> DataOptions:
+    """Data options for `make_refined_hull_step`; the world keeps the stored axes.
+
+    The inputs are the views marked as inputs, or without marks at most
+    `MAX_DEFAULT_INPUTS` evenly spaced views; `num_inputs` overrides their number. The
+    images have their stored size, at most `MAX_SIZE`.
+    """
+    num_views = len(scene.is_input)
+    if num_inputs is None and not scene.is_input.any():
+        num_inputs = min(num_views, MAX_DEFAULT_INPUTS)
+        if num_inputs < num_views:
+            logging.info(
+                "%s: %d of %d views are inputs; --inputs N changes the number",
+                scene.name,
+                num_inputs,
+                num_views,
+            )
+    options = baseline_options(scene, 1, num_inputs)
+    side = min(options.input_size, MAX_SIZE)
+    if side < options.input_size:
+        logging.info(
+            "%s: images of %d px are reduced to %d px",
+            scene.name,
+            options.input_size,
+            side,
+        )
+    return dataclasses.replace(
+        options, input_size=side, target_size=side, frame="world"
+    )
+
+
+def make_refined_hull_step(
+    render_fn: RenderFn, background: tuple[float, float, float], num_steps: int
+) -> EvalStep:
+    """(unused, batch of one scene) -> (its refined hull, the outputs).
+
+    `background` is that of the renderer. Without steps, the result is the plain hull.
+    The step raises `DataError` if the masks define no hull.
+    """
+
+    hull_step = make_hull_step(render_fn, background, num_steps)
+
+    def checked_step(params: Any, batch: Batch):
+        is_full = (batch.inputs.masks[0] > 0.5).all(axis=(1, 2, 3))
+        if is_full.any():
+            raise DataError(
+                f"the masks of {is_full.sum()} of {len(is_full)} input views (first: "
+                f"input view {is_full.argmax()}) cover the whole image: is the alpha "
+                "channel opaque? Set alpha to 0 outside the object"
+            )
+        gaussians, outputs = hull_step(params, batch)
+        if not (gaussians.opacities > 0).any():
+            raise DataError(
+                f"the masks of the {len(is_full)} input views share no volume, "
+                "probably because the cameras do not belong to these images: see "
+                "python -m facelift_jax.check_data"
+            )
+        return gaussians, outputs
+
+    return checked_step
 
 
 def reconstruct_scene(
@@ -85,7 +167,11 @@ def reconstruct_scene(
     scene: Scene | StoredScene,
     options: DataOptions,
 ) -> Reconstruction:
-    """Runs a network on the input views of a scene; `step` is from `make_eval_step`.
+    """Reconstructs a scene from its input views.
+
+    Args:
+      step: from `make_eval_step` or `make_refined_hull_step`.
+      params: of the network; not used for a hull.
 
     Raises:
       DataError: the scene cannot be used; one line that names it.
@@ -94,14 +180,16 @@ def reconstruct_scene(
     example = reconstruction_example(scene, options)
     batch = jax.tree.map(lambda x: x[None], example)
     start = time.monotonic()
-    gaussians, outputs = jax.device_get(step(params, batch))
+    with located(f"scene {scene.name} ({scene.path})"):
+        gaussians, outputs = jax.device_get(step(params, batch))
     seconds = time.monotonic() - start
     require_nothing_dropped(scene.name, outputs.output)
     metrics, _ = scene_metrics(outputs, options.num_inputs)
     gaussians = jax.tree.map(lambda x: x[0], gaussians)
     is_opaque = gaussians.opacities >= ply.MIN_OPACITY
-    metrics["num_gaussians"] = len(is_opaque)
-    metrics["share_opaque"] = float(np.mean(is_opaque))
+    num_gaussians = int((gaussians.opacities > 0).sum())  # without the hull's padding
+    metrics["num_gaussians"] = num_gaussians
+    metrics["share_opaque"] = float(is_opaque.sum() / num_gaussians)
     metrics["seconds"] = seconds
     return Reconstruction(
         gaussians,
@@ -111,6 +199,7 @@ def reconstruct_scene(
         float(outputs.radius[0]),
         metrics,
         normalised_from_stored(scene, options),
+        input_warnings(scene, options),
     )
 
 
@@ -139,6 +228,7 @@ def write_reconstruction(
     metrics = dict(reconstruction.metrics)
     metrics |= {f"turntable/{key}": value for key, value in smoothness.items()}
     content = {"scene": name, "made_by": dict(made_by)}
+    content["warnings"] = reconstruction.warnings
     content |= {"left_out_of_ply": filter.describe(), **metrics}
     content["normalised_from_stored"] = reconstruction.world.tolist()
     write_json(directory / METRICS_FILE, content)
@@ -182,7 +272,10 @@ def digest(params: Any) -> str:
 
 
 def describe(metrics: Mapping[str, float]) -> str:
-    """A few lines with the metrics that need no held-out views."""
+    """A few lines with the metrics that need no held-out views.
+
+    Gaussians of a hull belong to no view and lack the metrics of own views.
+    """
     lines = [f"{metrics['num_gaussians']:,} Gaussians, {metrics['seconds']:.2f} s"]
     for kind, names in (
         ("inputs", ("psnr_fg", "iou", "coverage")),
@@ -190,8 +283,9 @@ def describe(metrics: Mapping[str, float]) -> str:
         ("turntable", TURNTABLE_DEFINITIONS),
         ("health", HEALTH_DEFINITIONS),
     ):
-        parts = [f"{name} {metrics[f'{kind}/{name}']:.4g}" for name in names]
-        lines.append(f"{kind}: {', '.join(parts)}")
+        values = {name: metrics.get(f"{kind}/{name}") for name in names}
+        parts = [f"{name} {x:.4g}" for name, x in values.items() if x is not None]
+        lines += [f"{kind}: {', '.join(parts)}"] if parts else []
     return "\n  ".join(lines)
 
 
@@ -199,18 +293,33 @@ def parse(arguments: list[str]) -> Any:
     """Flags of the command."""
     parser = command.Parser(
         prog="python -m facelift_jax.reconstruct",
-        description="Reconstructs scenes from images and cameras; writes a PLY file, a "
-        "turntable video, images and metrics.",
+        description="Reconstructs scenes from images and cameras, with or without a "
+        "network; writes a PLY file, a turntable video, images and metrics.",
     )
     add = parser.add_argument
     add("scenes", nargs="+", help="scene folders, folders of them, or lists of them")
-    add("--checkpoint", required=True, help="run directory or converted weights")
+    add("--checkpoint", help="run directory or converted weights of a network")
     add("--out", default="reconstruction", help="output folder")
+    add(
+        "--start",
+        choices=STARTS,
+        help="which Gaussians are refined: the visual hull of the input views or the "
+        "output of the network; default: the network if there is a checkpoint. With "
+        "--checkpoint, the hull is made from the images that the network would get",
+    )
+    add(
+        "--refine",
+        type=int,
+        metavar="N",
+        help="number of gradient steps on the input views; default: "
+        f"{NUM_STEPS} from the hull, 0 from a network",
+    )
     add(
         "--inputs",
         type=int,
         metavar="N",
-        help="number of input views; default: as in training",
+        help="number of input views; default: as in training, or without a checkpoint "
+        "as the scene defines",
     )
     add(
         "--filter",
@@ -235,6 +344,15 @@ def parse(arguments: list[str]) -> Any:
     return parser.parse_args(arguments)
 
 
+class _Job(NamedTuple):
+    """A scene to reconstruct; `made_by` is stored in its `metrics.json`."""
+
+    source: FolderSource
+    index: int
+    options: DataOptions
+    made_by: dict[str, Any]
+
+
 def main(arguments: list[str]) -> None:
     """Reconstructs the scenes that are not yet complete in the output folder.
 
@@ -243,45 +361,45 @@ def main(arguments: list[str]) -> None:
     """
     flags = parse(arguments)
     command.log_own_lines()
-    if flags.turntable_frames < 1:
-        raise ValueError(
-            f"--turntable-frames {flags.turntable_frames}: must be at least 1"
-        )
-    restored = restore(flags.checkpoint, 1, flags.inputs)
-    options = restored.options
-    if flags.filter != "opacity" and options.frame != "world":
-        raise ValueError(
-            f"--filter {flags.filter}: needs a world whose z axis points up, but this "
-            "checkpoint uses the axes of input camera 0 (y up); use --filter opacity"
-        )
-    settings = {f"data.{name}": getattr(options, name) for name in RELEVANT_OPTIONS}
-    settings |= {"weights": digest(restored.params), "filter": flags.filter}
-    settings |= {
-        "layout": flags.layout,
-        "turntable_frames": flags.turntable_frames,
-    }
-    settings = json.loads(json.dumps(settings))  # lists for tuples, as in stored JSON
-    scenes: dict[str, tuple[FolderSource, int]] = {}
-    made_by: dict[str, dict[str, Any]] = {}
+    start, num_steps = _start_and_steps(flags)
+    restored = None
+    if flags.checkpoint:
+        restored = restore(flags.checkpoint, 1, flags.inputs)
+    settings = {"start": start, "refine": num_steps, "filter": flags.filter}
+    settings |= {"layout": flags.layout, "turntable_frames": flags.turntable_frames}
+    if restored and start == "network":
+        settings["weights"] = digest(restored.params)
+    jobs: dict[str, _Job] = {}
     for source in map(open_source, flags.scenes):
         digests = zip(source.names, source_digests(source), strict=True)
         for index, (name, files) in enumerate(digests):
-            if name in scenes:
+            if name in jobs:
                 raise ValueError(
                     f"two scenes are named {name}; give them one at a time"
                 )
-            scenes[name] = source, index
-            made_by[name] = {"files": files, **settings}
+            if restored:
+                options = restored.options
+            else:
+                options = hull_options(source[index], flags.inputs)
+            _check_options(flags, options, name, start == "hull" or num_steps > 0)
+            made_by = {f"data.{key}": getattr(options, key) for key in RELEVANT_OPTIONS}
+            made_by |= {"files": files, **settings}
+            made_by = json.loads(json.dumps(made_by))  # lists for tuples, as stored
+            jobs[name] = _Job(source, index, options, made_by)
     out = Path(flags.out)
-    complete = {n for n in scenes if is_complete(out / n, n, made_by[n])}
-    step = make_eval_step(restored.model, restored.render_fn)
-    turn = make_turntable(restored.render_fn, flags.turntable_frames)
-    for name, (source, index) in scenes.items():
+    complete = {n for n, job in jobs.items() if is_complete(out / n, n, job.made_by)}
+    # the same for all scenes
+    background = next(iter(jobs.values())).options.background
+    params, render_fn, step = _make_step(restored, background, start, num_steps)
+    turn = make_turntable(render_fn, flags.turntable_frames)
+    for name, job in jobs.items():
         if name in complete:
             print(f"{name}: already complete in {out / name}")
             continue
-        scene = source[index]
-        reconstruction = reconstruct_scene(step, restored.params, scene, options)
+        scene = job.source[job.index]
+        reconstruction = reconstruct_scene(step, params, scene, job.options)
+        for line in reconstruction.warnings:
+            print(f"{name}: WARNING: {line}")
         metrics = write_reconstruction(
             out / name,
             name,
@@ -289,10 +407,63 @@ def main(arguments: list[str]) -> None:
             turn,
             ply.FILTERS[flags.filter],
             flags.layout,
-            made_by[name],
+            job.made_by,
         )
         print(f"{name}: {describe(metrics)}")
     print(f"{out}: per scene scene.ply, turntable.mp4, images and metrics.json")
+
+
+def _start_and_steps(flags: Any) -> tuple[str, int]:
+    """The start of the reconstruction, and the number of steps that refine it."""
+    if flags.turntable_frames < 1:
+        raise ValueError(
+            f"--turntable-frames {flags.turntable_frames}: must be at least 1"
+        )
+    start = flags.start or ("network" if flags.checkpoint else "hull")
+    if start == "network" and not flags.checkpoint:
+        raise ValueError(
+            "--start network: needs the weights of a network; give --checkpoint, or "
+            "use --start hull"
+        )
+    num_steps = flags.refine
+    if num_steps is None:
+        num_steps = NUM_STEPS if start == "hull" else 0
+    if num_steps < 0:
+        raise ValueError(f"--refine {num_steps}: must be at least 0")
+    return start, num_steps
+
+
+def _check_options(
+    flags: Any, options: DataOptions, name: str, needs_two_views: bool
+) -> None:
+    if flags.filter != "opacity" and options.frame != "world":
+        raise ValueError(
+            f"--filter {flags.filter}: needs a world whose z axis points up, but this "
+            "checkpoint uses the axes of input camera 0 (y up); use --filter opacity"
+        )
+    if needs_two_views and options.num_inputs < 2:
+        raise ValueError(
+            f"scene {name}: there is only {options.num_inputs} input view; a hull and "
+            "its refinement need at least two; add views, or raise --inputs"
+        )
+
+
+def _make_step(
+    restored: Restored | None,
+    background: tuple[float, float, float],
+    start: str,
+    num_steps: int,
+) -> tuple[Any, RenderFn, EvalStep]:
+    """The network's parameters (None for a hull), the renderer and the step."""
+    if restored is None or start == "hull":
+        render_fn = make_renderer(background)
+        return None, render_fn, make_refined_hull_step(render_fn, background, num_steps)
+    refine_fn = None
+    if num_steps:
+        section = restored.config.get("render", {})
+        refine_fn = make_refiner(background, num_steps, **section)
+    step = make_eval_step(restored.model, restored.render_fn, refine_fn=refine_fn)
+    return restored.params, restored.render_fn, step
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The reconstruct command: settings of checkpoints, files, and complete folders."""
+"""The reconstruct command: starts, settings, files, warnings and complete folders."""
 
 import json
 import shutil
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from optional_packages import HIDE
+from PIL import Image
 
 from facelift_jax import reconstruct
 from facelift_jax.builders import restore
@@ -18,6 +19,7 @@ from facelift_jax.convert import rule_table
 from facelift_jax.data import rodent
 from facelift_jax.data.scenes import open_source
 from facelift_jax.evaluation.steps import make_eval_step
+from facelift_jax.export.ply import read_ply
 from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.metrics import (
     HEALTH_DEFINITIONS,
@@ -140,10 +142,12 @@ def test_a_complete_scene_is_kept_and_other_folders_are_refused(
 
 
 @pytest.mark.slow
-def test_a_base_installation_reconstructs(weights, scenes, tmp_path):
+@pytest.mark.parametrize("start", reconstruct.STARTS)
+def test_a_base_installation_reconstructs(weights, scenes, tmp_path, start):
     """Without the packages of any extra."""
-    arguments = [str(scenes[0]), "--checkpoint", str(weights[0]), "--inputs", "2"]
+    arguments = [str(scenes[0]), "--start", start, "--inputs", "2", "--refine", "1"]
     arguments += ["--turntable-frames", "2", "--out", str(tmp_path)]
+    arguments += ["--checkpoint", str(weights[0])] if start == "network" else []
     script = f"from facelift_jax import reconstruct\nreconstruct.main({arguments})"
     done = subprocess.run(
         [sys.executable, "-c", HIDE + script], cwd=ROOT, capture_output=True, text=True
@@ -197,3 +201,163 @@ def test_a_damaged_metrics_file_is_reported_in_one_line(tmp_path, text, line):
     with pytest.raises(ValueError, match=line) as caught:
         reconstruct.is_complete(tmp_path, "scene", {"weights": "1"})
     assert str(tmp_path) in str(caught.value)
+
+
+def copied(scene, to):
+    shutil.copytree(scene, to)
+    return to
+
+
+def hull_flags(scene, out, steps=0):
+    flags = [str(scene), "--out", str(out), "--refine", str(steps)]
+    return [*flags, "--turntable-frames", "2"]
+
+
+def written(out, name="scene_000000"):
+    return json.loads((out / name / "metrics.json").read_text())
+
+
+def test_a_scene_is_reconstructed_without_a_checkpoint(scenes, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = hull_flags(scenes[0], out, 2)
+    reconstruct.main(arguments)
+    metrics, printed = written(out), capsys.readouterr().out
+    made_by = metrics["made_by"]
+    assert (made_by["start"], made_by["refine"]) == ("hull", 2)
+    assert "weights" not in made_by
+    assert made_by["data.frame"] == "world"
+    assert (made_by["data.num_inputs"], made_by["data.input_size"]) == (6, 16)
+    assert metrics["warnings"] == []
+    assert "WARNING" not in printed
+    assert "own_view" not in printed
+    gaussians = read_ply(out / "scene_000000" / "scene.ply")
+    assert metrics["num_gaussians"] == len(gaussians.means)  # without padding
+    assert metrics["share_opaque"] == 1
+    assert metrics["inputs/iou"] > 0.6  # few Gaussians at 16 px
+    reconstruct.main(arguments)
+    assert "scene_000000: already complete in" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="complete, but made with different refine;"):
+        reconstruct.main(hull_flags(scenes[0], out))
+
+
+def test_refinement_starts_from_hull_or_network(weights, scenes, tmp_path):
+    """`--start hull` with a checkpoint: the hull of the network's input images."""
+    base = ["--checkpoint", str(weights[0]), "--inputs", "3"]
+    results = {}
+    for start, steps in (("hull", 0), ("network", 0), ("network", 2)):
+        out = tmp_path / f"{start}{steps}"
+        flags = [*hull_flags(scenes[0], out, steps), *base, "--start", start]
+        reconstruct.main(flags)
+        made_by = written(out)["made_by"]
+        assert ("weights" in made_by) == (start == "network")
+        assert made_by["data.radius"] == 2.7
+        results[start, steps] = read_ply(out / "scene_000000" / "scene.ply")
+    unrefined, refined = results["network", 0], results["network", 2]
+    assert unrefined.means.shape == refined.means.shape
+    assert 0 < np.abs(unrefined.means - refined.means).max() < 0.5
+    assert len(results["hull", 0].means) < len(unrefined.means)
+
+
+def test_each_scene_without_a_checkpoint_has_its_own_views_and_size(tmp_path):
+    rodent.generate(tmp_path / "a", 1, 16, workers=1, views=2)
+    rodent.generate(tmp_path / "b", 1, 20, workers=1, views=2)
+    first, second = tmp_path / "a" / "scene_000000", tmp_path / "b" / "scene_000000"
+    cameras = json.loads((second / "opencv_cameras.json").read_text())
+    for frame in cameras["frames"]:
+        del frame["split"]
+    (second / "opencv_cameras.json").write_text(json.dumps(cameras))
+    options = [
+        reconstruct.hull_options(open_source(path)[0], None) for path in (first, second)
+    ]
+    assert [(x.num_inputs, x.input_size) for x in options] == [(6, 16), (8, 20)]
+
+
+def test_wrong_cameras_are_reported_with_the_view(scenes, tmp_path, capsys):
+    rodent.generate(tmp_path / "data", 1, 32, workers=1, views=0)
+    scene = tmp_path / "data" / "scene_000000"
+    image = Image.open(scene / "images" / "cam_003.png")
+    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(
+        scene / "images" / "cam_003.png"
+    )
+    out = tmp_path / "out"
+    reconstruct.main(hull_flags(scene, out))
+    (line,) = written(out)["warnings"]
+    assert line.startswith("cameras and masks disagree: only ")
+    assert line.endswith("the image of view 3 is mirrored: mirror it back")
+    assert f"scene_000000: WARNING: {line}" in capsys.readouterr().out
+
+
+def test_few_views_and_cut_off_objects_are_reported(scenes, tmp_path, capsys):
+    out = tmp_path / "out"
+    reconstruct.main([*hull_flags(scenes[0], out), "--inputs", "3"])
+    few, numbers = written(out)["warnings"]
+    assert few.startswith("only 3 input views: the visual hull of so few masks is much")
+    assert numbers == "the input views are views 0, 2, 4 of the scene"
+    assert f"WARNING: {few}" in capsys.readouterr().out
+
+    scene = copied(scenes[0], tmp_path / "cut" / "scene_000000")
+    document = json.loads((scene / "opencv_cameras.json").read_text())
+    for view in (1, 4):  # crop the left half of the object away
+        frame = document["frames"][view]
+        path = scene / frame["file_path"]
+        image = np.array(Image.open(path))
+        left = int(np.argwhere(image[..., 3] > 127)[:, 1].mean())
+        image = np.pad(image[:, left:], ((0, 0), (0, left), (0, 0)))
+        Image.fromarray(image).save(path)
+        frame["cx"] -= left
+    (scene / "opencv_cameras.json").write_text(json.dumps(document))
+    reconstruct.main(hull_flags(scene, tmp_path / "cut_out"))
+    (line,) = written(tmp_path / "cut_out")["warnings"]
+    assert "cuts off the object in input views 1, 4: its shape outside" in line
+
+
+def change_masks(scene, change):
+    for path in sorted((scene / "images").glob("*.png")):
+        image = np.array(Image.open(path))
+        image[..., 3] = change(image[..., 3], path.stem)
+        Image.fromarray(image).save(path)
+
+
+def test_masks_that_define_no_hull_are_refused(scenes, tmp_path):
+    """In one line that names the scene; nothing is written."""
+    out = tmp_path / "out"
+    opaque = copied(scenes[0], tmp_path / "opaque")
+    change_masks(opaque, lambda mask, _: np.full_like(mask, 255))
+    with pytest.raises(ValueError, match="alpha channel opaque") as caught:
+        reconstruct.main(hull_flags(opaque, out))
+    assert f"scene opaque ({opaque}): the masks of 6 of 6 input" in str(caught.value)
+
+    apart = copied(scenes[0], tmp_path / "apart")
+
+    def in_a_corner(mask, name):
+        corner = np.zeros_like(mask)
+        corner[2:4, 2:4] = 255
+        return corner if int(name[-1]) % 2 else corner[::-1, ::-1]
+
+    change_masks(apart, in_a_corner)
+    with pytest.raises(ValueError, match="share no volume") as caught:
+        reconstruct.main(hull_flags(apart, out, 3))
+    assert "scene apart" in str(caught.value)
+    assert "python -m facelift_jax.check_data" in str(caught.value)
+
+    rgb = copied(scenes[0], tmp_path / "rgb")
+    for path in (rgb / "images").glob("*.png"):
+        Image.open(path).convert("RGB").save(path)
+    with pytest.raises(ValueError, match='RGB image without a "mask_path": add one'):
+        reconstruct.main(hull_flags(rgb, out))
+    assert not out.exists()
+
+
+def test_bad_starts_are_refused(weights, scenes, tmp_path):
+    arguments = [str(scenes[0]), "--out", str(tmp_path / "out")]
+    for flags, line in (
+        (["--start", "network"], "--start network: needs the weights of a network;"),
+        (["--refine", "-1"], "--refine -1: must be at least 0"),
+        (["--inputs", "1"], "scene_000000: there is only 1 input view; a hull and"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            reconstruct.main([*arguments, *flags])
+    flags = ["--checkpoint", str(weights[0]), "--refine", "1", "--inputs", "1"]
+    with pytest.raises(ValueError, match="there is only 1 input view; a hull and its"):
+        reconstruct.main([*arguments, *flags])
+    assert not (tmp_path / "out").exists()
