@@ -29,7 +29,13 @@ from facelift_jax.evaluation.steps import (
 )
 from facelift_jax.io import command
 from facelift_jax.metrics import summarize_scenes
-from facelift_jax.reconstruction import NUM_STEPS, hull_surface, refine, visual_hull
+from facelift_jax.reconstruction import (
+    NUM_STEPS,
+    hull_surface,
+    refine,
+    subdivide,
+    visual_hull,
+)
 from facelift_jax.structs import Batch, Gaussians, Views
 
 NUM_HELD_OUT_VIEWS = 12
@@ -114,7 +120,9 @@ def main(arguments: list[str]) -> None:
         call = functools.partial(refine, first, inputs, background, steps)
         ms = milliseconds(call, repeats=flags.repeats)
         pairs = zip(starts, batches, strict=True)
-        refined = (refine(x, batch.inputs, background, steps) for x, batch in pairs)
+        refined = (
+            subdivide(refine(x, batch.inputs, background, steps)) for x, batch in pairs
+        )
         rows[f"{steps} steps"] = {
             "first_s": seconds,
             "refine_ms": ms,

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float
 
-from facelift_jax.geometry.numerics import Array, normalize
+from facelift_jax.geometry.numerics import Array, einsum, normalize
 from facelift_jax.geometry.rigid import pixel_size
+from facelift_jax.geometry.rotations import quat_to_matrix
 from facelift_jax.reconstruction.hull import hull_surface, visual_hull
 from facelift_jax.render import RenderConfig, render
 from facelift_jax.structs import Gaussians, Views, check
@@ -30,6 +31,9 @@ ALPHA_WEIGHT = 0.3  # of the silhouette error
 GRAY = 0.5
 MIN_COVERAGE = 0.01  # smallest share of foreground pixels by which errors are divided
 MIN_OPACITY = 1 / 255  # Gaussians below it are never drawn and do not change
+# `subdivide`: shift of the centers and factor of the scales, in standard deviations of
+# the divided Gaussian, and the share of its optical depth that each of the four gets
+SHIFT, SHRINK, FADE = 0.7, 0.6, 0.3
 LOGIT_RANGE = (1e-4, 1 - 1e-4)  # opacities whose logits are finite
 
 
@@ -93,8 +97,9 @@ def refine_hull(
 ) -> Gaussians:
     """Reconstructs one scene from its input views [v]: Gaussians [n], NumPy.
 
-    The start is `hull_surface`, refined by `num_steps` steps of `refine`; without steps
-    the result is `visual_hull`, as it is for masks without a common hull.
+    The start is `hull_surface`, refined by `num_steps` steps of `refine` and divided by
+    `subdivide`. Without steps the result is `visual_hull`, as it is for masks without a
+    common hull.
 
     Raises:
       ValueError: as `refine`.
@@ -106,8 +111,38 @@ def refine_hull(
         return start
     scene = jax.tree.map(lambda x: x[None], (start, inputs, weights))
     start, inputs, weights = scene
-    refined = jax.device_get(refine(start, inputs, background, num_steps, weights))
-    return jax.tree.map(lambda x: x[0], refined)
+    refined = refine(start, inputs, background, num_steps, weights)
+    return jax.tree.map(lambda x: x[0], jax.device_get(subdivide(refined)))
+
+
+@jax.jit
+def subdivide(gaussians: Gaussians) -> Gaussians:
+    """Four smaller Gaussians [*b 4n] instead of each flat one [*b n] after `refine`.
+
+    They are shifted along the two first axes of the Gaussian, whose third axis is the
+    normal of the surface. A large flat Gaussian reaches beyond a curved surface, and
+    refinement moves it inwards until its silhouette fits; small ones are nearer to the
+    surface. So this improves depth, Chamfer distance and the colors of held-out views,
+    at the cost of input views. The numbers were chosen together with `hull.SPACING`.
+    """
+    signs = jnp.array([(-1.0, -1, 0), (-1, 1, 0), (1, -1, 0), (1, 1, 0)])
+    axes = quat_to_matrix(gaussians.quats) * gaussians.scales[..., None, :]
+    shifts = SHIFT * einsum("...ij,kj->...ki", axes, signs)
+    factors = jnp.array([SHRINK, SHRINK, 1.0])
+    scales = gaussians.scales * jnp.broadcast_to(factors, gaussians.scales.shape)
+    opacities = 1 - (1 - gaussians.opacities) ** FADE
+
+    def repeat(x):
+        return jnp.repeat(x, 4, axis=gaussians.opacities.ndim - 1)
+
+    means = repeat(gaussians.means) + shifts.reshape(*shifts.shape[:-3], -1, 3)
+    return Gaussians(
+        means,
+        repeat(gaussians.quats),
+        repeat(scales),
+        repeat(opacities),
+        repeat(gaussians.sh),
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "config", "backend"))

@@ -13,7 +13,13 @@ from facelift_jax.data import rodent
 from facelift_jax.data.examples import evaluation_example
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.scenes import open_source
-from facelift_jax.reconstruction import hull_surface, refine, refine_hull, visual_hull
+from facelift_jax.reconstruction import (
+    hull_surface,
+    refine,
+    refine_hull,
+    subdivide,
+    visual_hull,
+)
 from facelift_jax.render import render
 from facelift_jax.structs import Gaussians, Views, check
 
@@ -119,9 +125,9 @@ def test_scenes_of_a_batch_do_not_influence_one_another():
     moved = dataclasses.replace(gaussians, means=gaussians.means + 0.05)
     both = jax.tree.map(lambda *x: jnp.concatenate(x), gaussians, moved)
     views = jax.tree.map(lambda x: jnp.concatenate([x, x]), inputs)
-    together = refine(both, views, WHITE, 3)
+    together = refine(both, views, WHITE, 1)
     for index, alone in enumerate((gaussians, moved)):
-        expected = refine(alone, inputs, WHITE, 3)
+        expected = refine(alone, inputs, WHITE, 1)
         # the order of sums over views may differ
         jax.tree.map(
             lambda x, y, index=index: np.testing.assert_allclose(
@@ -160,6 +166,28 @@ def test_the_background_of_the_images_does_not_matter():
         on_black,
         on_white,
     )
+
+
+def test_subdivision_keeps_the_surface_and_the_orientation():
+    turn = np.array([[[0.6, 0.8, 0, 0]], [[1.0, 0, 0, 0]]], np.float32)  # 106 degrees
+    gaussians = Gaussians(
+        jnp.array([[[1.0, 2, 3]], [[0, 0, 0]]]),
+        jnp.asarray(turn),
+        jnp.array([[[0.1, 0.2, 0.01]], [[0.1, 0.1, 0.1]]]),
+        jnp.array([[0.9], [0.0]]),
+        jnp.full((2, 1, 1, 3), 0.3),
+    )
+    divided = jax.device_get(subdivide(gaussians))
+    check(divided, "divided")
+    assert divided.means.shape == (2, 4, 3)
+    offsets = divided.means[0] - [1, 2, 3]
+    second = 0.14 * np.array([0, 0.6**2 - 0.8**2, 2 * 0.6 * 0.8])
+    corners = [(a * 0.07, *(b * second)[1:]) for a in (-1, 1) for b in (-1, 1)]
+    np.testing.assert_allclose(offsets, corners, atol=1e-6)
+    np.testing.assert_allclose(divided.scales[0], [[0.06, 0.12, 0.01]] * 4, rtol=1e-5)
+    np.testing.assert_allclose(divided.opacities[0], 1 - 0.1**0.3, rtol=1e-5)
+    np.testing.assert_array_equal(divided.opacities[1], 0)
+    np.testing.assert_array_equal(divided.quats[0], np.tile(turn[0], (4, 1)))
 
 
 def test_pixels_of_weight_zero_have_no_effect():
