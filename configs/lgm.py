@@ -8,7 +8,7 @@ held-out IoU of .733.
 
 The argument names one variant (lrm, small, big, tiny, mini; default big) and options:
 
-  demo: the mini network at 32 px for 800 steps.
+  demo: the mini network at 32 px for 640 steps.
   smoke: ten steps of the demo, to check that everything runs; about a minute.
   lpips: adds LGM's perceptual loss. It needs the package lpips-j and its weight files,
     which cannot be shipped: --config.loss.lpips_weights=FOLDER, or the Hugging Face
@@ -58,7 +58,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.run = common.run_section(num_steps=30_000, batch_size=8)
 
     if variant == "mini":
-        common.fit_two_cores(config, num_steps=800)
+        common.fit_two_cores(config, num_steps=640)
         # with LGM's initial opacity, 95 % of the opacities end below .01
         config.model.update({"overrides": {"opacity_logit": -2.0}})
     if short:

@@ -13,7 +13,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import networks, render, synthetic_failures
+from benchmarks import networks, refine, render, synthetic_failures
 from configs import gslrm
 from configs.lgm import get_config
 from facelift_jax import check_data, evaluate, metrics, prepare, reconstruct, view
@@ -53,6 +53,7 @@ COMMANDS = {
     "facelift_jax.data.rodent": rodent_command.main,
     "benchmarks.render": render.main,
     "benchmarks.networks": networks.main,
+    "benchmarks.refine": refine.main,
     "benchmarks.synthetic_failures": synthetic_failures.main,
 }
 

@@ -305,6 +305,9 @@ def test_the_demo_script_installs_generates_data_and_runs():
     )
     assert done.returncode == 0, done.stderr
     assert "held-out views" in done.stdout
+    # before that, without training
+    report = (ROOT / "runs" / "hull-demo" / "report.html").read_text()
+    assert "Ahead of the visual hull" in report
     assert (ROOT / "runs" / "test-demo" / "turntable.mp4").is_file()
     assert (ROOT / "data" / "rodent-32" / "dataset.json").is_file()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from absl import logging
+from absl import flags, logging
 
 from facelift_jax.io.extras import extra
 
@@ -89,6 +89,7 @@ def _channel(text: str) -> float:
 def log_own_lines() -> None:
     """Shows info messages of this package, and of other libraries only warnings."""
     package = str(Path(__file__).parents[1])
+    flags.FLAGS.mark_as_parsed()  # absl has no flags here, and would warn of that
     logging.use_absl_handler()  # first, since Python's own handler would filter nothing
     handler = logging.get_absl_handler()
     handler.setFormatter(None)
