@@ -254,6 +254,8 @@ def is_complete(directory: Path, name: str, made_by: Mapping[str, Any]) -> bool:
         return False
     stored = read_marker(directory / METRICS_FILE).get("made_by")
     stored = stored if isinstance(stored, dict) else {}
+    # version 0.1.0 had networks without refinement only
+    stored = {"start": "network", "refine": 0, **stored}
     changed = [key for key in made_by if stored.get(key) != made_by[key]]
     if changed:
         raise ValueError(
@@ -319,7 +321,7 @@ def parse(arguments: list[str]) -> Any:
         type=int,
         metavar="N",
         help="number of input views; default: as in training, or without a checkpoint "
-        "as the scene defines",
+        "the marked views, or at most 8 if none is marked",
     )
     add(
         "--filter",

@@ -291,7 +291,7 @@ def test_few_views_and_cut_off_objects_are_reported(scenes, tmp_path, capsys):
     out = tmp_path / "out"
     reconstruct.main([*hull_flags(scenes[0], out), "--inputs", "3"])
     few, numbers = written(out)["warnings"]
-    assert few.startswith("only 3 input views: the visual hull of so few masks is much")
+    assert few.startswith("only 3 input views: a visual hull of so few masks is much")
     assert numbers == "the input views are views 0, 2, 4 of the scene"
     assert f"WARNING: {few}" in capsys.readouterr().out
 

@@ -111,12 +111,14 @@ def write_evaluation(
     """Adds the baselines on the same scenes to an evaluation and writes its files.
 
     Writes scene.ply and turntable.mp4 of the first scene, then metrics.json, then
-    report.html. `lpips` as in `make_eval_step`.
+    report.html. `lpips` as in `make_eval_step`. Refinement needs two input views; with
+    one, there is no refined hull.
     """
     baselines = {}
     shape_step = make_shape_step(render_fn, turn, with_true_turntable=False)
     for name, baseline in BASELINES.items():
-        if evaluated.is_baseline(baseline):
+        is_possible = options.num_inputs > 1 or not baseline.num_refine_steps
+        if evaluated.is_baseline(baseline) or not is_possible:
             continue
         step = make_hull_step(
             render_fn, options.background, baseline.num_refine_steps, lpips
@@ -131,7 +133,7 @@ def write_evaluation(
     evaluation = dataclasses.replace(
         evaluation, baselines=baselines, violations=source.violations
     )
-    write_metrics(directory / METRICS_FILE, evaluation)
+    write_metrics(directory / METRICS_FILE, evaluation, evaluated)
     write_report(directory, evaluation, evaluated, source, options)
     return evaluation
 

@@ -328,13 +328,18 @@ def _describe_counts(evaluation: Evaluation) -> str:
     return ", ".join(parts)
 
 
-def write_metrics(path: Path, evaluation: Evaluation) -> None:
+def write_metrics(
+    path: Path, evaluation: Evaluation, evaluated: EvaluatedModel
+) -> None:
     """Writes the metrics of the data set, of each scene and of the baselines."""
     content = _as_json(evaluation)
     if evaluation.violations is not None:
         content["violations"] = evaluation.violations
-    for key in BASELINES:  # one of them may be the evaluated model
-        content[key] = _as_json(evaluation.baselines.get(key, evaluation))
+    for key, baseline in BASELINES.items():
+        if evaluated.is_baseline(baseline):
+            content[key] = _as_json(evaluation)
+        elif key in evaluation.baselines:
+            content[key] = _as_json(evaluation.baselines[key])
     write_json(path, content)
 
 
@@ -407,6 +412,8 @@ def write_ply_and_turntable(
     """
     directory.mkdir(parents=True, exist_ok=True)
     ply, video = directory / "scene.ply", directory / "turntable.mp4"
+    is_padding = gaussians.opacities == 0  # of a hull
+    gaussians = jax.tree.map(lambda x: x[~is_padding], gaussians)
     written, pruned = write_ply(ply, gaussians, filter, layout)
     num_frames, size = frames.colors.shape[:2]
     write_video(video, to_uint8(frames.colors), VIDEO_FPS)

@@ -89,7 +89,7 @@ def _channel(text: str) -> float:
 def log_own_lines() -> None:
     """Shows info messages of this package, and of other libraries only warnings."""
     package = str(Path(__file__).parents[1])
-    flags.FLAGS.mark_as_parsed()  # absl has no flags here, and would warn of that
+    flags.FLAGS.mark_as_parsed()  # else absl warns that it has no flags
     logging.use_absl_handler()  # first, since Python's own handler would filter nothing
     handler = logging.get_absl_handler()
     handler.setFormatter(None)

@@ -213,7 +213,8 @@ def carve_by_majority(
         x.sum() / max(1, (view.mask > 0.5).sum())
         for x, view in zip(uncovered, views, strict=True)
     ]
-    if sum(share > MIN_UNCOVERED for share in shares) < NUM_WITNESSES:
+    num_uncovered = sum(share > MIN_UNCOVERED for share in shares)
+    if num_uncovered < NUM_WITNESSES or len(views) <= NUM_WITNESSES:
         return cells, corner, size, is_wrong
     candidates, _, _ = carve(views, max_outside=1)
     centers = corner + (candidates + 0.5) * size

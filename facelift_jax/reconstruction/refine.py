@@ -29,7 +29,6 @@ ALPHA_WEIGHT = 0.3  # of the silhouette error
 # The colors are compared on this background. A background unlike the object would turn
 # every error of the silhouette into a large error of the color.
 GRAY = 0.5
-MIN_COVERAGE = 0.01  # smallest share of foreground pixels by which errors are divided
 MIN_OPACITY = 1 / 255  # Gaussians below it are never drawn and do not change
 # `subdivide`: shift of the centers and factor of the scales, in standard deviations of
 # the divided Gaussian, and the share of its optical depth that each of the four gets
@@ -50,9 +49,9 @@ def refine(
     """Gaussians [b n] after gradient steps on the input views [b v] of their scenes.
 
     Minimizes, per scene, the squared color error plus `ALPHA_WEIGHT` times the squared
-    silhouette error, both averaged over all pixels and divided by the share of
-    foreground pixels. All parameters move; scenes do not influence one another, and the
-    same call gives the same bits. Jitted.
+    silhouette error, both averaged over all pixels. All parameters of Gaussians that
+    can be drawn move. Scenes do not influence one another, and the same call gives the
+    same bits. Jitted.
 
     The optimizer is Adam (Kingma and Ba 2015) with one change: a step is divided by the
     root of the Gaussian's own second moment plus the mean second moment of the scene.
@@ -149,8 +148,6 @@ def subdivide(gaussians: Gaussians) -> Gaussians:
 def _refine(gaussians, inputs, background, weights, num_steps, config, backend):
     shift = jnp.reshape(GRAY - background, (1, 1, 1, 1, 3))
     images = inputs.images + shift * (1 - inputs.masks)
-    coverage = jnp.mean(inputs.masks, axis=(1, 2, 3, 4))
-    scale = 1 / jnp.maximum(coverage, MIN_COVERAGE)
 
     def loss(params: Gaussians) -> Array:
         gray = jnp.full(3, GRAY)
@@ -160,7 +157,7 @@ def _refine(gaussians, inputs, background, weights, num_steps, config, backend):
         color = weights * (output.colors - images) ** 2
         alpha = weights * (output.alphas - inputs.masks) ** 2
         color, alpha = (jnp.mean(x, axis=(1, 2, 3, 4)) for x in (color, alpha))
-        return jnp.sum(scale * (color + ALPHA_WEIGHT * alpha))
+        return jnp.sum(color + ALPHA_WEIGHT * alpha)
 
     def step(index, carry):
         params, first, second = carry

@@ -70,7 +70,7 @@ def test_one_step_is_that_of_the_loss_on_gray():
         gray = inputs.images - 0.5 * (1 - inputs.masks)
         color = ((output.colors - gray) ** 2).mean()
         alpha = ((output.alphas - inputs.masks) ** 2).mean()
-        return (color + 0.3 * alpha) / inputs.masks.mean()
+        return color + 0.3 * alpha
 
     keep = gaussians.opacities[0] > 0
     kept = jax.tree.map(lambda x: x[:, keep], gaussians)
@@ -168,6 +168,20 @@ def test_the_background_of_the_images_does_not_matter():
     )
 
 
+def test_the_refined_hull_ignores_where_one_mask_is_wrong():
+    inputs = ball_views(ball_cameras(6, SIZE))
+    inputs.masks[1, 16:], inputs.images[1, 16:] = 0, 1
+    start, weights = hull_surface(inputs)
+    assert (weights == 0).any()
+    add_axis = functools.partial(jax.tree.map, lambda x: jnp.asarray(x)[None])
+    scene = add_axis(start), add_axis(inputs), WHITE, 3
+    expected = subdivide(refine(*scene, add_axis(weights)))
+    actual = refine_hull(inputs, WHITE, 3)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[0]), actual, expected)
+    without = subdivide(refine(*scene))
+    assert np.abs(without.means - expected.means).max() > 1e-3
+
+
 def test_subdivision_keeps_the_surface_and_the_orientation():
     turn = np.array([[[0.6, 0.8, 0, 0]], [[1.0, 0, 0, 0]]], np.float32)  # 106 degrees
     gaussians = Gaussians(
@@ -199,7 +213,6 @@ def test_pixels_of_weight_zero_have_no_effect():
         masks=inputs.masks.at[:, 1, :10].set(inputs.masks[:, 2, 10:20]),
     )
     assert not np.array_equal(damaged.masks, inputs.masks)
-    # the same share of foreground: it scales the loss, not the steps
     expected = refine(gaussians, inputs, WHITE, 3, weights)
     actual = refine(gaussians, damaged, WHITE, 3, weights)
     jax.tree.map(

@@ -28,8 +28,8 @@ def input_warnings(scene: Scene | StoredScene, options: DataOptions) -> list[str
     warnings = []
     if len(views) <= FEW_VIEWS:
         warnings.append(
-            f"only {len(views)} input views: the visual hull of so few masks is much "
-            "larger than the object; add views"
+            f"only {len(views)} input views: a visual hull of so few masks is much "
+            "larger than the object, and a network has to guess more; add views"
         )
     is_set = masks > 127
     is_cut = is_set[:, [0, -1]].any((1, 2)) | is_set[:, :, [0, -1]].any((1, 2))
@@ -39,10 +39,11 @@ def input_warnings(scene: Scene | StoredScene, options: DataOptions) -> list[str
             f"the border of the image cuts off the object in input views {cut}: its "
             "shape outside the images is not constrained"
         )
-    warnings += [
-        f"cameras and masks disagree: {problem}"
-        for problem in camera_problems(masks, inputs.cameras)
-    ]
+    if len(views) > 1:
+        warnings += [
+            f"cameras and masks disagree: {problem}"
+            for problem in camera_problems(masks, inputs.cameras)
+        ]
     if warnings and not np.array_equal(views, np.arange(len(views))):
         stored = ", ".join(map(str, views))
         warnings.append(f"the input views are views {stored} of the scene")
