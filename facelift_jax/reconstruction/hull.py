@@ -84,12 +84,10 @@ def hull_surface(
     flat, because flat ones dilate the silhouettes less. The weight of a pixel is 0
     where its mask is wrong, else 1. Padded as in `visual_hull`.
     """
-    *hull, is_wrong = carve_by_majority(_silhouettes(inputs))
+    cells, corner, size, is_wrong = carve_by_majority(_silhouettes(inputs))
     weights = 1 - np.stack([x[1:-1, 1:-1, None] for x in is_wrong]).astype(np.float32)
-    surface = _surface_points(inputs, *hull)
-    if not len(surface.points):
-        return visual_hull(inputs), weights
-    cubes = np.floor(surface.points / (SPACING * surface.size)).astype(int)
+    surface = _surface_points(inputs, cells, corner, size)
+    cubes = np.floor(surface.points / (SPACING * size)).astype(int)
     _, cube = np.unique(cubes, axis=0, return_inverse=True)
     cube = cube.reshape(-1)
     counts = np.bincount(cube)
@@ -99,7 +97,7 @@ def hull_surface(
         return np.stack(sums, axis=-1) / counts[:, None]
 
     points, colors = average(surface.points), average(surface.colors)
-    sigmas = SPACING * surface.size * np.array([TANGENTIAL, TANGENTIAL, NORMAL])
+    sigmas = SPACING * size * np.array([TANGENTIAL, TANGENTIAL, NORMAL])
     gaussians = _padded_gaussians(
         points,
         _rotations_of_z(average(surface.normals)),
@@ -119,7 +117,12 @@ class _SurfacePoints(NamedTuple):
     size: float
 
 
-def _surface_points(inputs, cells, corner, size) -> _SurfacePoints:
+def _surface_points(
+    inputs: Views,
+    cells: Int[np.ndarray, "n 3"],
+    corner: Float[np.ndarray, "3"],
+    size: float,
+) -> _SurfacePoints:
     """Points on the surface of a hull of voxels, from `carve`."""
     surface, normals = surface_cells(cells)
     points = corner + (surface + 0.5) * size - INSET * size * normals
@@ -127,7 +130,13 @@ def _surface_points(inputs, cells, corner, size) -> _SurfacePoints:
     return _SurfacePoints(points, normals, colors, size)
 
 
-def _padded_gaussians(means, quats, scales, opacities, colors) -> Gaussians:
+def _padded_gaussians(
+    means: Float[np.ndarray, "m 3"],
+    quats: Float[np.ndarray, "m 4"],
+    scales: Float[np.ndarray, "m 3"],
+    opacities: Float[np.ndarray, "m"],
+    colors: Float[np.ndarray, "m 3"],
+) -> Gaussians:
     """Float32 Gaussians, with transparent ones added up to a power of four."""
     exponent = (max(len(means) - 1, 0).bit_length() + 1) // 2
     num_padding = 4**exponent - len(means)
@@ -247,8 +256,8 @@ def _seen_cells(
         pixels, radii = _footprints(view.camera, points, size)
         margin = radii[:, None] if reaches else 0
         end = np.array([view.camera.width - 1, view.camera.height - 1])
-        is_inside = (pixels >= 1 - margin) & (pixels <= end + margin)
-        is_seen |= is_inside.all(axis=-1) & (reaches | np.isfinite(radii))
+        is_in_image = (pixels >= 1 - margin) & (pixels <= end + margin)
+        is_seen |= is_in_image.all(axis=-1) & (reaches | np.isfinite(radii))
     return cells[is_seen]
 
 

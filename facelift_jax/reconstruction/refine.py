@@ -17,6 +17,7 @@ from facelift_jax.geometry.rigid import pixel_size
 from facelift_jax.geometry.rotations import quat_to_matrix
 from facelift_jax.reconstruction.hull import hull_surface, visual_hull
 from facelift_jax.render import RenderConfig, render
+from facelift_jax.render.constants import ALPHA_MIN
 from facelift_jax.structs import Gaussians, Views, check
 
 NUM_STEPS = 60
@@ -29,7 +30,6 @@ ALPHA_WEIGHT = 0.3  # of the silhouette error
 # The colors are compared on this background. A background unlike the object would turn
 # every error of the silhouette into a large error of the color.
 GRAY = 0.5
-MIN_OPACITY = 1 / 255  # Gaussians below it are never drawn and do not change
 # `subdivide`: shift of the centers and factor of the scales, in standard deviations of
 # the divided Gaussian, and the share of its optical depth that each of the four gets
 SHIFT, SHRINK, FADE = 0.7, 0.6, 0.3
@@ -184,7 +184,7 @@ def _refine(gaussians, inputs, background, weights, num_steps, config, backend):
     zeros = jax.tree.map(jnp.zeros_like, params)
     params, _, _ = lax.fori_loop(0, num_steps, step, (params, zeros, zeros))
     refined = _constrain(params)
-    is_drawn = gaussians.opacities >= MIN_OPACITY
+    is_drawn = gaussians.opacities >= ALPHA_MIN  # the others do not change
     return Gaussians(
         refined.means,
         refined.quats,

@@ -17,6 +17,7 @@ from facelift_jax.geometry.paths import fov_intrinsics, orbit_cameras
 from facelift_jax.io import command
 from facelift_jax.io.image_files import to_uint8, write_png, write_video
 from facelift_jax.render import render
+from facelift_jax.render.constants import ALPHA_MIN
 from facelift_jax.render.path import render_path
 from facelift_jax.structs import Cameras, Gaussians
 
@@ -58,7 +59,7 @@ def turntable(gaussians: Gaussians, up: str, num_frames: int, size: int) -> Came
     Raises:
       ValueError: no Gaussian is visible.
     """
-    means = gaussians.means[gaussians.opacities > 1 / 255]
+    means = gaussians.means[gaussians.opacities > ALPHA_MIN]
     if not len(means):
         raise ValueError("no Gaussian is visible, so there is nothing to turn around")
     center = np.median(means, axis=0)
