@@ -8,7 +8,6 @@ With `--refine`, the Gaussians are refined by gradient steps on the input views.
 Metrics of input views and metrics of held-out views have different names.
 """
 
-import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -51,12 +50,12 @@ def parse(arguments: list[str]) -> Any:
     add(
         "--refine",
         nargs="?",
-        type=_num_steps,
+        type=command.at_least(0, "give DATA before the flags"),
         const=NUM_STEPS,
         default=0,
         metavar="N",
         help="refine the Gaussians by N gradient steps on the input views; without N, "
-        "by %(const)s",
+        "by %(const)s; default %(default)s, no refinement",
     )
     add("--out", default="evaluation", help="output folder")
     add(
@@ -82,7 +81,7 @@ def parse(arguments: list[str]) -> Any:
     )
     add(
         "--turntable-frames",
-        type=int,
+        type=command.at_least(1),
         default=120,
         metavar="N",
         help="frames of the video and of the turntable metrics (computed for the first "
@@ -99,28 +98,12 @@ def parse(arguments: list[str]) -> Any:
     return parser.parse_args(arguments)
 
 
-def _num_steps(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number of steps; give DATA before the flags"
-        ) from error
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}: must be at least 1")
-    return number
-
-
 def main(arguments: list[str]) -> None:
     """Evaluates the checkpoint or the visual hull, and prints the metrics."""
     flags = parse(arguments)
     command.log_own_lines()
     if not (flags.checkpoint or flags.baseline):
         raise ValueError("give --checkpoint, or --baseline hull for the visual hull")
-    if flags.turntable_frames < 1:
-        raise ValueError(
-            f"--turntable-frames {flags.turntable_frames}: must be at least 1"
-        )
     lpips = None if flags.lpips is None else load_lpips(flags.lpips)
     source = open_source(flags.data)
     params, trained_on = None, []

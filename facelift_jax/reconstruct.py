@@ -311,10 +311,10 @@ def parse(arguments: list[str]) -> Any:
     )
     add(
         "--refine",
-        type=int,
+        type=command.at_least(0),
         metavar="N",
         help="number of gradient steps on the input views; default: "
-        f"{NUM_STEPS} from the hull, 0 from a network",
+        f"{NUM_STEPS} from the hull, 0 from a network, which is no refinement",
     )
     add(
         "--inputs",
@@ -338,7 +338,7 @@ def parse(arguments: list[str]) -> Any:
     )
     add(
         "--turntable-frames",
-        type=int,
+        type=command.at_least(1),
         default=120,
         metavar="N",
         help="frames of the video; default %(default)s",
@@ -417,10 +417,6 @@ def main(arguments: list[str]) -> None:
 
 def _start_and_steps(flags: Any) -> tuple[str, int]:
     """The start of the reconstruction, and the number of steps that refine it."""
-    if flags.turntable_frames < 1:
-        raise ValueError(
-            f"--turntable-frames {flags.turntable_frames}: must be at least 1"
-        )
     start = flags.start or ("network" if flags.checkpoint else "hull")
     if start == "network" and not flags.checkpoint:
         raise ValueError(
@@ -430,8 +426,6 @@ def _start_and_steps(flags: Any) -> tuple[str, int]:
     num_steps = flags.refine
     if num_steps is None:
         num_steps = NUM_STEPS if start == "hull" else 0
-    if num_steps < 0:
-        raise ValueError(f"--refine {num_steps}: must be at least 0")
     return start, num_steps
 
 

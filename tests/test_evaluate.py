@@ -20,7 +20,7 @@ from facelift_jax.evaluation.evaluator import evaluate
 from facelift_jax.evaluation.results import SIDES, format_number
 from facelift_jax.evaluation.steps import make_eval_step, make_hull_step
 from facelift_jax.io import command
-from facelift_jax.reconstruction import refine
+from facelift_jax.reconstruction import NUM_STEPS, refine
 from facelift_jax.render import RenderConfig, render
 from facelift_jax.structs import Gaussians
 
@@ -79,8 +79,6 @@ def test_the_hull_is_evaluated_without_a_network(tmp_path, monkeypatch, capsys, 
     with pytest.raises(ValueError, match="give --checkpoint, or --baseline hull for "):
         command_evaluate.main(arguments)
     arguments += ["--baseline", "hull", "--inputs", "5"]
-    with pytest.raises(ValueError, match="--turntable-frames 0: must be at least 1"):
-        command_evaluate.main([*arguments, "--turntable-frames", "0"])
     command_evaluate.main([*arguments, "--turntable-frames", "4"])
     (warning,) = [x.getMessage() for x in caplog.records if x.levelname == "WARNING"]
     assert warning.startswith(
@@ -128,20 +126,34 @@ def test_the_hull_is_evaluated_without_a_network(tmp_path, monkeypatch, capsys, 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--refine", "0"], "argument --refine: 0: must be at least 1; see --help"),
-        (["--refine", "-2"], "argument --refine: -2: must be at least 1; see --help"),
+        (["--refine", "-2"], "--refine: -2: must be at least 0"),
         (
             ["--refine", "data"],
-            "argument --refine: 'data' is not a number of steps; give DATA before the "
-            "flags; see --help",
+            "--refine: 'data' is not an integer; give DATA before the flags",
         ),
+        (["--turntable-frames", "0"], "--turntable-frames: 0: must be at least 1"),
     ],
 )
-def test_refinement_needs_a_number_of_steps(arguments, line, capsys):
+def test_bad_numbers_are_refused(arguments, line, capsys):
     with pytest.raises(SystemExit) as ending:
         command_evaluate.main(["--baseline", "hull", *arguments])
     assert ending.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1] == f"evaluate: {line}"
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"evaluate: argument {line}; see --help"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "num_steps"),
+    [
+        ([], 0),
+        (["--refine", "0"], 0),
+        (["--refine"], NUM_STEPS),
+        (["--refine", "7"], 7),
+    ],
+)
+def test_without_steps_there_is_no_refinement(arguments, num_steps):
+    flags = command_evaluate.parse(["data", "--baseline", "hull", *arguments])
+    assert flags.refine == num_steps
 
 
 def test_refinement_needs_a_checkpoint_or_a_baseline(monkeypatch):

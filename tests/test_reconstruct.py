@@ -165,7 +165,7 @@ def test_the_digest_changes_with_any_weight():
     assert reconstruct.digest(same) != reconstruct.digest(params)
 
 
-def test_bad_arguments_are_refused_before_any_output(weights, scenes, tmp_path):
+def test_bad_arguments_are_refused_before_any_output(weights, scenes, tmp_path, capsys):
     out = tmp_path / "out"
     data = DATA | {"frame": "first_camera"}
     params = restore(str(weights[0]), 1).params
@@ -176,8 +176,11 @@ def test_bad_arguments_are_refused_before_any_output(weights, scenes, tmp_path):
     arguments = ["--checkpoint", str(weights[0]), "--out", str(out), str(scenes[0])]
     with pytest.raises(ValueError, match="two scenes are named scene_000000; give"):
         reconstruct.main([*arguments, str(scenes[1]), str(scenes[0])])
-    with pytest.raises(ValueError, match="--turntable-frames 0: must be at least 1"):
-        reconstruct.main([*arguments, "--turntable-frames", "0"])
+    for flag, value, minimum in (("--turntable-frames", 0, 1), ("--refine", -1, 0)):
+        with pytest.raises(SystemExit):
+            reconstruct.main([*arguments, flag, str(value)])
+        line = f"argument {flag}: {value}: must be at least {minimum}; see --help"
+        assert line in capsys.readouterr().err
     with pytest.raises(ValueError, match="num_inputs must be at least 1, found 0"):
         reconstruct.main([*arguments, "--inputs", "0"])
     with pytest.raises(ValueError, match="6 views marked as inputs, but num_inputs=9"):
@@ -352,7 +355,6 @@ def test_bad_starts_are_refused(weights, scenes, tmp_path):
     arguments = [str(scenes[0]), "--out", str(tmp_path / "out")]
     for flags, line in (
         (["--start", "network"], "--start network: needs the weights of a network;"),
-        (["--refine", "-1"], "--refine -1: must be at least 0"),
         (["--inputs", "1"], "scene_000000: there is only 1 input view; a hull and"),
     ):
         with pytest.raises(ValueError, match=line):

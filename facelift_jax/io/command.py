@@ -86,6 +86,26 @@ def _channel(text: str) -> float:
     return value
 
 
+def at_least(minimum: int, hint: str = "") -> Callable[[str], int]:
+    """The type of a flag: an integer that is not below `minimum`.
+
+    `hint` ends the error for text that is no integer.
+    """
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not an integer{hint and f'; {hint}'}"
+            ) from error
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{value}: must be at least {minimum}")
+        return value
+
+    return parse
+
+
 def log_own_lines() -> None:
     """Shows info messages of this package, and of other libraries only warnings."""
     package = str(Path(__file__).parents[1])

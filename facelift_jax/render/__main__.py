@@ -47,8 +47,9 @@ def parse(arguments: list[str]) -> Any:
     views.add_argument("--path", choices=["turntable"], help="path of the camera")
     add("--out", type=Path, required=True, help="FILE.mp4, or a folder of PNG files")
     add("--up", choices=sorted(UP), default="z", help="upright axis of the turntable")
-    add("--size", type=int, default=512, help="side of turntable images, pixels")
-    add("--frames", type=int, default=120, help="number of turntable images")
+    count = command.at_least(1)
+    add("--size", type=count, default=512, help="side of turntable images, pixels")
+    add("--frames", type=count, default=120, help="number of turntable images")
     parser.add_background()
     return parser.parse_args(arguments)
 
@@ -98,9 +99,6 @@ def main(arguments: list[str]) -> None:
       ValueError, OSError: bad flags or files; one line that says what to change.
     """
     flags = parse(arguments)
-    for name, value in (("--size", flags.size), ("--frames", flags.frames)):
-        if value < 1:
-            raise ValueError(f"{name} {value}: must be at least 1")
     is_video = flags.out.suffix == ".mp4"
     gaussians = read_ply(flags.file)
     if flags.cameras is None:

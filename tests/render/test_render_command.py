@@ -75,10 +75,12 @@ def test_images_from_the_cameras_of_a_scene(ply, tmp_path):
     assert np.asarray(Image.open(images[0])).shape == (24, 32, 3)
 
 
-def test_bad_input_is_refused_before_anything_is_written(ply, tmp_path):
+def test_bad_input_is_refused_before_anything_is_written(ply, tmp_path, capsys):
     flags = [str(ply), "--path", "turntable", "--out", str(tmp_path / "out")]
-    with pytest.raises(ValueError, match="--frames 0: must be at least 1"):
-        command.main([*flags, "--frames", "0"])
+    for flag in ("--frames", "--size"):
+        with pytest.raises(SystemExit):
+            command.main([*flags, flag, "0"])
+        assert f"{flag}: 0: must be at least 1" in capsys.readouterr().err
     clear = command.read_ply(ply)
     clear.opacities[:] = 0
     with pytest.raises(ValueError, match="no Gaussian is visible"):
