@@ -53,16 +53,12 @@ def make_renderer(
 
 
 def make_refiner(
-    background: tuple[float, ...],
-    num_steps: int,
-    antialiased: bool = False,
-    backend: str = "",
+    background: tuple[float, ...], antialiased: bool = False, backend: str = ""
 ) -> RefineFn:
-    """`refine` with a fixed number of steps; otherwise as `make_renderer`."""
+    """`refine` with the background and renderer of `make_renderer`."""
     return functools.partial(
         refine,
         background=np.asarray(background, np.float32),
-        num_steps=num_steps,
         config=RenderConfig(antialiased=antialiased),
         backend=backend or None,
     )
@@ -125,6 +121,7 @@ class Restored(NamedTuple):
       model: the Flax module.
       options: how scenes become inputs and targets of the network.
       render_fn: renders the network's Gaussians on the background of its training.
+      refine_fn: refines Gaussians with this background and these renderer settings.
       config: the config stored in the checkpoint's metadata.
       trained_on: fingerprints of the training scenes; empty if not stored.
     """
@@ -133,6 +130,7 @@ class Restored(NamedTuple):
     model: Any
     options: DataOptions
     render_fn: RenderFn
+    refine_fn: RefineFn
     config: dict[str, Any]
     trained_on: list[str]
 
@@ -159,6 +157,8 @@ def restore(
     if num_inputs is not None:
         section["num_inputs"] = num_inputs
     options = data_options(section, num_held_out_views)
-    render_fn = make_renderer(options.background, **config.get("render", {}))
+    render_section = config.get("render", {})
+    render_fn = make_renderer(options.background, **render_section)
+    refine_fn = make_refiner(options.background, **render_section)
     model, trained_on = build_model(config["model"]), config.pop("trained_on", [])
-    return Restored(params, model, options, render_fn, config, trained_on)
+    return Restored(params, model, options, render_fn, refine_fn, config, trained_on)

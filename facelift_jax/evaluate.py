@@ -111,18 +111,16 @@ def main(arguments: list[str]) -> None:
     if flags.checkpoint:
         restored = restore(flags.checkpoint, flags.held_out_views, flags.inputs)
         params, trained_on = restored.params, restored.trained_on
-        options, render_fn = restored.options, restored.render_fn
-        refine_fn = None
-        if flags.refine:
-            section = restored.config.get("render", {})
-            refine_fn = make_refiner(options.background, flags.refine, **section)
-        step = make_eval_step(restored.model, render_fn, lpips, refine_fn)
+        options = restored.options
+        render_fn, refine_fn = restored.render_fn, restored.refine_fn
+        step = make_eval_step(restored.model, render_fn, refine_fn, flags.refine, lpips)
         evaluated = EvaluatedModel(flags.checkpoint, restored.config, flags.refine)
     else:
         options = baseline_options(source[0], flags.held_out_views, flags.inputs)
         render_fn = make_renderer(options.background)
+        refine_fn = make_refiner(options.background)
     if flags.baseline:
-        step = make_hull_step(render_fn, options.background, flags.refine, lpips)
+        step = make_hull_step(render_fn, refine_fn, flags.refine, lpips)
         evaluated = dataclasses.replace(evaluated, checkpoint=None)
     evaluation = evaluate_held_out(
         Path(flags.out),
@@ -131,6 +129,7 @@ def main(arguments: list[str]) -> None:
         source,
         options,
         render_fn,
+        refine_fn,
         lpips,
         evaluated,
         data_sets={Path(flags.data): source},

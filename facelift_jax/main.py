@@ -119,11 +119,14 @@ def evaluate_run(config: Any, workdir: Path) -> Evaluation:
     parts = open_parts(config.data)
     return evaluate_held_out(
         workdir / EVALUATION,
-        make_eval_step(restored.model, restored.render_fn, lpips),
+        make_eval_step(
+            restored.model, restored.render_fn, restored.refine_fn, lpips=lpips
+        ),
         restored.params,
         join(parts)[1],
         restored.options,
         restored.render_fn,
+        restored.refine_fn,
         lpips,
         EvaluatedModel(str(workdir), settings),
         data_sets={part.path: part.held_out for part in parts},

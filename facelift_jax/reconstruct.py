@@ -60,7 +60,7 @@ from facelift_jax.metrics import (
     turntable_metrics,
 )
 from facelift_jax.reconstruction import NUM_STEPS
-from facelift_jax.structs import Batch, Gaussians, RenderFn, RenderOutput
+from facelift_jax.structs import Batch, Gaussians, RefineFn, RenderFn, RenderOutput
 
 STARTS = ("hull", "network")
 # Time and memory of a refined hull grow with the number of views and of pixels.
@@ -131,15 +131,10 @@ def hull_options(scene: StoredScene, num_inputs: int | None) -> DataOptions:
 
 
 def make_refined_hull_step(
-    render_fn: RenderFn, background: tuple[float, float, float], num_steps: int
+    render_fn: RenderFn, refine_fn: RefineFn, num_steps: int
 ) -> EvalStep:
-    """(unused, batch of one scene) -> (its refined hull, the outputs).
-
-    `background` is that of the renderer. Without steps, the result is the plain hull.
-    The step raises `DataError` if the masks define no hull.
-    """
-
-    hull_step = make_hull_step(render_fn, background, num_steps)
+    """As `make_hull_step`; raises `DataError` if the masks define no hull."""
+    hull_step = make_hull_step(render_fn, refine_fn, num_steps)
 
     def checked_step(params: Any, batch: Batch):
         is_full = (batch.inputs.masks[0] > 0.5).all(axis=(1, 2, 3))
@@ -254,8 +249,8 @@ def is_complete(directory: Path, name: str, made_by: Mapping[str, Any]) -> bool:
         return False
     stored = read_marker(directory / METRICS_FILE).get("made_by")
     stored = stored if isinstance(stored, dict) else {}
-    # version 0.1.0 had networks without refinement only
-    stored = {"start": "network", "refine": 0, **stored}
+    # version 0.1.0 had networks without refinement only and did not store this setting
+    stored = {"start": "network", "refine": 0, "render.antialiased": False, **stored}
     changed = [key for key in made_by if stored.get(key) != made_by[key]]
     if changed:
         raise ValueError(
@@ -371,6 +366,8 @@ def main(arguments: list[str]) -> None:
     settings |= {"layout": flags.layout, "turntable_frames": flags.turntable_frames}
     if restored and start == "network":
         settings["weights"] = digest(restored.params)
+    section = restored.config.get("render", {}) if restored else {}
+    settings["render.antialiased"] = section.get("antialiased", False)
     jobs: dict[str, _Job] = {}
     for source in map(open_source, flags.scenes):
         digests = zip(source.names, source_digests(source), strict=True)
@@ -451,15 +448,14 @@ def _make_step(
     num_steps: int,
 ) -> tuple[Any, RenderFn, EvalStep]:
     """The network's parameters (None for a hull), the renderer and the step."""
-    if restored is None or start == "hull":
-        render_fn = make_renderer(background)
-        return None, render_fn, make_refined_hull_step(render_fn, background, num_steps)
-    refine_fn = None
-    if num_steps:
-        section = restored.config.get("render", {})
-        refine_fn = make_refiner(background, num_steps, **section)
-    step = make_eval_step(restored.model, restored.render_fn, refine_fn=refine_fn)
-    return restored.params, restored.render_fn, step
+    if restored:
+        render_fn, refine_fn = restored.render_fn, restored.refine_fn
+    else:
+        render_fn, refine_fn = make_renderer(background), make_refiner(background)
+    if restored and start == "network":
+        step = make_eval_step(restored.model, render_fn, refine_fn, num_steps)
+        return restored.params, render_fn, step
+    return None, render_fn, make_refined_hull_step(render_fn, refine_fn, num_steps)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -134,9 +134,24 @@ class RenderOutput:
 # over [*b] and cameras over [*b v] to outputs over [*b v].
 RenderFn = Callable[[Gaussians, Cameras], RenderOutput]
 
-# `refine` with its settings fixed, as `builders.make_refiner` returns it: Gaussians
-# [b n] and input views [b v] to refined Gaussians.
-RefineFn = Callable[[Gaussians, Views], Gaussians]
+
+@typing.runtime_checkable
+class RefineFn(Protocol):
+    """`refine` with the background and the settings of the renderer fixed.
+
+    `builders.make_refiner` returns it.
+    """
+
+    def __call__(
+        self,
+        gaussians: Gaussians,
+        inputs: Views,
+        *,
+        num_steps: int,
+        weights: Float[Array, "b v h w 1"] | None = None,
+    ) -> Gaussians:
+        """Gaussians [b n] after `num_steps` gradient steps on the input views [b v]."""
+        ...
 
 
 def check(struct: object, name: str = "") -> dict[str, Any]:

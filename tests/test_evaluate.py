@@ -34,11 +34,12 @@ def test_dropped_entries_end_an_evaluation(tmp_path):
         background=np.ones(3, np.float32),
         config=RenderConfig(max_entries=16),
     )
+    hull_step = make_hull_step(capped, make_refiner(options.background))
     with pytest.raises(
         ValueError,
         match=r"scene scene_000000: the renderer dropped \d+ list entries, so its",
     ):
-        evaluate(make_hull_step(capped, options.background), None, source, options)
+        evaluate(hull_step, None, source, options)
 
 
 def repeat_a_view(scene):
@@ -188,8 +189,8 @@ def test_the_gaussians_of_a_network_are_refined_before_they_are_evaluated(tmp_pa
     options = data_options({"input_size": 16, "target_size": 16}, 1)
     batch = next(iter(evaluation_batches(source, options, batch_size=1)))
     model, white = OneGaussian(), options.background
-    refiner = make_refiner(white, 2, backend="xla")
-    step = make_eval_step(model, make_renderer(white), refine_fn=refiner)
+    refiner = make_refiner(white, backend="xla")
+    step = make_eval_step(model, make_renderer(white), refiner, 2)
     gaussians, outputs = step({}, batch)
     before, _ = model.apply({}, batch.inputs)
     expected = refine(before, batch.inputs, np.float32(white), 2)

@@ -1,5 +1,6 @@
 """The reconstruct command: starts, settings, files, warnings and complete folders."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from facelift_jax.checkpoints.checkpoint import save_params
 from facelift_jax.convert import rule_table
 from facelift_jax.data import rodent
 from facelift_jax.data.scenes import open_source
-from facelift_jax.evaluation.steps import make_eval_step
+from facelift_jax.evaluation.steps import make_eval_step, make_hull_step
 from facelift_jax.export.ply import read_ply
 from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.metrics import (
@@ -27,6 +28,8 @@ from facelift_jax.metrics import (
     TURNTABLE_DEFINITIONS,
 )
 from facelift_jax.models import get_model
+from facelift_jax.reconstruction import refine, refine_hull
+from facelift_jax.render import RenderConfig, render
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"width": 32, "depth": 1, "head_dim": 16}
@@ -72,7 +75,7 @@ def test_a_checkpoint_without_a_network_is_refused(tmp_path):
 
 def test_a_scene_is_reconstructed_in_the_world_of_its_rig(weights, scenes):
     restored = restore(str(weights[0]), 1, num_inputs=4)
-    step = make_eval_step(restored.model, restored.render_fn)
+    step = make_eval_step(restored.model, restored.render_fn, restored.refine_fn)
     scene = open_source(scenes[0])[0]
     result = reconstruct.reconstruct_scene(
         step, restored.params, scene, restored.options
@@ -259,6 +262,36 @@ def test_refinement_starts_from_hull_or_network(weights, scenes, tmp_path):
     assert unrefined.means.shape == refined.means.shape
     assert 0 < np.abs(unrefined.means - refined.means).max() < 0.5
     assert len(results["hull", 0].means) < len(unrefined.means)
+
+
+def test_the_render_section_of_a_checkpoint_reaches_its_refined_hull(
+    weights, scenes, tmp_path
+):
+    params = restore(str(weights[0]), 1).params
+    config = {"model": MODEL, "data": DATA, "render": {"antialiased": True}}
+    save_params(tmp_path / "run", params, config)
+    restored = restore(str(tmp_path / "run"), 1)
+    scene = open_source(scenes[0])[0]
+    step = make_hull_step(restored.render_fn, restored.refine_fn, 2)
+    result = reconstruct.reconstruct_scene(step, None, scene, restored.options)
+    example = jax.tree.map(lambda x: x[0], result.batch.inputs)
+    white, antialiased = np.ones(3, np.float32), RenderConfig(antialiased=True)
+    direct, other = (
+        refine_hull(example, functools.partial(refine, background=white, config=x), 2)
+        for x in (antialiased, None)
+    )
+    jax.tree.map(np.testing.assert_array_equal, result.gaussians, direct)
+    assert np.abs(direct.opacities - other.opacities).max() > 1e-3
+    drawn = render(result.gaussians, example.cameras, white, config=antialiased)
+    np.testing.assert_allclose(result.output.colors[0], drawn.colors, atol=1e-4)
+
+    out = tmp_path / "out"
+    flags = [*hull_flags(scenes[0], out, 2), "--start", "hull", "--checkpoint"]
+    reconstruct.main([*flags, str(tmp_path / "run")])
+    written = read_ply(out / "scene_000000" / "scene.ply")
+    assert np.isin(written.means, direct.means).all()
+    with pytest.raises(ValueError, match=r"made with different render\.antialiased;"):
+        reconstruct.main([*flags, str(weights[0])])
 
 
 def test_each_scene_without_a_checkpoint_has_its_own_views_and_size(tmp_path):

@@ -37,7 +37,7 @@ from facelift_jax.evaluation.steps import (
     scene_metrics,
 )
 from facelift_jax.io.progress import show_on_first_process, with_progress
-from facelift_jax.structs import RenderFn
+from facelift_jax.structs import RefineFn, RenderFn
 
 NUM_SHAPE_SCENES = 4  # scenes for which the slow metrics of a `ShapeStep` are computed
 
@@ -102,6 +102,7 @@ def write_evaluation(
     directory: Path,
     evaluation: Evaluation,
     render_fn: RenderFn,
+    refine_fn: RefineFn,
     lpips: Any,
     turn: Turntable,
     source: FolderSource,
@@ -120,9 +121,7 @@ def write_evaluation(
         is_possible = options.num_inputs > 1 or not baseline.num_refine_steps
         if evaluated.is_baseline(baseline) or not is_possible:
             continue
-        step = make_hull_step(
-            render_fn, options.background, baseline.num_refine_steps, lpips
-        )
+        step = make_hull_step(render_fn, refine_fn, baseline.num_refine_steps, lpips)
         label = f"evaluate {baseline.label}"
         baselines[name] = evaluate(
             step, None, source, options, shape_step=shape_step, label=label
@@ -145,6 +144,7 @@ def evaluate_held_out(
     source: FolderSource,
     options: DataOptions,
     render_fn: RenderFn,
+    refine_fn: RefineFn,
     lpips: Any,
     evaluated: EvaluatedModel,
     data_sets: Mapping[Path, FolderSource],
@@ -189,7 +189,15 @@ def evaluate_held_out(
         make_shape_step(render_fn, turn),
     )
     return write_evaluation(
-        directory, evaluation, render_fn, lpips, turn, source, options, evaluated
+        directory,
+        evaluation,
+        render_fn,
+        refine_fn,
+        lpips,
+        turn,
+        source,
+        options,
+        evaluated,
     )
 
 

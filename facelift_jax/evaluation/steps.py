@@ -72,20 +72,21 @@ Turntable = Callable[[Gaussians, Cameras], tuple[RenderOutput, Cameras]]
 def make_eval_step(
     model: Any,
     render_fn: RenderFn,
+    refine_fn: RefineFn,
+    num_refine_steps: int = 0,
     lpips: Any = None,
-    refine_fn: RefineFn | None = None,
 ) -> EvalStep:
     """Jitted (params, batch) -> (the network's Gaussians, their outputs).
 
-    `lpips` are the parameters of LPIPS; without them it is not computed. With a
-    `refine_fn`, the Gaussians are refined on the input views.
+    The Gaussians are refined on the input views by `num_refine_steps` gradient steps.
+    `lpips` are the parameters of LPIPS; without them it is not computed.
     """
 
     @jax.jit
     def eval_step(lpips: Any, params: Any, batch: Batch):
         gaussians, _ = model.apply({"params": params}, batch.inputs)
-        if refine_fn is not None:
-            gaussians = refine_fn(gaussians, batch.inputs)
+        if num_refine_steps:
+            gaussians = refine_fn(gaussians, batch.inputs, num_steps=num_refine_steps)
         sources = model.source_views(*batch.inputs.images.shape[1:3])
         return gaussians, evaluate_gaussians(
             render_fn, gaussians, sources, batch, lpips
@@ -96,14 +97,13 @@ def make_eval_step(
 
 def make_hull_step(
     render_fn: RenderFn,
-    background: tuple[float, float, float],
+    refine_fn: RefineFn,
     num_refine_steps: int = 0,
     lpips: Any = None,
 ) -> EvalStep:
     """(unused, batch of one scene) -> (`refine_hull` of it, its outputs).
 
-    Without steps of refinement this is the visual hull. `background` is that of the
-    images, `lpips` as in `make_eval_step`.
+    Without steps of refinement this is the visual hull. `lpips` as in `make_eval_step`.
     """
 
     @jax.jit
@@ -115,7 +115,7 @@ def make_hull_step(
     def hull_step(params: Any, batch: Batch):
         del params
         inputs = jax.tree.map(lambda x: x[0], batch.inputs)
-        hull = refine_hull(inputs, np.asarray(background), num_refine_steps)
+        hull = refine_hull(inputs, refine_fn, num_refine_steps)
         gaussians = jax.tree.map(lambda x: x[None], hull)
         return gaussians, evaluate_hull(lpips, gaussians, batch)
 

@@ -18,7 +18,7 @@ from facelift_jax.geometry.rotations import quat_to_matrix
 from facelift_jax.reconstruction.hull import hull_surface, visual_hull
 from facelift_jax.render import RenderConfig, render
 from facelift_jax.render.constants import ALPHA_MIN
-from facelift_jax.structs import Gaussians, Views, check
+from facelift_jax.structs import Gaussians, RefineFn, Views, check
 
 NUM_STEPS = 60
 # Learning rates of the unconstrained parameters: means in pixels of the input cameras
@@ -92,13 +92,14 @@ def refine(
 
 
 def refine_hull(
-    inputs: Views, background: Float[Array, "3"], num_steps: int = NUM_STEPS
+    inputs: Views, refine_fn: RefineFn, num_steps: int = NUM_STEPS
 ) -> Gaussians:
     """Reconstructs one scene from its input views [v]: Gaussians [n], NumPy.
 
-    The start is `hull_surface`, refined by `num_steps` steps of `refine` and divided by
-    `subdivide`. Without steps the result is `visual_hull`, as it is for masks without a
-    common hull.
+    The start is `hull_surface`, refined by `num_steps` steps of `refine_fn` and divided
+    by `subdivide`. Without steps the result is `visual_hull`, as it is for masks
+    without a common hull. `refine_fn` is `refine` with the background of the images,
+    for example from `builders.make_refiner`.
 
     Raises:
       ValueError: as `refine`.
@@ -110,7 +111,7 @@ def refine_hull(
         return start
     scene = jax.tree.map(lambda x: x[None], (start, inputs, weights))
     start, inputs, weights = scene
-    refined = refine(start, inputs, background, num_steps, weights)
+    refined = refine_fn(start, inputs, num_steps=num_steps, weights=weights)
     return jax.tree.map(lambda x: x[0], jax.device_get(subdivide(refined)))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from facelift_jax.builders import make_refiner
 from facelift_jax.data.options import DataOptions
 from facelift_jax.data.scenes import FolderSource
 from facelift_jax.evaluation.evaluator import evaluate, write_evaluation
@@ -48,7 +49,8 @@ def make_run_evaluator(
 
     Its functions are compiled when they are first called.
     """
-    eval_step = make_eval_step(model, render_fn, lpips)
+    refine_fn = make_refiner(options.background, **config.render)
+    eval_step = make_eval_step(model, render_fn, refine_fn, lpips=lpips)
     turntable = make_turntable(render_fn, config.eval.turntable_frames)
     shape_step = make_shape_step(render_fn, turntable)
     is_writer = jax.process_index() == 0
@@ -70,6 +72,7 @@ def make_run_evaluator(
             workdir,
             evaluation,
             render_fn,
+            refine_fn,
             lpips,
             turntable,
             held_out,

@@ -10,7 +10,12 @@ from gslrm_recipe import TINY, random_params
 from lgm_recipe import random_views
 from runs import ROOT, command, finish
 
-from facelift_jax.builders import build_model, data_options, make_renderer
+from facelift_jax.builders import (
+    build_model,
+    data_options,
+    make_refiner,
+    make_renderer,
+)
 from facelift_jax.checkpoints.checkpoint import load_params, save_params
 from facelift_jax.checkpoints.tree import flatten_names
 from facelift_jax.convert import abstract_params
@@ -116,7 +121,8 @@ def reconstruct(params, config, scene):
     """Gaussians of a scene and its input views rendered."""
     options = data_options(config["data"], num_held_out_views=1)
     render_fn = make_renderer(options.background, **config["render"])
-    step = make_eval_step(build_model(config["model"]), render_fn)
+    refine_fn = make_refiner(options.background, **config["render"])
+    step = make_eval_step(build_model(config["model"]), render_fn, refine_fn)
     reconstruction = reconstruct_scene(step, params, scene, options)
     return reconstruction.gaussians, reconstruction.output.colors
 

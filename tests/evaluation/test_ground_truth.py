@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from facelift_jax.builders import data_options
+from facelift_jax.builders import data_options, make_refiner
 from facelift_jax.data import rodent
 from facelift_jax.data.examples import evaluation_example
 from facelift_jax.data.scenes import open_source
@@ -82,10 +82,10 @@ def test_other_scenes_have_no_ground_truth(scene, tmp_path):
 @pytest.mark.parametrize("num_steps", [0, 1])
 def test_hulls_have_all_metrics_except_those_of_source_views(scene, example, num_steps):
     batch = jax.tree.map(lambda x: x[None], example)
-    hull_step = make_hull_step(render_fn, OPTIONS.background, num_steps)
+    refine_fn = make_refiner(OPTIONS.background)
+    hull_step = make_hull_step(render_fn, refine_fn, num_steps)
     gaussians, outputs = jax.device_get(hull_step(None, batch))
-    white = np.ones(3, np.float32)
-    expected = refine_hull(example.inputs, white, num_steps)
+    expected = refine_hull(example.inputs, refine_fn, num_steps)
     np.testing.assert_array_equal(gaussians.means[0], expected.means)
     metrics, undefined = scene_metrics(outputs, 6)
     assert metrics["held_out/iou"] > 0.6  # a thin animal, blurred by half a pixel

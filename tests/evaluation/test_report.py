@@ -341,6 +341,7 @@ def test_metrics_are_written_even_if_the_page_cannot_be(page, monkeypatch):
             evaluated,
             None,
             None,
+            None,
             lambda *_: (None, None),
             source,
             DataOptions(),

@@ -24,6 +24,7 @@ from facelift_jax.render import render
 from facelift_jax.structs import Gaussians, Views, check
 
 WHITE = jnp.ones(3)
+ON_WHITE = functools.partial(refine, background=WHITE)
 SIZE = 32
 
 
@@ -103,7 +104,7 @@ def test_held_out_views_of_a_rodent_improve(tmp_path):
     targets = jax.tree.map(lambda x: x[6:], example.targets)
     add_axis = functools.partial(jax.tree.map, lambda x: jnp.asarray(x)[None])
     start = add_axis(hull_surface(example.inputs)[0])
-    after = add_axis(refine_hull(example.inputs, WHITE))
+    after = add_axis(refine_hull(example.inputs, ON_WHITE))
     check(after, "refined")
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
     psnr, iou = errors(after, targets)
@@ -111,7 +112,7 @@ def test_held_out_views_of_a_rodent_improve(tmp_path):
         other_psnr, other_iou = errors(other, targets)
         assert psnr > other_psnr + 1
         assert iou > other_iou + 0.03
-    unrefined = refine_hull(example.inputs, WHITE, 0)
+    unrefined = refine_hull(example.inputs, ON_WHITE, 0)
     jax.tree.map(np.testing.assert_array_equal, unrefined, visual_hull(example.inputs))
 
 
@@ -176,7 +177,7 @@ def test_the_refined_hull_ignores_where_one_mask_is_wrong():
     add_axis = functools.partial(jax.tree.map, lambda x: jnp.asarray(x)[None])
     scene = add_axis(start), add_axis(inputs), WHITE, 3
     expected = subdivide(refine(*scene, add_axis(weights)))
-    actual = refine_hull(inputs, WHITE, 3)
+    actual = refine_hull(inputs, ON_WHITE, 3)
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[0]), actual, expected)
     without = subdivide(refine(*scene))
     assert np.abs(without.means - expected.means).max() > 1e-3
