@@ -35,6 +35,7 @@ from facelift_jax.data.options import DataOptions
 from facelift_jax.data.scenes import FolderSource, Scene, StoredScene, open_source
 from facelift_jax.data.validation.dataset_report import source_digests
 from facelift_jax.data.validation.inputs import input_warnings
+from facelift_jax.data.view_selection import input_positions
 from facelift_jax.data.writing import read_marker
 from facelift_jax.evaluation.results import (
     METRICS_FILE,
@@ -172,7 +173,9 @@ def reconstruct_scene(
       DataError: the scene cannot be used; one line that names it.
       ValueError: the renderer dropped list entries (an explicit cap).
     """
-    example = reconstruction_example(scene, options)
+    views = input_positions(scene, options)
+    inputs = scene.take(views)
+    example = reconstruction_example(scene, inputs, options)
     batch = jax.tree.map(lambda x: x[None], example)
     start = time.monotonic()
     with located(f"scene {scene.name} ({scene.path})"):
@@ -194,7 +197,7 @@ def reconstruct_scene(
         float(outputs.radius[0]),
         metrics,
         normalised_from_stored(scene, options),
-        input_warnings(scene, options),
+        input_warnings(inputs, views),
     )
 
 

@@ -18,6 +18,7 @@ from facelift_jax.builders import restore
 from facelift_jax.checkpoints.checkpoint import save_params
 from facelift_jax.convert import rule_table
 from facelift_jax.data import rodent
+from facelift_jax.data import scenes as data_scenes
 from facelift_jax.data.scenes import open_source
 from facelift_jax.evaluation.steps import make_eval_step, make_hull_step
 from facelift_jax.export.ply import read_ply
@@ -73,13 +74,21 @@ def test_a_checkpoint_without_a_network_is_refused(tmp_path):
         restore(str(tmp_path / "w"), 1)
 
 
-def test_a_scene_is_reconstructed_in_the_world_of_its_rig(weights, scenes):
+def test_a_scene_is_reconstructed_in_the_world_of_its_rig(weights, scenes, monkeypatch):
+    decoded, decode_image = [], data_scenes.decode_image
+
+    def count(path, *arguments):
+        decoded.append(path)
+        return decode_image(path, *arguments)
+
+    monkeypatch.setattr(data_scenes, "decode_image", count)
     restored = restore(str(weights[0]), 1, num_inputs=4)
     step = make_eval_step(restored.model, restored.render_fn, restored.refine_fn)
     scene = open_source(scenes[0])[0]
     result = reconstruct.reconstruct_scene(
         step, restored.params, scene, restored.options
     )
+    assert len(decoded) == len(set(decoded)) == 2 * 4  # images and depth maps, once
     assert result.metrics["num_gaussians"] == 2 + 4 * 16 * 16
     assert result.metrics["share_opaque"] == 1  # about 0.12 at the start
     assert result.output.colors.shape == (1, 4, 16, 16, 3)

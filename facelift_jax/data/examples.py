@@ -17,7 +17,6 @@ from facelift_jax.data.scenes import Scene, StoredScene
 from facelift_jax.data.view_selection import (
     evaluation_world,
     select_evaluation_views,
-    select_input_views,
     select_views,
 )
 from facelift_jax.structs import Batch, Cameras, Views
@@ -59,13 +58,17 @@ def evaluation_example(scene: Scene | StoredScene, options: DataOptions) -> Batc
     )
 
 
-def reconstruction_example(scene: Scene | StoredScene, options: DataOptions) -> Batch:
+def reconstruction_example(
+    scene: Scene | StoredScene, inputs: Scene, options: DataOptions
+) -> Batch:
     """`evaluation_example` without held-out views, for scenes that have none.
+
+    `inputs` are the views of the scene at `input_positions`, decoded.
 
     Raises:
       DataError: as `training_example`.
     """
-    return _deterministic_example(scene, *select_input_views(scene, options), options)
+    return _deterministic_example(scene, inputs, inputs, options)
 
 
 def normalised_from_stored(

@@ -91,18 +91,6 @@ def evaluation_world(scene: Scene | StoredScene, options: DataOptions) -> Simila
     return rig_similarity(cameras, scene.cameras, options.radius, options.frame, where)
 
 
-def select_input_views(
-    scene: Scene | StoredScene, options: DataOptions
-) -> tuple[Scene, Scene]:
-    """The input views of `select_evaluation_views`, as inputs and as targets.
-
-    Raises:
-      DataError: the scene has too few views, or an image cannot be used.
-    """
-    inputs = input_positions(scene, options)
-    return _take(scene, inputs, inputs)
-
-
 def input_positions(
     scene: Scene | StoredScene, options: DataOptions
 ) -> Int[np.ndarray, "v"]:

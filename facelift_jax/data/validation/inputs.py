@@ -1,29 +1,26 @@
 """Warnings about the input views of a reconstruction."""
 
 import numpy as np
+from jaxtyping import Int
 
-from facelift_jax.data.options import DataOptions
-from facelift_jax.data.scenes import Scene, StoredScene
+from facelift_jax.data.scenes import Scene
 from facelift_jax.data.validation.checks import camera_problems
-from facelift_jax.data.view_selection import input_positions
 
 FEW_VIEWS = 3
 
 
-def input_warnings(scene: Scene | StoredScene, options: DataOptions) -> list[str]:
+def input_warnings(inputs: Scene, views: Int[np.ndarray, "v"]) -> list[str]:
     """What makes a reconstruction from these input views unreliable, one line each.
+
+    `inputs` are the input views as stored, at full size; `views` are their positions in
+    the scene that they come from.
 
     The rays of all views must agree (`silhouettes.MIN_AGREEMENT` is 0.97). Smallest
     agreement of six views of ten rodents, 128 px, five of them with uneven rigs: 1.000;
     with one mirrored image .365 to .938; with two swapped cameras .57 to .82; with one
     principal point off by 2, 4, 8 and 16 px at most .995, .975, .948 and .912. Two
     views can nearly always agree: 1.000 and, with one mirrored image, .755 to 1.000.
-
-    Raises:
-      DataError: the scene has too few views, or an image cannot be used.
     """
-    views = input_positions(scene, options)
-    inputs = scene.take(views)
     masks = inputs.rgba[..., 3]
     warnings = []
     if len(views) <= FEW_VIEWS:
