@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from facelift_jax.checkpoints.checkpoint import load_params
 from facelift_jax.checkpoints.run_format import require_run_format
@@ -21,6 +22,11 @@ from facelift_jax.reconstruction import refine
 from facelift_jax.render import RenderConfig, render
 from facelift_jax.structs import RefineFn, RenderFn
 from facelift_jax.training.optim import OptimConfig
+
+# Defaults without a network: time and memory of a refined hull grow with the number of
+# views and of pixels.
+MAX_DEFAULT_INPUTS = 8
+MAX_SIZE = 256  # px
 
 
 def build_model(section: Mapping[str, Any]) -> Any:
@@ -77,20 +83,37 @@ def data_options(section: Mapping[str, Any], num_held_out_views: int) -> DataOpt
 
 
 def baseline_options(
-    scene: StoredScene, num_held_out_views: int, num_inputs: int | None
+    scene: StoredScene, num_held_out_views: int | None, num_inputs: int | None
 ) -> DataOptions:
     """Data options for a reconstruction or an evaluation without a network.
 
-    Image size and input views are those of the scene; `num_inputs` overrides the number
-    of input views.
+    Images have the stored size, but at most `MAX_SIZE`. The inputs are the views marked
+    as inputs or, without marks, at most `MAX_DEFAULT_INPUTS` evenly spaced views;
+    `num_inputs` overrides their number. An evaluation needs held-out views, so it holds
+    out at least a quarter of the views if none is marked. A reconstruction holds out
+    none: its `num_held_out_views` is None.
     """
+    num_views = len(scene.is_input)
+    if num_inputs is None and scene.is_input.any():
+        num_inputs = int(scene.is_input.sum())
+    elif num_inputs is None:
+        usable = num_views if num_held_out_views is None else 3 * num_views // 4
+        num_inputs = max(1, min(usable, MAX_DEFAULT_INPUTS))
+        if num_inputs < num_views:
+            logging.info(
+                "%s: %d of %d views are inputs; --inputs N changes the number",
+                scene.name,
+                num_inputs,
+                num_views,
+            )
     side = min(scene.cameras.width, scene.cameras.height)
-    section = {"input_size": side, "target_size": side}
-    if scene.is_input.any():
-        section["num_inputs"] = int(scene.is_input.sum())
-    if num_inputs is not None:
-        section["num_inputs"] = num_inputs
-    return data_options(section, num_held_out_views)
+    size = min(side, MAX_SIZE)
+    if size < side:
+        logging.info("%s: images of %d px are reduced to %d px", scene.name, side, size)
+    section = {"input_size": size, "target_size": size, "num_inputs": num_inputs}
+    return data_options(
+        section, 1 if num_held_out_views is None else num_held_out_views
+    )
 
 
 def optim_config(config: Any) -> OptimConfig:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from facelift_jax.builders import (
+    MAX_DEFAULT_INPUTS,
     baseline_options,
     make_refiner,
     make_renderer,
@@ -62,8 +63,10 @@ def parse(arguments: list[str]) -> Any:
         "--inputs",
         type=int,
         metavar="N",
-        help="number of input views; default: as in training, or as the data set "
-        "defines",
+        help="number of input views; default: as in training; without a checkpoint, "
+        "the marked views or, if none is marked, at most "
+        f"{MAX_DEFAULT_INPUTS} evenly spaced views, so that at least a quarter of the "
+        "views is held out",
     )
     add(
         "--held-out-views",

@@ -23,6 +23,7 @@ import numpy as np
 from absl import logging
 
 from facelift_jax.builders import (
+    MAX_DEFAULT_INPUTS,
     Restored,
     baseline_options,
     make_refiner,
@@ -64,9 +65,6 @@ from facelift_jax.reconstruction import NUM_STEPS
 from facelift_jax.structs import Batch, Gaussians, RefineFn, RenderFn, RenderOutput
 
 STARTS = ("hull", "network")
-# Time and memory of a refined hull grow with the number of views and of pixels.
-MAX_DEFAULT_INPUTS = 8
-MAX_SIZE = 256  # px
 # the data options that change a reconstruction
 RELEVANT_OPTIONS = ("input_size", "target_size", "num_inputs", "input_views")
 RELEVANT_OPTIONS += ("background", "radius", "frame")
@@ -98,37 +96,6 @@ class Reconstruction:
     metrics: dict[str, float]
     world: np.ndarray
     warnings: list[str]
-
-
-def hull_options(scene: StoredScene, num_inputs: int | None) -> DataOptions:
-    """Data options for `make_refined_hull_step`; the world keeps the stored axes.
-
-    The inputs are the views marked as inputs, or without marks at most
-    `MAX_DEFAULT_INPUTS` evenly spaced views; `num_inputs` overrides their number. The
-    images have their stored size, at most `MAX_SIZE`.
-    """
-    num_views = len(scene.is_input)
-    if num_inputs is None and not scene.is_input.any():
-        num_inputs = min(num_views, MAX_DEFAULT_INPUTS)
-        if num_inputs < num_views:
-            logging.info(
-                "%s: %d of %d views are inputs; --inputs N changes the number",
-                scene.name,
-                num_inputs,
-                num_views,
-            )
-    options = baseline_options(scene, 1, num_inputs)
-    side = min(options.input_size, MAX_SIZE)
-    if side < options.input_size:
-        logging.info(
-            "%s: images of %d px are reduced to %d px",
-            scene.name,
-            options.input_size,
-            side,
-        )
-    return dataclasses.replace(
-        options, input_size=side, target_size=side, frame="world"
-    )
 
 
 def make_refined_hull_step(
@@ -318,8 +285,9 @@ def parse(arguments: list[str]) -> Any:
         "--inputs",
         type=int,
         metavar="N",
-        help="number of input views; default: as in training, or without a checkpoint "
-        "the marked views, or at most 8 if none is marked",
+        help="number of input views; default: as in training; without a checkpoint, "
+        "the marked views or, if none is marked, at most "
+        f"{MAX_DEFAULT_INPUTS} evenly spaced views",
     )
     add(
         "--filter",
@@ -382,7 +350,9 @@ def main(arguments: list[str]) -> None:
             if restored:
                 options = restored.options
             else:
-                options = hull_options(source[index], flags.inputs)
+                options = baseline_options(source[index], None, flags.inputs)
+                # scene.ply keeps the stored axes
+                options = dataclasses.replace(options, frame="world")
             _check_options(flags, options, name, start == "hull" or num_steps > 0)
             made_by = {f"data.{key}": getattr(options, key) for key in RELEVANT_OPTIONS}
             made_by |= {"files": files, **settings}

@@ -303,20 +303,6 @@ def test_the_render_section_of_a_checkpoint_reaches_its_refined_hull(
         reconstruct.main([*flags, str(weights[0])])
 
 
-def test_each_scene_without_a_checkpoint_has_its_own_views_and_size(tmp_path):
-    rodent.generate(tmp_path / "a", 1, 16, workers=1, views=2)
-    rodent.generate(tmp_path / "b", 1, 20, workers=1, views=2)
-    first, second = tmp_path / "a" / "scene_000000", tmp_path / "b" / "scene_000000"
-    cameras = json.loads((second / "opencv_cameras.json").read_text())
-    for frame in cameras["frames"]:
-        del frame["split"]
-    (second / "opencv_cameras.json").write_text(json.dumps(cameras))
-    options = [
-        reconstruct.hull_options(open_source(path)[0], None) for path in (first, second)
-    ]
-    assert [(x.num_inputs, x.input_size) for x in options] == [(6, 16), (8, 20)]
-
-
 def test_wrong_cameras_are_reported_with_the_view(scenes, tmp_path, capsys):
     rodent.generate(tmp_path / "data", 1, 32, workers=1, views=0)
     scene = tmp_path / "data" / "scene_000000"
