@@ -106,10 +106,6 @@ def make_hull_step(
     Without steps of refinement this is the visual hull. `lpips` as in `make_eval_step`.
     """
 
-    @jax.jit
-    def evaluate_hull(lpips: Any, gaussians: Gaussians, batch: Batch):
-        return evaluate_gaussians(render_fn, gaussians, None, batch, lpips)
-
     lpips = jax.device_put(lpips)
 
     def hull_step(params: Any, batch: Batch):
@@ -117,7 +113,7 @@ def make_hull_step(
         inputs = jax.tree.map(lambda x: x[0], batch.inputs)
         hull = refine_hull(inputs, refine_fn, num_refine_steps)
         gaussians = jax.tree.map(lambda x: x[None], hull)
-        return gaussians, evaluate_hull(lpips, gaussians, batch)
+        return gaussians, _evaluate_jitted(render_fn, gaussians, None, batch, lpips)
 
     return hull_step
 
@@ -151,6 +147,11 @@ def evaluate_gaussians(
         gaussian_health(gaussians),
         radius,
     )
+
+
+# At the top of the module, so that the steps of one evaluation compile them once.
+_evaluate_jitted = jax.jit(evaluate_gaussians, static_argnums=0)
+_weigh_jitted = jax.jit(blend_weights, static_argnums=0)
 
 
 def scene_metrics(
@@ -195,8 +196,6 @@ def make_shape_step(
     `true_turntable/...` are the turntable metrics of the ground truth, which do not
     depend on the Gaussians.
     """
-    weigh = jax.jit(functools.partial(blend_weights, render_fn))
-
     def shape_step(
         gaussians: Gaussians,
         batch: Batch,
@@ -214,7 +213,8 @@ def make_shape_step(
             metrics["true_turntable"] = turntable_metrics(frames, *around)
         if truth is not None:
             batched = jax.tree.map(lambda x: x[None], gaussians)
-            weights = np.asarray(weigh(batched, batch.targets.cameras))[0]
+            weights = _weigh_jitted(render_fn, batched, batch.targets.cameras)
+            weights = np.asarray(weights)[0]
             mesh = (truth.vertices, truth.faces)
             means = np.asarray(gaussians.means)
             metrics["surface"] = surface_metrics(means, weights, *mesh)

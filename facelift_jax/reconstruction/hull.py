@@ -59,8 +59,8 @@ def visual_hull(inputs: Views) -> Gaussians:
 
     A voxel belongs to the hull if its center is inside every mask and inside at least
     one image. Outside of an image, its mask continues as on the border. Voxels with an
-    empty neighbor become splats. Transparent Gaussians are added up to a power of four,
-    so that few array shapes occur. Masks without a common hull give a single
+    empty neighbor become splats. Transparent Gaussians are added up to two times a power
+    of four, so that few array shapes occur. Masks without a common hull give a single
     transparent Gaussian.
     """
     surface = _surface_points(inputs, *carve(_silhouettes(inputs)))
@@ -137,9 +137,15 @@ def _padded_gaussians(
     opacities: Float[np.ndarray, "m"],
     colors: Float[np.ndarray, "m 3"],
 ) -> Gaussians:
-    """Float32 Gaussians, with transparent ones added up to a power of four."""
-    exponent = (max(len(means) - 1, 0).bit_length() + 1) // 2
-    num_padding = 4**exponent - len(means)
+    """Float32 Gaussians, with transparent ones added up to two times a power of four.
+
+    At 128 and 256 px this leaves little padding, which costs time, and `subdivide`
+    makes a number of Gaussians that hulls have too, so that less is compiled.
+    """
+    num_padded = 2
+    while num_padded < len(means):
+        num_padded *= 4
+    num_padding = num_padded - len(means)
 
     def pad(values: Float[np.ndarray, "m *c"]) -> Float[np.ndarray, "n *c"]:
         widths = [(0, num_padding), *((0, 0) for _ in values.shape[1:])]
