@@ -5,14 +5,15 @@
 DATA is a set of scenes with held-out views, such as `facelift_jax.data.rodent` writes.
 The first column is the visual hull, the second the start of the refinement, the others
 are refined hulls. Metrics are means over scenes. Times are of one call of `refine` on
-`--batch` scenes, medians after warm-up; `hull_ms` is one scene's hull, made on the CPU.
+`--batch` scenes, medians after warm-up; `first_s` is the first call; `hull_ms` is the
+start of one scene, made on the CPU.
 """
 
 import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -67,18 +68,19 @@ def stack(scenes: Iterable[Gaussians]) -> Gaussians:
     return jax.tree.map(lambda *x: np.stack([pad(y) for y in x]), *scenes)
 
 
-def make_hulls(
-    make: Callable[[Views], Gaussians], batches: list[Batch]
-) -> tuple[list[Gaussians], float]:
-    """The hulls [b n] of every batch, and the milliseconds of one scene."""
-    start = time.perf_counter()
-    num_scenes, hulls = 0, []
+def scene_inputs(batch: Batch) -> list[Views]:
+    """The input views [v] of every scene of a batch."""
+    scenes = range(len(batch.scene_id))
+    return [jax.tree.map(lambda x, i=i: x[i], batch.inputs) for i in scenes]
+
+
+def make_starts(batches: list[Batch]) -> list[tuple[Gaussians, np.ndarray]]:
+    """`hull_surface` of all scenes of every batch: Gaussians [b n], weights."""
+    starts = []
     for batch in batches:
-        scenes = range(len(batch.scene_id))
-        inputs = [jax.tree.map(lambda x, i=i: x[i], batch.inputs) for i in scenes]
-        hulls.append(stack(map(make, inputs)))
-        num_scenes += len(scenes)
-    return hulls, 1e3 * (time.perf_counter() - start) / num_scenes
+        scenes, weights = zip(*map(hull_surface, scene_inputs(batch)), strict=True)
+        starts.append((stack(scenes), np.stack(weights)))
+    return starts
 
 
 def mean_metrics(
@@ -89,13 +91,26 @@ def mean_metrics(
     """`METRICS`, means over views, then over the scenes of all batches."""
     scenes = []
     for scene, batch in zip(gaussians, batches, strict=True):
-        outputs = jax.device_get(evaluate(scene, None, batch))
+        outputs = evaluate(scene, None, batch)._replace(output=None)  # images stay there
+        outputs = jax.device_get(outputs)
         num_scenes, num_inputs = batch.inputs.images.shape[:2]
         for i in range(num_scenes):
             one = jax.tree.map(lambda x, i=i: x[i : i + 1], outputs)
             scenes.append(scene_metrics(one, num_inputs)[0])
     means = summarize_scenes(scenes)[0]
     return {name: means[name] for name in METRICS}
+
+
+def refined_starts(
+    starts: list[tuple[Gaussians, np.ndarray]],
+    batches: list[Batch],
+    background: np.ndarray,
+    num_steps: int,
+) -> Iterator[Gaussians]:
+    """The refined and divided starts [b n], batch after batch."""
+    for (gaussians, weights), batch in zip(starts, batches, strict=True):
+        refined = refine(gaussians, batch.inputs, background, num_steps, weights)
+        yield subdivide(refined)
 
 
 def main(arguments: list[str]) -> None:
@@ -107,22 +122,22 @@ def main(arguments: list[str]) -> None:
     evaluate = jax.jit(functools.partial(evaluate_gaussians, render_fn))
     batches = list(evaluation_batches(source, options, flags.batch))
     rows: dict[str, dict[str, float]] = {}
-    hulls, ms = make_hulls(visual_hull, batches)
-    rows["hull"] = {"hull_ms": ms, **mean_metrics(evaluate, hulls, batches)}
-    starts, ms = make_hulls(lambda inputs: hull_surface(inputs)[0], batches)
-    rows["start"] = {"hull_ms": ms, **mean_metrics(evaluate, starts, batches)}
+    hulls = [stack(map(visual_hull, scene_inputs(batch))) for batch in batches]
+    rows["hull"] = mean_metrics(evaluate, hulls, batches)
+    start = time.perf_counter()
+    starts = make_starts(batches)
+    ms = 1e3 * (time.perf_counter() - start) / len(source)
+    gaussians = [start for start, _ in starts]
+    rows["start"] = {"hull_ms": ms, **mean_metrics(evaluate, gaussians, batches)}
     background = np.asarray(options.background)
-    first, inputs = jax.device_put((starts[0], batches[0].inputs))
+    (first, weights), inputs = jax.device_put((starts[0], batches[0].inputs))
     for steps in flags.steps:
         start = time.perf_counter()
-        jax.block_until_ready(refine(first, inputs, background, steps))
+        jax.block_until_ready(refine(first, inputs, background, steps, weights))
         seconds = time.perf_counter() - start
-        call = functools.partial(refine, first, inputs, background, steps)
+        call = functools.partial(refine, first, inputs, background, steps, weights)
         ms = milliseconds(call, repeats=flags.repeats)
-        pairs = zip(starts, batches, strict=True)
-        refined = (
-            subdivide(refine(x, batch.inputs, background, steps)) for x, batch in pairs
-        )
+        refined = refined_starts(starts, batches, background, steps)
         rows[f"{steps} steps"] = {
             "first_s": seconds,
             "refine_ms": ms,

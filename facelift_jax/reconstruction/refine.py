@@ -145,7 +145,7 @@ def subdivide(gaussians: Gaussians) -> Gaussians:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("num_steps", "config", "backend"))
+@functools.partial(jax.jit, static_argnames=("config", "backend"))
 def _refine(gaussians, inputs, background, weights, num_steps, config, backend):
     shift = jnp.reshape(GRAY - background, (1, 1, 1, 1, 3))
     images = inputs.images + shift * (1 - inputs.masks)
