@@ -91,7 +91,7 @@ def mean_metrics(
     """`METRICS`, means over views, then over the scenes of all batches."""
     scenes = []
     for scene, batch in zip(gaussians, batches, strict=True):
-        outputs = evaluate(scene, None, batch)._replace(output=None)  # images stay there
+        outputs = evaluate(scene, None, batch)._replace(output=None)
         outputs = jax.device_get(outputs)
         num_scenes, num_inputs = batch.inputs.images.shape[:2]
         for i in range(num_scenes):

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks import networks
+from benchmarks import networks, refine_choices
 from facelift_jax.data import rodent
 from facelift_jax.geometry.paths import dummy_views
 from facelift_jax.models import get_model
@@ -94,3 +94,38 @@ def test_the_refinement_benchmark_prints_a_table_and_writes_json(tmp_path):
     assert rows["10 steps"]["inputs/psnr_fg"] > rows["start"]["inputs/psnr_fg"]
     for column in ("refine_ms", "held_out/psnr_fg", "gap"):
         assert column in done.stdout
+
+
+@pytest.mark.parametrize("choice", refine_choices.CHOICES)
+def test_a_choice_replaces_constants_and_restores_them(choice):
+    modules = (refine_choices.benchmark, refine_choices.refine, refine_choices.hull)
+    before = [dict(vars(module)) for module in modules]
+    with refine_choices.replaced(refine_choices.CHOICES[choice]):
+        inside = [dict(vars(module)) for module in modules]
+    assert before == [dict(vars(module)) for module in modules]
+    is_default = choice == "default"
+    assert (inside == before) == is_default
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_choices_plots_one_curve_for_each(tmp_path):
+    rodent.generate(tmp_path / "set", 2, 32, workers=1, views=2)
+    out, image = tmp_path / "choices.json", tmp_path / "choices.png"
+    words = ["--steps", "0", "20", "--choices", "default", "only colors move"]
+    files = ["--out", str(out), "--plot", str(image)]
+    module = "benchmarks.refine_choices"
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(tmp_path / "set"), *words, *files],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert image.read_bytes().startswith(b"\x89PNG")
+    content = json.loads(out.read_text())
+    assert content["steps"] == [0, 20]
+    default, colors = (content["choices"][name] for name in words[4:])
+    assert default["held_out/iou"][0] == colors["held_out/iou"][0]
+    assert default["held_out/iou"][1] > colors["held_out/iou"][1]
+    assert "only colors move" in done.stdout

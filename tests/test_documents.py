@@ -13,7 +13,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from benchmarks import networks, refine, render, synthetic_failures
+from benchmarks import networks, refine, refine_choices, render, synthetic_failures
 from configs import gslrm
 from configs.lgm import get_config
 from facelift_jax import check_data, evaluate, metrics, prepare, reconstruct, view
@@ -54,6 +54,7 @@ COMMANDS = {
     "benchmarks.render": render.main,
     "benchmarks.networks": networks.main,
     "benchmarks.refine": refine.main,
+    "benchmarks.refine_choices": refine_choices.main,
     "benchmarks.synthetic_failures": synthetic_failures.main,
 }
 

@@ -105,7 +105,6 @@ def make_hull_step(
 
     Without steps of refinement this is the visual hull. `lpips` as in `make_eval_step`.
     """
-
     lpips = jax.device_put(lpips)
 
     def hull_step(params: Any, batch: Batch):
@@ -149,7 +148,7 @@ def evaluate_gaussians(
     )
 
 
-# At the top of the module, so that the steps of one evaluation compile them once.
+# Here, not in the steps, so that all steps of one evaluation share what is compiled.
 _evaluate_jitted = jax.jit(evaluate_gaussians, static_argnums=0)
 _weigh_jitted = jax.jit(blend_weights, static_argnums=0)
 
@@ -196,6 +195,7 @@ def make_shape_step(
     `true_turntable/...` are the turntable metrics of the ground truth, which do not
     depend on the Gaussians.
     """
+
     def shape_step(
         gaussians: Gaussians,
         batch: Batch,

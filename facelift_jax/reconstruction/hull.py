@@ -59,9 +59,9 @@ def visual_hull(inputs: Views) -> Gaussians:
 
     A voxel belongs to the hull if its center is inside every mask and inside at least
     one image. Outside of an image, its mask continues as on the border. Voxels with an
-    empty neighbor become splats. Transparent Gaussians are added up to two times a power
-    of four, so that few array shapes occur. Masks without a common hull give a single
-    transparent Gaussian.
+    empty neighbor become splats. Transparent Gaussians are added up to 2, 8, 32, ...,
+    so that few array shapes occur. Masks without a common hull give two transparent
+    Gaussians.
     """
     surface = _surface_points(inputs, *carve(_silhouettes(inputs)))
     num = len(surface.points)
@@ -137,7 +137,7 @@ def _padded_gaussians(
     opacities: Float[np.ndarray, "m"],
     colors: Float[np.ndarray, "m 3"],
 ) -> Gaussians:
-    """Float32 Gaussians, with transparent ones added up to two times a power of four.
+    """Float32 Gaussians, with transparent ones added up to 2, 8, 32, 128, ....
 
     At 128 and 256 px this leaves little padding, which costs time, and `subdivide`
     makes a number of Gaussians that hulls have too, so that less is compiled.
