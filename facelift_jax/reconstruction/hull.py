@@ -2,10 +2,11 @@
 
 Laurentini, "The Visual Hull Concept for Silhouette-Based Image Understanding", 1994.
 Space is carved from coarse to fine around the point nearest to the optical axes, down
-to voxels with the size of a pixel there. It needs no bounds of the object.
+to voxels with the size of a pixel there. It needs no bounds of the object. Only voxels
+near the surface are tested: a coarser one that is certainly part of the hull is not
+tested again, and its voxels are listed as they are.
 """
 
-import functools
 import itertools
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ NUM_WITNESSES = 2  # masks that must show a part which one mask lacks
 MARGIN = 2  # pixels by which the silhouettes of voxels are dilated in comparisons
 MIN_UNCOVERED = 0.005  # share of a mask; less is rounding at the border
 GRAZING = 0.05  # minimum weight of a view that sees a voxel: cosine of 87 degrees
+_CELLS_PER_CHUNK = 2**15  # their float64 arrays fit in the cache of a core
 
 
 class Silhouette(NamedTuple):
@@ -45,12 +47,14 @@ class Silhouette(NamedTuple):
 
     Attributes:
       mask: [h w] padded.
-      distance: [h w] from the mask, pixels.
+      distance: [h w] of each pixel from the nearest one in the mask, pixels.
+      inner_distance: [h w] from the nearest one outside of it.
       camera: of the padded image, float64.
     """
 
     mask: np.ndarray
     distance: np.ndarray
+    inner_distance: np.ndarray
     camera: Cameras
 
 
@@ -183,26 +187,27 @@ def carve(
     halvings = max(0, int(np.ceil(np.log2(2 * distances.min() / (START * pixel)))))
     size = pixel * 2.0**halvings
     corner = center - 0.5 * START * size
-    cells = np.array(list(itertools.product(range(START), repeat=3)))
-    octants = np.array(list(itertools.product((0, 1), repeat=3)))
-
-    def keep(cells, is_candidate):
-        num_outside = np.zeros(len(cells), int)
-        for view in views:
-            centers = corner + (cells + 0.5) * size
-            num_outside += np.logical_not(is_candidate(view, centers))
-            cells, num_outside = (
-                x[num_outside <= max_outside] for x in (cells, num_outside)
-            )
-        return cells
-
+    cells = np.array(list(itertools.product(range(START), repeat=3)), np.int32)
+    octants = np.array(list(itertools.product((0, 1), repeat=3)), np.int32)
+    inner = cells[:0]  # voxels that are certainly in the hull
     for _ in range(halvings):
-        cells = keep(cells, functools.partial(_may_overlap, size=size))
-        cells = _seen_cells(views, cells, corner, size, reaches=True)
-        cells = (2 * cells[:, None] + octants).reshape(-1, 3)
+        border, inner = [], [inner]
+        for chunk in _chunks(cells):
+            points = corner + (chunk + 0.5) * size
+            may_overlap, is_inner = _overlap(views, points, size, max_outside)
+            border.append(chunk[may_overlap & ~is_inner])
+            inner.append(chunk[is_inner])
+        cells, inner = (
+            (2 * np.concatenate(x)[:, None] + octants).reshape(-1, 3)
+            for x in (border, inner)
+        )
         size /= 2
-    cells = keep(cells, is_inside)
-    return _seen_cells(views, cells, corner, size, reaches=False), corner, size
+    kept = []
+    for chunk in _chunks(cells):
+        points = corner + (chunk + 0.5) * size
+        num_outside = sum(~is_inside(view, points) for view in views)
+        kept.append(chunk[(num_outside <= max_outside) & _is_seen(views, points, size)])
+    return np.concatenate([inner, *kept]), corner, size
 
 
 def carve_by_majority(
@@ -220,7 +225,7 @@ def carve_by_majority(
     """
     cells, corner, size = carve(views)
     uncovered = [
-        (view.mask > 0.5) & ~_dilate(_splat(view, corner + (cells + 0.5) * size))
+        (view.mask > 0.5) & ~_dilate(_splat(view, cells, corner, size))
         for view in views
     ]
     is_wrong = [np.zeros(view.mask.shape, bool) for view in views]
@@ -231,40 +236,52 @@ def carve_by_majority(
     num_uncovered = sum(share > MIN_UNCOVERED for share in shares)
     if num_uncovered < NUM_WITNESSES or len(views) <= NUM_WITNESSES:
         return cells, corner, size, is_wrong
-    candidates, _, _ = carve(views, max_outside=1)
-    centers = corner + (candidates + 0.5) * size
-    is_outside = ~np.stack([is_inside(view, centers) for view in views])
-    witnesses = np.zeros(len(candidates), int)
-    for view, is_uncovered, outside in zip(views, uncovered, is_outside, strict=True):
-        cols, rows = _project(view.camera, centers)[0].astype(int).T
-        witnesses += is_uncovered[rows, cols] & ~outside
-    is_added = is_outside.any(0) & (witnesses >= NUM_WITNESSES)
+    added, is_outside = [], []
+    for chunk in _chunks(carve(views, max_outside=1)[0]):
+        points = corner + (chunk + 0.5) * size
+        witnesses = np.zeros((len(views), len(chunk)), bool)
+        for index, view in enumerate(views):
+            cols, rows = _project(view.camera, points)[0].astype(int).T
+            witnesses[index] = uncovered[index][rows, cols]
+        is_likely = witnesses.sum(0) >= NUM_WITNESSES  # few are: the rest is slow
+        chunk, points = chunk[is_likely], points[is_likely]
+        inside = np.stack([is_inside(view, points) for view in views])
+        num_witnesses = (witnesses[:, is_likely] & inside).sum(0)
+        is_added = ~inside.all(0) & (num_witnesses >= NUM_WITNESSES)
+        added.append(chunk[is_added])
+        is_outside.append(~inside[:, is_added])
+    added, is_outside = np.concatenate(added), np.concatenate(is_outside, axis=1)
     for index, view in enumerate(views):
-        image = _splat(view, centers[is_added & is_outside[index]])
+        image = _splat(view, added[is_outside[index]], corner, size)
         is_wrong[index] = _dilate(image) & (view.mask <= 0.5)
-    return candidates[is_added | ~is_outside.any(0)], corner, size, is_wrong
+    return np.concatenate([cells, added]), corner, size, is_wrong
 
 
-def _seen_cells(
-    views: list[Silhouette],
-    cells: Int[np.ndarray, "n 3"],
-    corner: Float[np.ndarray, "3"],
-    size: float,
-    reaches: bool,
-) -> Int[np.ndarray, "m 3"]:
-    """The voxels whose center is in the image of at least one view.
+def _chunks(cells: Int[np.ndarray, "n 3"]) -> list[Int[np.ndarray, "_ 3"]]:
+    """Parts of the voxels, or one empty part: bounds the memory of float64 arrays."""
+    return np.array_split(cells, len(cells) // _CELLS_PER_CHUNK + 1)
 
-    If `reaches`, a part of the voxel is enough; some more voxels are kept then.
-    """
-    points = corner + (cells + 0.5) * size
-    is_seen = np.zeros(len(cells), bool)
+
+def _is_seen(
+    views: list[Silhouette], points: Float[np.ndarray, "n 3"], size: float
+) -> Bool[np.ndarray, "n"]:
+    """Whether the centers of voxels are in the image of at least one view."""
+    is_seen = np.zeros(len(points), bool)
     for view in views:
         pixels, radii = _footprints(view.camera, points, size)
-        margin = radii[:, None] if reaches else 0
-        end = np.array([view.camera.width - 1, view.camera.height - 1])
-        is_in_image = (pixels >= 1 - margin) & (pixels <= end + margin)
-        is_seen |= is_in_image.all(axis=-1) & (reaches | np.isfinite(radii))
-    return cells[is_seen]
+        is_seen |= np.isfinite(radii) & _is_in_image(view.camera, pixels, 0.0)
+    return is_seen
+
+
+def _is_in_image(
+    camera: Cameras,
+    pixels: Float[np.ndarray, "n 2"],
+    margin: Float[np.ndarray, "n 1"] | float,
+) -> Bool[np.ndarray, "n"]:
+    """Whether pixels are in the image without its rim, extended by a margin."""
+    end = np.array([camera.width - 1, camera.height - 1])
+    is_within = (pixels >= 1 - margin) & (pixels <= end + margin)
+    return np.asarray(is_within.all(axis=-1))
 
 
 def is_inside(
@@ -285,11 +302,15 @@ def surface_cells(
     margin = int(np.ceil(4 * NORMAL_BLUR))
     first = cells.min(0) - margin
     grid = np.zeros(cells.max(0) - first + margin + 1, bool)
-    grid[tuple((cells - first).T)] = True
+    for chunk in _chunks(cells):
+        grid[tuple((chunk - first).T)] = True
     surface = np.argwhere(grid > scipy.ndimage.binary_erosion(grid))
-    density = scipy.ndimage.gaussian_filter(grid.astype(np.float32), NORMAL_BLUR)
-    slopes = [np.gradient(density, axis=axis)[tuple(surface.T)] for axis in range(3)]
-    return surface + first, np.asarray(normalize(-np.stack(slopes, axis=-1)))
+    density = scipy.ndimage.gaussian_filter(grid, NORMAL_BLUR, output=np.float32)
+    slopes = [
+        density[tuple((surface + step).T)] - density[tuple((surface - step).T)]
+        for step in np.eye(3, dtype=int)
+    ]
+    return surface + first, np.asarray(normalize(-0.5 * np.stack(slopes, axis=-1)))
 
 
 def paint(
@@ -333,10 +354,16 @@ def _silhouettes(inputs: Views) -> list[Silhouette]:
 def _silhouette(inputs: Views, view: int) -> Silhouette:
     mask = np.asarray(inputs.masks, np.float64)[view, ..., 0]
     mask = np.pad(mask, 1, mode="edge")
-    distance = np.full(mask.shape, np.inf)
-    if (mask > 0.5).any():
-        distance = np.asarray(scipy.ndimage.distance_transform_edt(mask <= 0.5))
-    return Silhouette(mask, distance, _padded_camera(inputs.cameras, view))
+    is_set = mask > 0.5
+    camera = _padded_camera(inputs.cameras, view)
+    return Silhouette(mask, _distance_to(is_set), _distance_to(~is_set), camera)
+
+
+def _distance_to(is_set: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+    """From each pixel to the nearest set one; infinite if none is set."""
+    if not is_set.any():
+        return np.full(is_set.shape, np.inf)
+    return np.asarray(scipy.ndimage.distance_transform_edt(~is_set))
 
 
 def _padded_camera(cameras: Cameras, view: int) -> Cameras:
@@ -348,12 +375,17 @@ def _padded_camera(cameras: Cameras, view: int) -> Cameras:
 
 
 def _splat(
-    view: Silhouette, points: Float[np.ndarray, "n 3"]
+    view: Silhouette,
+    cells: Int[np.ndarray, "n 3"],
+    corner: Float[np.ndarray, "3"],
+    size: float,
 ) -> Bool[np.ndarray, "h w"]:
-    """The pixels of the padded image that contain the projection of a point."""
+    """The pixels of the padded image that contain the projected center of a voxel."""
     image = np.zeros(view.mask.shape, bool)
-    cols, rows = _project(view.camera, points)[0].astype(int).T
-    image[rows, cols] = True
+    for chunk in _chunks(cells):
+        points = corner + (chunk + 0.5) * size
+        cols, rows = _project(view.camera, points)[0].astype(int).T
+        image[rows, cols] = True
     return image
 
 
@@ -361,14 +393,30 @@ def _dilate(image: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return np.asarray(scipy.ndimage.binary_dilation(image, iterations=MARGIN), bool)
 
 
-def _may_overlap(
-    view: Silhouette, points: Float[np.ndarray, "n 3"], size: float
-) -> Bool[np.ndarray, "n"]:
-    """False for voxels, centered at points, that cannot overlap the mask anywhere."""
-    pixels, radii = _footprints(view.camera, points, size)
-    cols, rows = _clip(view.camera, pixels).astype(int).T
-    # distances are between pixel centers; point and mask are anywhere in their pixels
-    return view.distance[rows, cols] <= radii + np.sqrt(2)
+def _overlap(
+    views: list[Silhouette],
+    points: Float[np.ndarray, "n 3"],
+    size: float,
+    max_outside: int,
+) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+    """Which voxels, centered at points, may overlap the hull, and which are part of it.
+
+    A voxel is part of it if all of the voxel is inside all masks except `max_outside`,
+    and inside one image. If it may overlap the hull only, it has to be divided.
+    """
+    num_outside, num_inside = np.zeros((2, len(points)), int)
+    is_seen, is_whole = np.zeros((2, len(points)), bool)
+    for view in views:
+        pixels, radii = _footprints(view.camera, points, size)
+        cols, rows = _clip(view.camera, pixels).astype(int).T
+        # Distances are between pixel centers. Point and mask are anywhere in their
+        # pixels; `is_inside` interpolates between pixels that are nearer than sqrt(2).
+        num_outside += view.distance[rows, cols] > radii + np.sqrt(2)
+        num_inside += view.inner_distance[rows, cols] > radii + 1.5 * np.sqrt(2)
+        is_seen |= _is_in_image(view.camera, pixels, radii[:, None])
+        is_whole |= _is_in_image(view.camera, pixels, -radii[:, None])
+    may_overlap = is_seen & (num_outside <= max_outside)
+    return may_overlap, is_whole & (num_inside >= len(views) - max_outside)
 
 
 def _footprints(

@@ -59,6 +59,62 @@ def test_coarse_to_fine_carving_equals_brute_force(tmp_path):
     assert {*map(tuple, cells.tolist())} == {*map(tuple, grid.tolist())}
 
 
+@pytest.mark.parametrize("max_outside", [0, 1])
+def test_voxels_that_are_not_tested_are_in_the_hull(max_outside, monkeypatch):
+    """By brute force, with an object that leaves the images, and a wrong mask."""
+    cameras = ball_cameras(5, 40)
+    views = ball_views(cameras)
+    masks = views.masks[:, :26].copy()
+    masks[1, :, 20:] = 0
+    cameras = Cameras(cameras.viewmats, cameras.Ks, 40, 26)
+    inputs = Views(views.images[:, :26], masks, None, cameras)
+    silhouettes = hull._silhouettes(inputs)
+    with monkeypatch.context() as patch:
+        tested = collect_tested_points(patch)
+        cells, corner, size = hull.carve(silhouettes, max_outside)
+    tested = np.rint((np.concatenate(tested) - corner) / size - 0.5).astype(int)
+    untested = {*map(tuple, cells.tolist())} - {*map(tuple, tested.tolist())}
+    assert len(untested) > 0.1 * len(cells)
+    around = range(cells.min() - 16, cells.max() + 17)
+    grid = np.array(list(itertools.product(around, repeat=3)))
+    centers = corner + (grid + 0.5) * size
+    num_outside, is_seen = np.zeros((2, len(grid)))
+    for index, view in enumerate(silhouettes):
+        num_outside += ~hull.is_inside(view, centers)
+        camera = Cameras(cameras.viewmats[index], cameras.Ks[index], 40, 26)
+        pixels, depths = project(camera, centers)
+        is_in_image = ((pixels >= 0) & (pixels <= (40, 26))).all(-1)
+        is_seen += np.asarray(is_in_image & (depths > size))
+    expected = grid[(num_outside <= max_outside) & (is_seen > 0)]
+    assert len(cells) == len(expected) > 1000
+    assert {*map(tuple, cells.tolist())} == {*map(tuple, expected.tolist())}
+
+
+def collect_tested_points(patch) -> list[np.ndarray]:
+    """A list of the points that each call of `is_inside` gets from now on."""
+    tested, is_inside = [], hull.is_inside
+
+    def collect(view, points):
+        tested.append(points)
+        return is_inside(view, points)
+
+    patch.setattr(hull, "is_inside", collect)
+    return tested
+
+
+def test_tested_voxels_increase_with_the_surface_not_the_volume(monkeypatch):
+    tested = collect_tested_points(monkeypatch)
+    counts = []
+    for size in (48, 96):
+        views = ball_views(ball_cameras(6, size))
+        tested.clear()
+        cells, _, _ = hull.carve(hull._silhouettes(views))
+        counts.append((sum(map(len, tested)), len(cells)))
+    (small, small_volume), (large, large_volume) = counts
+    assert large_volume > 7 * small_volume
+    assert large < 4.5 * small
+
+
 def test_an_object_that_leaves_an_image_is_not_cut_off():
     views = ball_views(ball_cameras(24))
     whole = of_opaque(hull.visual_hull(views))[0]
