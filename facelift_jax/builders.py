@@ -43,12 +43,14 @@ def build_model(section: Mapping[str, Any]) -> Any:
         raise ValueError(f"model: {error}") from error
 
 
+@functools.cache
 def make_renderer(
     background: tuple[float, ...], antialiased: bool = False, backend: str = ""
 ) -> RenderFn:
     """`render` with a fixed background (RGB in [0, 1]) and a config's `render` section.
 
-    An empty `backend` lets the renderer choose one.
+    An empty `backend` lets the renderer choose one. The same settings give the same
+    object, for which everything is compiled once.
     """
     return functools.partial(
         render,
@@ -89,9 +91,9 @@ def baseline_options(
 
     Images have the stored size, but at most `MAX_SIZE`. The inputs are the views marked
     as inputs or, without marks, at most `MAX_DEFAULT_INPUTS` evenly spaced views;
-    `num_inputs` overrides their number. An evaluation needs held-out views, so it holds
-    out at least a quarter of the views if none is marked. A reconstruction holds out
-    none: its `num_held_out_views` is None.
+    `num_inputs` overrides their number. An evaluation needs held-out views: without
+    marks, at most three quarters of the views are inputs. A reconstruction needs none:
+    its `num_held_out_views` is None.
     """
     num_views = len(scene.is_input)
     if num_inputs is None and scene.is_input.any():
@@ -101,7 +103,7 @@ def baseline_options(
         num_inputs = max(1, min(usable, MAX_DEFAULT_INPUTS))
         if num_inputs < num_views:
             logging.info(
-                "%s: %d of %d views are inputs; --inputs N changes the number",
+                "%s: %d of %d views are inputs",
                 scene.name,
                 num_inputs,
                 num_views,
@@ -111,9 +113,9 @@ def baseline_options(
     if size < side:
         logging.info("%s: images of %d px are reduced to %d px", scene.name, side, size)
     section = {"input_size": size, "target_size": size, "num_inputs": num_inputs}
-    return data_options(
-        section, 1 if num_held_out_views is None else num_held_out_views
-    )
+    if num_held_out_views is None:
+        num_held_out_views = 1  # not used by a reconstruction
+    return data_options(section, num_held_out_views)
 
 
 def optim_config(config: Any) -> OptimConfig:

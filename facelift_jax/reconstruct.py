@@ -219,7 +219,8 @@ def is_complete(directory: Path, name: str, made_by: Mapping[str, Any]) -> bool:
         return False
     stored = read_marker(directory / METRICS_FILE).get("made_by")
     stored = stored if isinstance(stored, dict) else {}
-    # version 0.1.0 had networks without refinement only and did not store this setting
+    # Version 0.1.0 had only networks without refinement. It did not store
+    # `render.antialiased`; the default of the config is assumed.
     stored = {"start": "network", "refine": 0, "render.antialiased": False, **stored}
     changed = [key for key in made_by if stored.get(key) != made_by[key]]
     if changed:
@@ -279,11 +280,11 @@ def parse(arguments: list[str]) -> Any:
         type=command.at_least(0),
         metavar="N",
         help="number of gradient steps on the input views; default: "
-        f"{NUM_STEPS} from the hull, 0 from a network, which is no refinement",
+        f"{NUM_STEPS} from the hull, 0 (no refinement) from a network",
     )
     add(
         "--inputs",
-        type=int,
+        type=command.at_least(1),
         metavar="N",
         help="number of input views; default: as in training; without a checkpoint, "
         "the marked views or, if none is marked, at most "

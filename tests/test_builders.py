@@ -60,3 +60,9 @@ def test_large_images_are_reduced_and_reported(tmp_path, caplog, num_held_out):
         options = baseline_options(scene(folder, **size), num_held_out, None)
         assert (options.input_size, options.target_size) == (side, side)
     assert caplog.messages == ["scene: images of 300 px are reduced to 256 px"]
+
+
+def test_the_same_settings_give_the_same_renderer():
+    """So functions that take a renderer as a static argument are compiled once."""
+    assert builders.make_renderer((1.0, 1.0, 1.0)) is builders.make_renderer((1.0,) * 3)
+    assert builders.make_renderer((1.0,) * 3) is not builders.make_renderer((0.0,) * 3)

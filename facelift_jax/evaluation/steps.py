@@ -78,7 +78,8 @@ def make_eval_step(
 ) -> EvalStep:
     """Jitted (params, batch) -> (the network's Gaussians, their outputs).
 
-    The Gaussians are refined on the input views by `num_refine_steps` gradient steps.
+    The Gaussians are refined on the input views by `num_refine_steps` gradient steps;
+    with 0 steps they are not refined.
     `lpips` are the parameters of LPIPS; without them it is not computed.
     """
 
@@ -112,11 +113,12 @@ def make_hull_step(
         inputs = jax.tree.map(lambda x: x[0], batch.inputs)
         hull = refine_hull(inputs, refine_fn, num_refine_steps)
         gaussians = jax.tree.map(lambda x: x[None], hull)
-        return gaussians, _evaluate_jitted(render_fn, gaussians, None, batch, lpips)
+        return gaussians, evaluate_gaussians(render_fn, gaussians, None, batch, lpips)
 
     return hull_step
 
 
+@functools.partial(jax.jit, static_argnames="render_fn")
 def evaluate_gaussians(
     render_fn: RenderFn,
     gaussians: Gaussians,
@@ -127,7 +129,8 @@ def evaluate_gaussians(
     """Renderings and metrics of Gaussians [b n] predicted for a batch.
 
     `sources` [n] is the input view each Gaussian comes from, -1 for none; None if no
-    Gaussian comes from a view, as for a hull. `lpips` as in `make_eval_step`.
+    Gaussian comes from a view, as for a hull. `lpips` as in `make_eval_step`. Jitted:
+    all steps of an evaluation share what is compiled for a `render_fn`.
     """
     targets, num_inputs = batch.targets, batch.inputs.images.shape[1]
     output = render_fn(gaussians, targets.cameras)
@@ -146,11 +149,6 @@ def evaluate_gaussians(
         gaussian_health(gaussians),
         radius,
     )
-
-
-# Here, not in the steps, so that all steps of one evaluation share what is compiled.
-_evaluate_jitted = jax.jit(evaluate_gaussians, static_argnums=0)
-_weigh_jitted = jax.jit(blend_weights, static_argnums=0)
 
 
 def scene_metrics(
@@ -213,7 +211,7 @@ def make_shape_step(
             metrics["true_turntable"] = turntable_metrics(frames, *around)
         if truth is not None:
             batched = jax.tree.map(lambda x: x[None], gaussians)
-            weights = _weigh_jitted(render_fn, batched, batch.targets.cameras)
+            weights = blend_weights(render_fn, batched, batch.targets.cameras)
             weights = np.asarray(weights)[0]
             mesh = (truth.vertices, truth.faces)
             means = np.asarray(gaussians.means)

@@ -89,7 +89,7 @@ def _channel(text: str) -> float:
 def at_least(minimum: int, hint: str = "") -> Callable[[str], int]:
     """The type of a flag: an integer that is not below `minimum`.
 
-    `hint` ends the error for text that is no integer.
+    `hint` is appended to the error for text that is not an integer.
     """
 
     def parse(text: str) -> int:

@@ -9,6 +9,7 @@ add up to A.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -177,13 +178,14 @@ def gaussian_health(gaussians: Gaussians) -> dict[str, Float[Array, "b"]]:
     }
 
 
+@functools.partial(jax.jit, static_argnames="render_fn")
 def blend_weights(
     render_fn: RenderFn, gaussians: Gaussians, cameras: Cameras
 ) -> Float[Array, "b n"]:
     """Blend weight of every Gaussian, summed over the pixels of all cameras [b t].
 
     An image is the sum of colors times blend weights, so its derivative with respect
-    to a Gaussian's color is the blend weight of that Gaussian.
+    to a Gaussian's color is the blend weight of that Gaussian. Jitted.
     """
 
     def total_red(sh: Float[Array, "b n k 3"]) -> Float[Array, ""]:

@@ -2,9 +2,9 @@
 
 Laurentini, "The Visual Hull Concept for Silhouette-Based Image Understanding", 1994.
 Space is carved from coarse to fine around the point nearest to the optical axes, down
-to voxels with the size of a pixel there. It needs no bounds of the object. Only voxels
-near the surface are tested: a coarser one that is certainly part of the hull is not
-tested again, and its voxels are listed as they are.
+to voxels with the size of a pixel there. It needs no bounds of the object. A coarse
+voxel that is certainly part of the hull is divided without further tests, so at every
+finer size only voxels near the surface are tested.
 """
 
 import itertools
@@ -47,8 +47,10 @@ class Silhouette(NamedTuple):
 
     Attributes:
       mask: [h w] padded.
-      distance: [h w] of each pixel from the nearest one in the mask, pixels.
-      inner_distance: [h w] from the nearest one outside of it.
+      distance: [h w] of each pixel from the nearest one in the mask, pixels; infinite
+        if there is none.
+      inner_distance: [h w] of each pixel from the nearest one outside the mask, pixels;
+        infinite if there is none.
       camera: of the padded image, float64.
     """
 
@@ -63,9 +65,9 @@ def visual_hull(inputs: Views) -> Gaussians:
 
     A voxel belongs to the hull if its center is inside every mask and inside at least
     one image. Outside of an image, its mask continues as on the border. Voxels with an
-    empty neighbor become splats. Transparent Gaussians are added up to 2, 8, 32, ...,
-    so that few array shapes occur. Masks without a common hull give two transparent
-    Gaussians.
+    empty neighbor become splats. Transparent Gaussians are added until there are 2, 8,
+    32, ..., so that few array shapes occur. Masks without a common hull give two
+    transparent Gaussians.
     """
     surface = _surface_points(inputs, *carve(_silhouettes(inputs)))
     num = len(surface.points)
@@ -141,10 +143,11 @@ def _padded_gaussians(
     opacities: Float[np.ndarray, "m"],
     colors: Float[np.ndarray, "m 3"],
 ) -> Gaussians:
-    """Float32 Gaussians, with transparent ones added up to 2, 8, 32, 128, ....
+    """Float32 Gaussians; transparent ones are added until there are 2, 8, 32, ....
 
-    At 128 and 256 px this leaves little padding, which costs time, and `subdivide`
-    makes a number of Gaussians that hulls have too, so that less is compiled.
+    Padding costs time; these sizes need little of it at 128 and 256 px. `subdivide`
+    multiplies the number by four, which gives another of these sizes, so less is
+    compiled.
     """
     num_padded = 2
     while num_padded < len(means):
@@ -243,7 +246,9 @@ def carve_by_majority(
         for index, view in enumerate(views):
             cols, rows = _project(view.camera, points)[0].astype(int).T
             witnesses[index] = uncovered[index][rows, cols]
-        is_likely = witnesses.sum(0) >= NUM_WITNESSES  # few are: the rest is slow
+        is_likely = (
+            witnesses.sum(0) >= NUM_WITNESSES
+        )  # few voxels are; the tests below are slow
         chunk, points = chunk[is_likely], points[is_likely]
         inside = np.stack([is_inside(view, points) for view in views])
         num_witnesses = (witnesses[:, is_likely] & inside).sum(0)
@@ -399,20 +404,23 @@ def _overlap(
     size: float,
     max_outside: int,
 ) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
-    """Which voxels, centered at points, may overlap the hull, and which are part of it.
+    """Which voxels may overlap the hull, and which are certainly part of it.
 
-    A voxel is part of it if all of the voxel is inside all masks except `max_outside`,
-    and inside one image. If it may overlap the hull only, it has to be divided.
+    The voxels are centered at points. One is certainly part of the hull if all of it is
+    inside all masks except `max_outside`, and inside one image. A voxel that only may
+    overlap the hull has to be divided and tested again.
     """
     num_outside, num_inside = np.zeros((2, len(points)), int)
     is_seen, is_whole = np.zeros((2, len(points)), bool)
     for view in views:
         pixels, radii = _footprints(view.camera, points, size)
         cols, rows = _clip(view.camera, pixels).astype(int).T
-        # Distances are between pixel centers. Point and mask are anywhere in their
-        # pixels; `is_inside` interpolates between pixels that are nearer than sqrt(2).
-        num_outside += view.distance[rows, cols] > radii + np.sqrt(2)
-        num_inside += view.inner_distance[rows, cols] > radii + 1.5 * np.sqrt(2)
+        # Distances are between pixel centers. A point is up to sqrt(2) / 2 from the
+        # center of its pixel, and `is_inside` interpolates between pixels up to sqrt(2)
+        # from the point.
+        reach = radii + 1.5 * np.sqrt(2)
+        num_outside += view.distance[rows, cols] > reach
+        num_inside += view.inner_distance[rows, cols] > reach
         is_seen |= _is_in_image(view.camera, pixels, radii[:, None])
         is_whole |= _is_in_image(view.camera, pixels, -radii[:, None])
     may_overlap = is_seen & (num_outside <= max_outside)

@@ -51,7 +51,7 @@ def refine(
     Minimizes, per scene, the squared color error plus `ALPHA_WEIGHT` times the squared
     silhouette error, both averaged over all pixels. All parameters of Gaussians that
     can be drawn move. Scenes do not influence one another, and the same call gives the
-    same bits. Jitted.
+    same bits. Jitted; all numbers of steps share one compilation.
 
     The optimizer is Adam (Kingma and Ba 2015) with one change: a step is divided by the
     root of the Gaussian's own second moment plus the mean second moment of the scene.

@@ -90,6 +90,29 @@ def test_voxels_that_are_not_tested_are_in_the_hull(max_outside, monkeypatch):
     assert {*map(tuple, cells.tolist())} == {*map(tuple, expected.tolist())}
 
 
+def test_the_margin_of_certain_voxels_covers_interpolation_at_holes():
+    """Mask values just above and just below one half make every neighbor matter."""
+    rng = np.random.default_rng(0)
+    views = ball_views(ball_cameras(4))
+    holes = rng.random(views.masks.shape) < 0.01
+    masks = np.where((views.masks > 0) & ~holes, 0.503, np.where(holes, 0, 0.497))
+    inputs = Views(views.images, masks.astype(np.float32), None, views.cameras)
+    silhouettes = hull._silhouettes(inputs)
+    pixel = 3.0 / float(views.cameras.Ks[0, 0, 0])
+    points = CENTER + rng.uniform(-1.2, 1.2, (40_000, 3)) * RADIUS
+    corners = np.array(list(itertools.product((-0.5, 0.5), repeat=3)))
+    for size in (0.2 * pixel, 2 * pixel):
+        may_overlap, is_inner = hull._overlap(silhouettes, points, size, max_outside=0)
+        assert is_inner.sum() > 100
+        assert (~may_overlap).sum() > 100
+        for index, view in enumerate(silhouettes):
+            for corner in size * corners:
+                inside = hull.is_inside(view, points + corner)
+                assert inside[is_inner].all(), (index, size)
+        inside = [hull.is_inside(view, points) for view in silhouettes]
+        assert not np.all(inside, axis=0)[~may_overlap].any()
+
+
 def collect_tested_points(patch) -> list[np.ndarray]:
     """A list of the points that each call of `is_inside` gets from now on."""
     tested, is_inside = [], hull.is_inside

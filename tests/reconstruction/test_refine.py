@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -243,3 +244,12 @@ def test_arguments_that_do_not_fit_are_refused():
         refine(gaussians, inputs, WHITE, weights=jnp.ones((1, 5, 16, 16, 1)))
     with pytest.raises(ValueError, match="num_steps must be at least 0, found -1"):
         refine(gaussians, inputs, WHITE, -1)
+
+
+def test_all_numbers_of_steps_share_one_compilation():
+    gaussians, inputs = scene()
+    compiled = importlib.import_module("facelift_jax.reconstruction.refine")._refine
+    ON_WHITE(gaussians, inputs, num_steps=1)
+    before = compiled._cache_size()
+    ON_WHITE(gaussians, inputs, num_steps=2)
+    assert compiled._cache_size() == before
