@@ -103,7 +103,7 @@ def baseline_options(
         num_inputs = max(1, min(usable, MAX_DEFAULT_INPUTS))
         if num_inputs < num_views:
             logging.info(
-                "%s: %d of %d views are inputs",
+                "%s: %d of %d views are inputs; --inputs N changes the number",
                 scene.name,
                 num_inputs,
                 num_views,

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from tiny_scenes import write_scene
 
-from facelift_jax.builders import MAX_DEFAULT_INPUTS, MAX_SIZE, baseline_options
+from facelift_jax.builders import (
+    MAX_DEFAULT_INPUTS,
+    MAX_SIZE,
+    baseline_options,
+    make_renderer,
+)
 from facelift_jax.data.scenes import open_source
 from facelift_jax.data.view_selection import evaluation_positions
 
@@ -64,5 +69,5 @@ def test_large_images_are_reduced_and_reported(tmp_path, caplog, num_held_out):
 
 def test_the_same_settings_give_the_same_renderer():
     """So functions that take a renderer as a static argument are compiled once."""
-    assert builders.make_renderer((1.0, 1.0, 1.0)) is builders.make_renderer((1.0,) * 3)
-    assert builders.make_renderer((1.0,) * 3) is not builders.make_renderer((0.0,) * 3)
+    assert make_renderer((1.0, 1.0, 1.0)) is make_renderer((1.0,) * 3)
+    assert make_renderer((1.0,) * 3) is not make_renderer((0.0,) * 3)
