@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,38 +63,44 @@ def evaluate(
       ValueError: the renderer dropped list entries (an explicit cap).
     """
     results: list[SceneResult] = []
+    shapes: list[Future[dict[str, float]]] = []
     first, sheets = None, {}
     batches = evaluation_batches(source, options, batch_size=1)
     batches = with_progress(batches, label, len(source), show_on_first_process)
-    for index, batch in enumerate(batches):
-        scene = source[int(batch.scene_id[0])]
-        gaussians, outputs = jax.device_get(eval_step(params, batch))
-        require_nothing_dropped(scene.name, outputs.output)
-        metrics, undefined = scene_metrics(outputs, options.num_inputs)
-        gaussians, inputs = jax.tree.map(
-            lambda x: x[0], (gaussians, batch.inputs.cameras)
-        )
-        if shape_step is not None and index < NUM_SHAPE_SCENES:
-            radius = float(outputs.radius[0])
-            metrics |= shape_step(gaussians, batch, scene, options, radius)
-        origin = scene.origin if isinstance(scene, StoredScene) else NO_ORIGIN
-        held_out = slice(options.num_inputs, None)
-        psnr_fg = outputs.view_metrics["psnr_fg"]
-        results.append(
-            SceneResult(
-                scene.name,
-                (origin.recording, origin.time),
-                metrics,
-                undefined,
-                outputs.angles[0, held_out].tolist(),
-                psnr_fg[0, held_out].tolist(),
+    # the shape of a scene is measured while the next scene is evaluated
+    with ThreadPoolExecutor(1) as pool:
+        for index, batch in enumerate(batches):
+            scene = source[int(batch.scene_id[0])]
+            gaussians, outputs = jax.device_get(eval_step(params, batch))
+            require_nothing_dropped(scene.name, outputs.output)
+            metrics, undefined = scene_metrics(outputs, options.num_inputs)
+            gaussians, inputs = jax.tree.map(
+                lambda x: x[0], (gaussians, batch.inputs.cameras)
             )
-        )
-        if image_dir is not None and index < num_image_scenes:
-            sheets[scene.name] = write_sheets(
-                image_dir, scene.name, batch, outputs.output, psnr_fg
+            if shape_step is not None and index < NUM_SHAPE_SCENES:
+                radius = float(outputs.radius[0])
+                arguments = (gaussians, batch, scene, options, radius)
+                shapes.append(pool.submit(shape_step, *arguments))
+            origin = scene.origin if isinstance(scene, StoredScene) else NO_ORIGIN
+            held_out = slice(options.num_inputs, None)
+            psnr_fg = outputs.view_metrics["psnr_fg"]
+            results.append(
+                SceneResult(
+                    scene.name,
+                    (origin.recording, origin.time),
+                    metrics,
+                    undefined,
+                    outputs.angles[0, held_out].tolist(),
+                    psnr_fg[0, held_out].tolist(),
+                )
             )
-        first = first or (gaussians, inputs)
+            if image_dir is not None and index < num_image_scenes:
+                sheets[scene.name] = write_sheets(
+                    image_dir, scene.name, batch, outputs.output, psnr_fg
+                )
+            first = first or (gaussians, inputs)
+    for result, shape in zip(results, shapes, strict=False):  # of the first scenes
+        result.metrics.update(shape.result())
     assert first is not None, "a source holds at least one scene"
     return summarize(results, *first, sheets)
 
