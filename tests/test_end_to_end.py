@@ -294,7 +294,7 @@ def test_eval_mode_refuses_another_config(run, rodents, tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_script_installs_generates_data_and_runs():
-    """With smaller counts; the whole demo takes ten minutes on two cores."""
+    """With smaller counts; the whole demo takes six minutes on two cores."""
     script = ["bash", "launch/demo.sh", "--workdir=runs/test-demo"]
     counts = ["--config.run.num_steps=12", "--config.optim.warmup_steps=4"]
     counts += ["--config.eval.turntable_frames=8", "--config.eval.num_targets=2"]
