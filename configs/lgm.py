@@ -3,7 +3,7 @@
     python -m facelift_jax.main --config configs/lgm.py            # LGM big, for a GPU
     python -m facelift_jax.main --config configs/lgm.py:demo       # two CPU cores
 
-The demo takes seven minutes on two CPU cores and reaches a held-out psnr_fg of 15.23 dB
+The demo takes five minutes on two CPU cores and reaches a held-out psnr_fg of 15.23 dB
 and a held-out IoU of .707.
 
 The argument names one variant (lrm, small, big, tiny, mini; default big) and options:

@@ -43,15 +43,21 @@ def build_model(section: Mapping[str, Any]) -> Any:
         raise ValueError(f"model: {error}") from error
 
 
-@functools.cache
 def make_renderer(
     background: tuple[float, ...], antialiased: bool = False, backend: str = ""
 ) -> RenderFn:
     """`render` with a fixed background (RGB in [0, 1]) and a config's `render` section.
 
     An empty `backend` lets the renderer choose one. The same settings give the same
-    object, for which everything is compiled once.
+    object, so functions that take it as a static argument are compiled once.
     """
+    return _make_renderer(background, antialiased, backend)
+
+
+@functools.cache
+def _make_renderer(
+    background: tuple[float, ...], antialiased: bool, backend: str
+) -> RenderFn:
     return functools.partial(
         render,
         background=np.asarray(background, np.float32),
@@ -114,7 +120,7 @@ def baseline_options(
         logging.info("%s: images of %d px are reduced to %d px", scene.name, side, size)
     section = {"input_size": size, "target_size": size, "num_inputs": num_inputs}
     if num_held_out_views is None:
-        num_held_out_views = 1  # not used by a reconstruction
+        num_held_out_views = 1  # not used; DataOptions needs a value
     return data_options(section, num_held_out_views)
 
 

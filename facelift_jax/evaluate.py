@@ -19,7 +19,7 @@ from facelift_jax.builders import (
     make_renderer,
     restore,
 )
-from facelift_jax.data.scenes import StoredScene, open_source
+from facelift_jax.data.scenes import open_source
 from facelift_jax.evaluation.evaluator import NUM_SHAPE_SCENES, evaluate_held_out
 from facelift_jax.evaluation.results import EvaluatedModel, table
 from facelift_jax.evaluation.steps import make_eval_step, make_hull_step
@@ -101,10 +101,6 @@ def parse(arguments: list[str]) -> Any:
     return parser.parse_args(arguments)
 
 
-def _num_views(scene: StoredScene) -> int:
-    return len(scene.is_input)
-
-
 def main(arguments: list[str]) -> None:
     """Evaluates the checkpoint or the visual hull, and prints the metrics."""
     flags = parse(arguments)
@@ -123,9 +119,7 @@ def main(arguments: list[str]) -> None:
         step = make_eval_step(restored.model, render_fn, refine_fn, flags.refine, lpips)
         evaluated = EvaluatedModel(flags.checkpoint, restored.config, flags.refine)
     else:
-        # one number of inputs for all scenes
-        smallest = min(map(source.__getitem__, range(len(source))), key=_num_views)
-        options = baseline_options(smallest, flags.held_out_views, flags.inputs)
+        options = baseline_options(source[0], flags.held_out_views, flags.inputs)
         render_fn = make_renderer(options.background)
         refine_fn = make_refiner(options.background)
     if flags.baseline:

@@ -70,4 +70,6 @@ def test_large_images_are_reduced_and_reported(tmp_path, caplog, num_held_out):
 def test_the_same_settings_give_the_same_renderer():
     """So functions that take a renderer as a static argument are compiled once."""
     assert make_renderer((1.0, 1.0, 1.0)) is make_renderer((1.0,) * 3)
+    section = {"backend": "", "antialiased": False}
+    assert make_renderer((1.0,) * 3) is make_renderer((1.0,) * 3, **section)
     assert make_renderer((1.0,) * 3) is not make_renderer((0.0,) * 3)

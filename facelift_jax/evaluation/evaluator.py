@@ -67,8 +67,8 @@ def evaluate(
     first, sheets = None, {}
     batches = evaluation_batches(source, options, batch_size=1)
     batches = with_progress(batches, label, len(source), show_on_first_process)
-    # the shape of a scene is measured while the next scene is evaluated
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)  # measures the shape of one scene during the next
+    try:
         for index, batch in enumerate(batches):
             scene = source[int(batch.scene_id[0])]
             gaussians, outputs = jax.device_get(eval_step(params, batch))
@@ -80,6 +80,8 @@ def evaluate(
             if shape_step is not None and index < NUM_SHAPE_SCENES:
                 radius = float(outputs.radius[0])
                 arguments = (gaussians, batch, scene, options, radius)
+                if shapes:
+                    shapes[-1].result()  # raises its error
                 shapes.append(pool.submit(shape_step, *arguments))
             origin = scene.origin if isinstance(scene, StoredScene) else NO_ORIGIN
             held_out = slice(options.num_inputs, None)
@@ -99,8 +101,10 @@ def evaluate(
                     image_dir, scene.name, batch, outputs.output, psnr_fg
                 )
             first = first or (gaussians, inputs)
-    for result, shape in zip(results, shapes, strict=False):  # of the first scenes
-        result.metrics.update(shape.result())
+        for result, shape in zip(results, shapes, strict=False):  # of the first scenes
+            result.metrics.update(shape.result())
+    finally:
+        pool.shutdown(cancel_futures=True)
     assert first is not None, "a source holds at least one scene"
     return summarize(results, *first, sheets)
 

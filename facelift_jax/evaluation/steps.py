@@ -79,8 +79,8 @@ def make_eval_step(
     """Jitted (params, batch) -> (the network's Gaussians, their outputs).
 
     The Gaussians are refined on the input views by `num_refine_steps` gradient steps;
-    with 0 steps they are not refined.
-    `lpips` are the parameters of LPIPS; without them it is not computed.
+    with 0 steps they are not refined. `lpips` are the parameters of LPIPS; without them
+    it is not computed.
     """
 
     @jax.jit

@@ -246,9 +246,8 @@ def carve_by_majority(
         for index, view in enumerate(views):
             cols, rows = _project(view.camera, points)[0].astype(int).T
             witnesses[index] = uncovered[index][rows, cols]
-        is_likely = (
-            witnesses.sum(0) >= NUM_WITNESSES
-        )  # few voxels are; the tests below are slow
+        # few voxels remain; the tests below are slow
+        is_likely = witnesses.sum(0) >= NUM_WITNESSES
         chunk, points = chunk[is_likely], points[is_likely]
         inside = np.stack([is_inside(view, points) for view in views])
         num_witnesses = (witnesses[:, is_likely] & inside).sum(0)
