@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ball import ball_cameras, ball_views
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from facelift_jax.data import rodent
 from facelift_jax.data.examples import evaluation_example
@@ -228,8 +229,10 @@ def test_pixels_of_weight_zero_have_no_effect():
 def test_lowers_for_other_platforms(platform, backend):
     gaussians, inputs = scene()
     step = functools.partial(refine, num_steps=1, backend=backend)
-    traced = jax.jit(step).trace(gaussians, inputs, WHITE)
-    assert traced.lower(lowering_platforms=(platform,)).as_text()
+    device = AbstractDevice("NVIDIA H200", None, "gpu")  # jax 0.12 asks for it
+    with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+        traced = jax.jit(step).trace(gaussians, inputs, WHITE)
+        assert traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 def test_arguments_that_do_not_fit_are_refused():
