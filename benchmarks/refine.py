@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -101,6 +102,24 @@ def mean_metrics(
     return {name: means[name] for name in METRICS}
 
 
+class Task(NamedTuple):
+    """A set of scenes: its batches, its background, and how Gaussians are evaluated."""
+
+    batches: list[Batch]
+    background: np.ndarray
+    evaluate: Callable[..., SceneOutputs]
+    num_scenes: int
+
+
+def load(data: str, num_inputs: int | None, batch_size: int) -> Task:
+    """Opens a set of scenes with `NUM_HELD_OUT_VIEWS` held-out views."""
+    source = open_source(data)
+    options = baseline_options(source[0], NUM_HELD_OUT_VIEWS, num_inputs)
+    evaluate = functools.partial(evaluate_gaussians, make_renderer(options.background))
+    batches = list(evaluation_batches(source, options, batch_size))
+    return Task(batches, np.asarray(options.background), evaluate, len(source))
+
+
 def refined_starts(
     starts: list[tuple[Gaussians, np.ndarray]],
     batches: list[Batch],
@@ -116,20 +135,17 @@ def refined_starts(
 def main(arguments: list[str]) -> None:
     """Runs the command."""
     flags = parse(arguments)
-    source = open_source(flags.data)
-    options = baseline_options(source[0], NUM_HELD_OUT_VIEWS, flags.inputs)
-    render_fn = make_renderer(options.background)
-    evaluate = functools.partial(evaluate_gaussians, render_fn)
-    batches = list(evaluation_batches(source, options, flags.batch))
+    batches, background, evaluate, num_scenes = load(
+        flags.data, flags.inputs, flags.batch
+    )
     rows: dict[str, dict[str, float]] = {}
     hulls = [stack(map(visual_hull, scene_inputs(batch))) for batch in batches]
     rows["hull"] = mean_metrics(evaluate, hulls, batches)
     start = time.perf_counter()
     starts = make_starts(batches)
-    ms = 1e3 * (time.perf_counter() - start) / len(source)
+    ms = 1e3 * (time.perf_counter() - start) / num_scenes
     gaussians = [scenes for scenes, _ in starts]
     rows["start"] = {"start_ms": ms, **mean_metrics(evaluate, gaussians, batches)}
-    background = np.asarray(options.background)
     (first, weights), inputs = jax.device_put((starts[0], batches[0].inputs))
     start = time.perf_counter()
     jax.block_until_ready(refine(first, inputs, background, 1, weights))
@@ -147,7 +163,7 @@ def main(arguments: list[str]) -> None:
         if flags.out:
             flags.out.write_text(json.dumps(rows, indent=1) + "\n")
     device = jax.devices()[0].device_kind
-    print(f"{device}, jax {jax.__version__}; {len(source)} scenes")
+    print(f"{device}, jax {jax.__version__}; {num_scenes} scenes")
     print(f"first call of `refine`, with compilation: {seconds:.1f} s")
     print(table(rows))
 

@@ -9,7 +9,6 @@ needs the extra "report".
 """
 
 import dataclasses
-import functools
 import importlib
 import json
 import sys
@@ -24,10 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import benchmarks.refine as benchmark
-from facelift_jax.builders import baseline_options, make_renderer
-from facelift_jax.data.pipeline import evaluation_batches
-from facelift_jax.data.scenes import open_source
-from facelift_jax.evaluation.steps import evaluate_gaussians
 from facelift_jax.io import command
 from facelift_jax.reconstruction import NUM_STEPS, hull
 
@@ -100,18 +95,13 @@ def curves(sets: list[str], batch_size: int, steps: list[int]) -> dict[str, Any]
     """`METRICS` after each number of steps, means over the scenes of all sets."""
     totals, num_scenes = np.zeros((len(METRICS), len(steps))), 0
     for data in sets:
-        source = open_source(data)
-        options = baseline_options(source[0], benchmark.NUM_HELD_OUT_VIEWS, None)
-        render_fn = make_renderer(options.background)
-        evaluate = functools.partial(evaluate_gaussians, render_fn)
-        batches = list(evaluation_batches(source, options, batch_size))
+        batches, background, evaluate, size = benchmark.load(data, None, batch_size)
         starts = benchmark.make_starts(batches)
-        background = np.asarray(options.background)
         for index, number in enumerate(steps):
             refined = benchmark.refined_starts(starts, batches, background, number)
             metrics = benchmark.mean_metrics(evaluate, refined, batches)
-            totals[:, index] += [len(source) * metrics[name] for name in METRICS]
-        num_scenes += len(source)
+            totals[:, index] += [size * metrics[name] for name in METRICS]
+        num_scenes += size
     means = totals / num_scenes
     return dict(zip(METRICS, means.tolist(), strict=True))
 

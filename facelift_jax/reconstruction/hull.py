@@ -8,6 +8,7 @@ finer size only voxels near the surface are tested.
 """
 
 import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -195,8 +196,7 @@ def carve(
     inner = cells[:0]  # voxels that are certainly in the hull
     for _ in range(halvings):
         border, inner = [], [inner]
-        for chunk in _chunks(cells):
-            points = corner + (chunk + 0.5) * size
+        for chunk, points in _centers(cells, corner, size):
             may_overlap, is_inner = _overlap(views, points, size, max_outside)
             border.append(chunk[may_overlap & ~is_inner])
             inner.append(chunk[is_inner])
@@ -206,8 +206,7 @@ def carve(
         )
         size /= 2
     kept = []
-    for chunk in _chunks(cells):
-        points = corner + (chunk + 0.5) * size
+    for chunk, points in _centers(cells, corner, size):
         num_outside = sum(~is_inside(view, points) for view in views)
         kept.append(chunk[(num_outside <= max_outside) & _is_seen(views, points, size)])
     return np.concatenate([inner, *kept]), corner, size
@@ -240,8 +239,7 @@ def carve_by_majority(
     if num_uncovered < NUM_WITNESSES or len(views) <= NUM_WITNESSES:
         return cells, corner, size, is_wrong
     added, is_outside = [], []
-    for chunk in _chunks(carve(views, max_outside=1)[0]):
-        points = corner + (chunk + 0.5) * size
+    for chunk, points in _centers(carve(views, max_outside=1)[0], corner, size):
         witnesses = np.zeros((len(views), len(chunk)), bool)
         for index, view in enumerate(views):
             cols, rows = _project(view.camera, points)[0].astype(int).T
@@ -264,6 +262,14 @@ def carve_by_majority(
 def _chunks(cells: Int[np.ndarray, "n 3"]) -> list[Int[np.ndarray, "_ 3"]]:
     """Parts of the voxels, or one empty part: bounds the memory of float64 arrays."""
     return np.array_split(cells, len(cells) // _CELLS_PER_CHUNK + 1)
+
+
+def _centers(
+    cells: Int[np.ndarray, "n 3"], corner: Float[np.ndarray, "3"], size: float
+) -> Iterator[tuple[Int[np.ndarray, "_ 3"], Float[np.ndarray, "_ 3"]]]:
+    """The chunks of the voxels, each with the world coordinates of its centers."""
+    for chunk in _chunks(cells):
+        yield chunk, corner + (chunk + 0.5) * size
 
 
 def _is_seen(
@@ -386,8 +392,7 @@ def _splat(
 ) -> Bool[np.ndarray, "h w"]:
     """The pixels of the padded image that contain the projected center of a voxel."""
     image = np.zeros(view.mask.shape, bool)
-    for chunk in _chunks(cells):
-        points = corner + (chunk + 0.5) * size
+    for _, points in _centers(cells, corner, size):
         cols, rows = _project(view.camera, points)[0].astype(int).T
         image[rows, cols] = True
     return image
