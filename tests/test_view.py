@@ -44,6 +44,18 @@ def status_of(url):
     return None
 
 
+@pytest.fixture
+def interruptible():
+    """Commands started by the test react to SIGINT, also in a shell's background job.
+
+    A shell makes its background jobs ignore SIGINT, and their children inherit that.
+    """
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_command_serves_a_page_until_it_is_interrupted(ply):
     with subprocess.Popen(
         [sys.executable, "-m", "facelift_jax.view", str(ply), "--port", "0"],
